@@ -1,0 +1,1 @@
+"""Tutelage: LLM distillation by every technique, measured."""

@@ -1,0 +1,130 @@
+"""The tree of our errors, and every code that a user can meet.
+
+    TutelageError              exit 1   a bug in tutelage
+    ├── ConfigError            exit 2   what was asked cannot be: recipe, flags, an existing output
+    ├── IntegrityError         exit 3   files or data are damaged, unsafe or do not belong together
+    ├── RemoteError            exit 4   a remote service said a permanent no
+    ├── LimitError             exit 5   stopped by a limit of the user's; resumable
+    ├── ResourceError          exit 6   disk, memory or a worker is gone; resumable
+    ├── NumericError           exit 7   a numeric guard fired before the update; resumable
+    └── Stopped                exit 130 (SIGINT) or 143 (SIGTERM); resumable
+
+Every message says what was found, what was expected, and what to type next.  The command line prints it as
+`error[CODE]: message` on one line of stderr; `warning[CODE]` and `note[CODE]` have the same form and continue.
+"""
+
+CODES: dict[str, str] = {
+    "BUG": "a bug in tutelage: please report it with the --debug output",
+    "CONFIG": "the recipe or a flag is wrong; every mistake is listed at once",
+    "EXISTS": "the output is already there",
+    "LOCKED": "another process uses the run directory",
+    "RESUME_MISMATCH": "the unfinished run was made with other settings, data or libraries",
+    "MISSING_EXTRA": "an optional package is needed",
+    "PLATFORM": "this operating system or Python is not supported",
+    "FUSED_UNSUPPORTED": "the fast path of the loss cannot serve this model",
+    "BASE_URL": "an endpoint address is not allowed",
+    "DATA_READ": "an input file is missing, empty or unreadable",
+    "TOO_MANY_REJECTS": "too many rows of the data are defective",
+    "NO_TOKENS": "nothing is left to train on",
+    "NO_SCORED_TOKENS": "nothing is left to score",
+    "CHECKSUM": "a file is not what its manifest says",
+    "CKPT_CHECKSUM": "a checkpoint is damaged; an older one is used if there is one",
+    "CKPT_INCOMPLETE": "a checkpoint lacks a part",
+    "FORMAT_VERSION": "a file was written by a newer tutelage",
+    "TRUNCATED": "a file was cut short",
+    "UNSAFE_FILE": "a file would have to be executed (pickle) to be read",
+    "REMOTE_CODE": "a model folder asks to run its own code",
+    "PATH_ESCAPE": "a file names a path outside its folder",
+    "ARCHIVE": "an archive is unsafe or too large",
+    "TEMPLATE_LIMIT": "a chat template used too much time or memory",
+    "TEMPLATE": "a chat template is missing or failed",
+    "GGUF_BAD": "a GGUF file is damaged or contradicts itself",
+    "MODEL_LOAD": "a model cannot be loaded",
+    "TOKENIZER_MISMATCH": "teacher and student count in different tokens",
+    "TEMPLATE_MISMATCH": "teacher and student have different chat templates",
+    "DOUBLE_BOS": "a text would begin with two begin-of-sequence tokens",
+    "VOCAB_PAD": "the head has rows beyond the tokenizer's vocabulary",
+    "EOS_MISMATCH": "teacher and student end on different tokens",
+    "CONTROL_TEXT": "the data contain the spelling of control tokens",
+    "TEACHER_CHANGED": "the teacher's weights changed during training",
+    "EXPORT_MISMATCH": "a saved model does not reproduce the trained one",
+    "DOWNLOAD": "a download failed or is not the expected file",
+    "DISK_FULL": "the disk is full",
+    "FSYNC": "a file could not be made durable",
+    "SAVE_FAILED": "a checkpoint could not be saved",
+    "SAVE_RACE": "a checkpoint changed while it was written",
+    "IO": "a file operation failed",
+    "MEMORY": "out of memory",
+    "NONFINITE": "a loss or gradient is not a finite number",
+    "NEGATIVE_KL": "a divergence is negative beyond rounding",
+    "STOPPED": "a signal stopped the run after saving",
+    "RESUMED": "an unfinished run goes on",
+    "NOTHING_TO_DO": "the run is already complete",
+    "ROTATED": "old checkpoints were removed",
+    "PARTIAL_REMOVED": "an unfinished save was removed",
+    "PERM": "a private file is readable by others",
+    "SLOW": "something runs in a slower way than it could",
+    "OVERLAP": "training and held-out data share rows",
+}
+
+
+class TutelageError(Exception):
+    """Base of every error that tutelage raises on purpose; `code` is a key of CODES."""
+
+    exit_code = 1
+
+    def __init__(self, code: str, message: str) -> None:
+        assert code in CODES, f"unknown error code {code}: add it to errors.CODES"
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"error[{self.code}]: {self.message}"
+
+
+class ConfigError(TutelageError):
+    """What was asked cannot be done as asked."""
+
+    exit_code = 2
+
+
+class IntegrityError(TutelageError):
+    """Files or data are damaged, unsafe, or do not belong together."""
+
+    exit_code = 3
+
+
+class RemoteError(TutelageError):
+    """A remote service refused for good."""
+
+    exit_code = 4
+
+
+class LimitError(TutelageError):
+    """A limit set by the user was reached; the same command resumes."""
+
+    exit_code = 5
+
+
+class ResourceError(TutelageError):
+    """Disk, memory or a worker is gone; the same command resumes."""
+
+    exit_code = 6
+
+
+class NumericError(TutelageError):
+    """A number is not finite or not possible; nothing was updated."""
+
+    exit_code = 7
+
+
+class Stopped(TutelageError):
+    """A signal stopped the run after a checkpoint; `exit_code` is 128 + the signal."""
+
+    def __init__(self, message: str, *, signal_number: int) -> None:
+        super().__init__("STOPPED", message)
+        self.exit_code = 128 + signal_number
+
+    def __str__(self) -> str:
+        return f"note[{self.code}]: {self.message}"

@@ -1,0 +1,148 @@
+"""The values that travel between rooms.
+
+Shape legend: B rows of a batch, T positions of a row, N trained positions of a batch (B and T flattened, ignored ones
+dropped), V vocabulary (the tokenizer's real size), D hidden size.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+IGNORED = -100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenView:
+    """One batch as one tokenizer sees it.
+
+    `labels_BT` has the alignment of `ids_BT` (Hugging Face convention): the hidden state at position t predicts
+    `labels[t + 1]`, and -100 is never predicted.  The shift is done once, by `of`; everything later works on the N
+    trained positions: `index_N` points into the flattened [B*T] hidden states, `next_ids_N` is the true next token.
+    """
+
+    ids_BT: Tensor
+    labels_BT: Tensor
+    positions_BT: Tensor | None  # position inside its document; None: every row is one document from position 0
+    index_N: Tensor
+    next_ids_N: Tensor
+
+    @classmethod
+    def of(cls, ids_BT: Tensor, labels_BT: Tensor, positions_BT: Tensor | None = None) -> "TokenView":
+        """A view with its trained positions worked out; int64 tensors of shape [B, T]."""
+        shifted_BT = torch.full_like(labels_BT, IGNORED)
+        shifted_BT[:, :-1] = labels_BT[:, 1:]
+        index_N = (shifted_BT.reshape(-1) != IGNORED).nonzero().squeeze(-1)
+        return cls(
+            ids_BT=ids_BT,
+            labels_BT=labels_BT,
+            positions_BT=positions_BT,
+            index_N=index_N,
+            next_ids_N=shifted_BT.reshape(-1)[index_N],
+        )
+
+    def to(self, device: torch.device | str) -> "TokenView":
+        """The same view on a device."""
+        moved = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return TokenView(**{n: t.to(device, non_blocking=True) if t is not None else None for n, t in moved.items()})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """One micro-batch: a view for each tokenizer fingerprint (one today), and the keys of its rows."""
+
+    views: dict[str, TokenView]
+    row_keys: tuple[str, ...] = ()
+
+    @property
+    def view(self) -> TokenView:
+        """The only view; with two tokenizers ask `views` by fingerprint."""
+        (view,) = self.views.values()
+        return view
+
+    @property
+    def n_trained(self) -> int:
+        """Trained positions of the only view."""
+        return int(self.view.index_N.numel())
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on a device."""
+        return Batch(views={k: v.to(device) for k, v in self.views.items()}, row_keys=self.row_keys)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """What turns hidden states into logits: logits = soft_cap * tanh(scale * (h @ W.T + b) / soft_cap).
+
+    `n_vocabulary` is the tokenizer's real size: rows of W beyond it are padding and never take part, which equals
+    masking them with -inf.
+    """
+
+    weight_VD: Tensor  # [rows >= n_vocabulary, D]
+    bias_V: Tensor | None
+    n_vocabulary: int
+    scale: float = 1.0
+    soft_cap: float | None = None
+    fingerprint: str = ""
+
+    def product(self, hidden_ND: Tensor) -> Tensor:
+        """The bare product with the real rows, shape [N, V], in the dtype of the weight."""
+        weight_VD = self.weight_VD[: self.n_vocabulary]
+        bias_V = self.bias_V[: self.n_vocabulary] if self.bias_V is not None else None
+        return torch.nn.functional.linear(hidden_ND.to(weight_VD.dtype), weight_VD, bias_V)
+
+    def finish(self, product_NV: Tensor) -> Tensor:
+        """Logits [N, V] in float32 or wider, scaled and soft-capped as the model's config says."""
+        logits_NV = product_NV.to(torch.promote_types(product_NV.dtype, torch.float32))
+        if self.scale != 1.0:
+            logits_NV = logits_NV * self.scale
+        if self.soft_cap is not None:
+            logits_NV = self.soft_cap * torch.tanh(logits_NV / self.soft_cap)
+        return logits_NV
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Logits [N, V] in float32 or wider."""
+        return self.finish(self.product(hidden_ND))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DenseTargets:
+    """The teacher's whole distribution at each trained position, as hidden states and a head.
+
+    Logits are made chunk by chunk inside the loss, never whole.
+    """
+
+    hidden_ND: Tensor
+    head: Head
+
+
+@dataclass(frozen=True, slots=True)
+class LossSums:
+    """Sums over trained positions; only `training/step` divides, and it does so in the scales before the forward.
+
+    `total` is the only tensor with a graph and is already scaled.  `sums[NAME]` is the plain sum over positions in
+    nats (D * T**k for soft terms), detached; `counts[NAME]` its number of positions.  NAME is `model/term`.
+    """
+
+    total: Tensor
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def detach(self) -> "LossSums":
+        """The same without a graph."""
+        return LossSums(self.total.detach(), self.sums, self.counts)
+
+    def __add__(self, other: "LossSums") -> "LossSums":
+        sums = {k: self.sums.get(k, 0) + other.sums.get(k, 0) for k in self.sums | other.sums}
+        counts = {k: self.counts.get(k, 0) + other.counts.get(k, 0) for k in self.counts | other.counts}
+        return LossSums(self.total + other.total, sums, counts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A measured value with its uncertainty; `n` counts sequences, not tokens."""
+
+    value: float
+    stderr: float
+    n: int
+    unit: str = ""

@@ -1,0 +1,53 @@
+"""The terms of a loss, and the one place where a scale is made: weight * T**k / count."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tutelage.losses.divergences import temperature_power
+from tutelage.losses.schedules import Schedule, constant
+
+TermKind = Literal["divergence", "ground_truth", "teacher_argmax"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Term:
+    """One term: a divergence to the teacher, or cross-entropy on the truth or on the teacher's most likely token."""
+
+    kind: TermKind
+    divergence: str = ""  # a name of losses/names.py when kind is "divergence"
+    parameters: dict[str, float] = field(default_factory=dict)
+    weight: Schedule = field(default_factory=lambda: constant(1.0))
+    temperature: Schedule = field(default_factory=lambda: constant(1.0))
+
+    @property
+    def name(self) -> str:
+        """The name in metrics: the divergence's own, `cross_entropy` or `cross_entropy_argmax`."""
+        return {
+            "divergence": self.divergence,
+            "ground_truth": "cross_entropy",
+            "teacher_argmax": "cross_entropy_argmax",
+        }[self.kind]
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the term cannot be computed without a teacher."""
+        return self.kind != "ground_truth"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """What one term's sum is multiplied by in this step, and its temperature."""
+
+    factor: float
+    temperature: float = 1.0
+
+
+def scale_of(term: Term, *, step: int, n_steps: int, count: int) -> Scale:
+    """`weight * T**k / count` of one step: `count` is over all micro-batches (and ranks).
+
+    A count of zero gives factor 0: the caller has already refused a step without any trained token.
+    """
+    temperature = term.temperature.value(step, n_steps=n_steps) if term.kind == "divergence" else 1.0
+    power = temperature_power(term.divergence) if term.kind == "divergence" else 0
+    factor = term.weight.value(step, n_steps=n_steps) * temperature**power
+    return Scale(factor=factor / count if count else 0.0, temperature=temperature)

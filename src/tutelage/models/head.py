@@ -1,0 +1,85 @@
+"""A causal language model taken apart: the trunk gives hidden states, the head turns them into logits.
+
+Shape legend: B rows, T positions, N = B*T flattened, D hidden size, V vocabulary.
+"""
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+from tutelage.errors import ConfigError
+from tutelage.types import Head, TokenView
+
+_PROBE_LENGTH = 8
+
+
+def trunk(model: nn.Module, view: TokenView) -> Tensor:
+    """Last hidden states [B, T, D] of a transformers causal LM, after its final norm, without the head.
+
+    Documents packed in one row are kept apart by their restarting positions, from which transformers builds a
+    block-diagonal causal mask.
+    """
+    output = model.base_model(input_ids=view.ids_BT, position_ids=view.positions_BT, use_cache=False)
+    hidden_BTD: Tensor = output.last_hidden_state
+    return hidden_BTD
+
+
+def trained_hidden(model: nn.Module, view: TokenView) -> Tensor:
+    """Hidden states [N, D] at the trained positions of a view, in its order."""
+    return trunk(model, view).flatten(0, 1).index_select(0, view.index_N)
+
+
+def head_of(model: nn.Module, *, n_vocabulary: int) -> Head:
+    """The head of a transformers causal LM, cut to the tokenizer's real vocabulary.
+
+    Reads soft-capping (`final_logit_softcapping`, Gemma) and scaling (`logit_scale`, Cohere; `logits_scaling`,
+    Granite) from the config.
+    """
+    output = model.get_output_embeddings()
+    if output is None:
+        raise ConfigError("FUSED_UNSUPPORTED", f"{type(model).__name__} has no output embedding: not a causal LM")
+    config = model.config.get_text_config()
+    scale = float(getattr(config, "logit_scale", None) or 1.0)
+    divisor = getattr(config, "logits_scaling", None)
+    rows = output.weight.shape[0]
+    if rows < n_vocabulary:
+        raise ConfigError(
+            "VOCAB_PAD",
+            f"the head has {rows} rows, the tokenizer {n_vocabulary} tokens: wrong tokenizer for this model?",
+        )
+    return Head(
+        weight_VD=output.weight,
+        bias_V=getattr(output, "bias", None),
+        n_vocabulary=n_vocabulary,
+        scale=scale / float(divisor) if divisor else scale,
+        soft_cap=getattr(config, "final_logit_softcapping", None),
+    )
+
+
+def head_fingerprint(head: Head) -> str:
+    """SHA-256 over the head's numbers: equal for equal heads only."""
+    digest = hashlib.sha256(repr((head.n_vocabulary, head.scale, head.soft_cap)).encode())
+    weight = head.weight_VD.detach()[: head.n_vocabulary].to(device="cpu", dtype=torch.float32).contiguous()
+    digest.update(weight.numpy().tobytes())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def verify_head(model: nn.Module, *, n_vocabulary: int) -> None:
+    """Check on a few tokens that trunk + head equal the model's own logits, before anything is trained on them.
+
+    Raises ConfigError[FUSED_UNSUPPORTED] when a model does something to its logits that `head_of` does not know.
+    """
+    device = next(model.parameters()).device
+    ids_BT = torch.arange(_PROBE_LENGTH, device=device)[None] % n_vocabulary
+    view = TokenView.of(ids_BT, ids_BT)
+    own_NV = model(input_ids=ids_BT, use_cache=False).logits[0, :, :n_vocabulary].float()
+    ours_NV = head_of(model, n_vocabulary=n_vocabulary).logits(trunk(model, view)[0]).float()
+    largest = (own_NV - ours_NV).abs().max().item()
+    if not largest <= 1e-2 * max(1.0, own_NV.abs().max().item()):
+        raise ConfigError(
+            "FUSED_UNSUPPORTED",
+            f"{type(model).__name__} changes its logits in a way this version does not know "
+            f"(difference {largest:.3g} to trunk + head); please report the model's name",
+        )

@@ -1,0 +1,50 @@
+"""`teacher: {model: …}`: the teacher is in memory and is asked at every step.
+
+Shape legend: N trained positions, D hidden size.
+"""
+
+import hashlib
+
+import torch
+from torch import nn
+
+from tutelage.errors import IntegrityError
+from tutelage.models.head import head_of, trained_hidden
+from tutelage.types import Batch, DenseTargets
+
+
+class LiveTeacher:
+    """A frozen model that answers with hidden states and its head; never in train mode, never with gradients."""
+
+    def __init__(self, model: nn.Module, *, n_vocabulary: int) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self._n_vocabulary = n_vocabulary
+        self._fingerprint = weights_fingerprint(model)
+
+    @torch.no_grad()
+    def targets(self, batch: Batch) -> DenseTargets:
+        """Hidden states [N, D] at the batch's trained positions, with the head; no graph."""
+        return DenseTargets(
+            hidden_ND=trained_hidden(self.model, batch.view),
+            head=head_of(self.model, n_vocabulary=self._n_vocabulary),
+        )
+
+    def stop_if_changed(self, *, step: int) -> None:
+        """Raise IntegrityError[TEACHER_CHANGED] when a weight differs from when the teacher was handed over."""
+        now = weights_fingerprint(self.model)
+        if now != self._fingerprint or self.model.training:
+            what = "is in train mode" if self.model.training else f"sha {self._fingerprint[:8]} -> {now[:8]}"
+            raise IntegrityError(
+                "TEACHER_CHANGED", f"teacher {what} at step {step}; something else trains it: hand over a copy"
+            )
+
+
+@torch.no_grad()
+def weights_fingerprint(model: nn.Module) -> str:
+    """SHA-256 over names and bytes of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.detach().to("cpu").contiguous().view(-1)
+        digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+    return digest.hexdigest()

@@ -121,7 +121,7 @@ class LossSums:
     """Sums over trained positions; only `training/step` divides, and it does so in the scales before the forward.
 
     `total` is the only tensor with a graph and is already scaled.  `sums[NAME]` is the plain sum over positions in
-    nats (D * T**k for soft terms), detached; `counts[NAME]` its number of positions.  NAME is `model/term`.
+    nats (no weight, no T**k), detached; `counts[NAME]` its number of positions.  NAME is `model/term`.
     """
 
     total: Tensor

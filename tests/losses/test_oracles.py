@@ -288,10 +288,13 @@ def test_alpha_zero_is_bitwise_plain_cross_entropy():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_a_copy_of_the_teacher_has_loss_and_gradient_exactly_zero(dtype):
+@pytest.mark.parametrize("chunk", [None, plain_chunk])
+def test_a_copy_of_the_teacher_has_loss_and_gradient_exactly_zero(dtype, chunk):
     _, _, targets, ids = make_case(n=40, v=200, dtype=dtype)
     term = Term(kind="divergence", divergence="forward_kl", temperature=constant(2.0))
-    total, hidden_gradient, weight_gradient = run(chunked_loss, targets.hidden_ND, targets.head, targets, ids, [term])
+    total, hidden_gradient, weight_gradient = run(
+        chunked_loss, targets.hidden_ND, targets.head, targets, ids, [term], chunk=chunk
+    )
     assert total.item() == 0.0
     assert (hidden_gradient == 0).all()
     assert (weight_gradient == 0).all()

@@ -1,0 +1,1 @@
+"""Models: loading, safety, heads, students, vocabularies."""

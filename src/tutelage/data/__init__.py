@@ -1,0 +1,1 @@
+"""Data: sources, tokens, store, packing, loader."""

@@ -1,0 +1,1 @@
+"""Evaluation: what was transferred, with intervals."""

@@ -1,1 +1,1 @@
-"""Data: sources, tokens, store, packing, loader."""
+"""From files to batches: sources, tokens, the store, the split, packing, the loader."""

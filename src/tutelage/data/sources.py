@@ -1,0 +1,119 @@
+"""Where documents come from: what a recipe asks for, read as a stream of examples and rejects.
+
+kind           reads                                                    columns
+text           text files; a file is a document, or `separator` cuts    -
+jsonl          a JSON object a line                                     those of `example_of_row`
+examples       Python objects already in memory                         as jsonl
+python_docs    Python's own documentation                               -
+python_source  the standard library's code                              -
+"""
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tutelage.data import files, standard_library
+from tutelage.data.example import COLUMNS, Example, Reject, RowDefectError, example_of_row
+from tutelage.errors import ConfigError, IntegrityError
+
+READER_VERSION = 1  # raise it when the same input would be read as other documents: stores are then built anew
+KINDS = ("text", "jsonl", "examples", "python_docs", "python_source")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceSpec:
+    """One source of documents; `weight` is how often each of its rows appears in an epoch, on average."""
+
+    kind: str
+    patterns: tuple[str, ...] = ()
+    weight: float = 1.0
+    columns: Mapping[str, str] = field(default_factory=dict)
+    separator: str = ""
+    limit: int | None = None  # the first documents only
+    examples: Iterable[object] = ()  # strings, mappings or Examples; iterated more than once
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.columns) - set(COLUMNS))
+        if self.kind not in KINDS:
+            raise ConfigError("CONFIG", f"data.sources: kind '{self.kind}' unknown; known: {', '.join(KINDS)}")
+        if unknown:
+            raise ConfigError("CONFIG", f"data.sources: columns {unknown} unknown; known: {', '.join(COLUMNS)}")
+        if isinstance(self.examples, Iterator):
+            raise ConfigError("CONFIG", "data.sources: examples is an iterator, which is empty after one pass; pass a list")
+
+    @property
+    def label(self) -> str:
+        """The name under which results show this source."""
+        return self.name or ":".join([self.kind, *self.patterns][:2])
+
+
+def read(spec: SourceSpec) -> Iterator[Example | Reject]:
+    """The documents of one source, in an order that only the content and the file names decide."""
+    return itertools.islice(_read(spec), spec.limit)
+
+
+def _read(spec: SourceSpec) -> Iterator[Example | Reject]:
+    if spec.kind == "python_docs":
+        yield from standard_library.read_docs(spec.label)
+    elif spec.kind == "python_source":
+        yield from standard_library.read_source(spec.label)
+    elif spec.kind == "examples":
+        yield from _in_memory(spec)
+    for path in files.find(spec.patterns):
+        if spec.kind == "jsonl":
+            yield from files.read_jsonl(path, source=spec.label, columns=spec.columns)
+        else:
+            yield from files.read_text(path, source=spec.label, separator=spec.separator)
+
+
+def _in_memory(spec: SourceSpec) -> Iterator[Example | Reject]:
+    for number, item in enumerate(spec.examples):
+        name = f"example {number}"
+        try:
+            if isinstance(item, Example):
+                yield item
+            else:
+                yield example_of_row(item, spec.columns, source=spec.label, name=name)
+        except RowDefectError as defect:
+            yield Reject(source=spec.label, name=name, reason=str(defect))
+
+
+def content(spec: SourceSpec) -> dict[str, object]:
+    """Everything that decides what `read` yields, by content: JSON for the key of a store."""
+    if spec.kind == "examples":
+        hashes = [_hash_of_item(item) for item in _in_memory(spec)]
+    else:
+        hashes = [_hash_of_file(path) for path in input_files([spec])]
+    return {
+        "reader": READER_VERSION,
+        "kind": spec.kind,
+        "name": spec.label,
+        "columns": dict(sorted(spec.columns.items())),
+        "separator": spec.separator,
+        "limit": spec.limit,
+        "sha256": hashes,
+    }
+
+
+def input_files(specs: Sequence[SourceSpec]) -> tuple[Path, ...]:
+    """The files that the sources read."""
+    paths: list[Path] = []
+    for spec in specs:
+        python = spec.kind.startswith("python_")
+        paths += standard_library.files() if python else files.find(spec.patterns)
+    return tuple(paths)
+
+
+def _hash_of_item(item: Example | Reject) -> str:
+    return item.id if isinstance(item, Example) else item.reason
+
+
+def _hash_of_file(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise IntegrityError("DATA_READ", f"{path} cannot be read ({error.strerror}); check its permissions") from error

@@ -1,0 +1,141 @@
+"""What people read: notes, warnings, errors and progress on stderr, the result on stdout.
+
+One message is one line, `note[CODE]: message`, whatever characters a file name brings along.  A reader that goes away
+(`| head`) or a closed stream never stops a run.
+"""
+
+import os
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from tutelage.errors import CODES, ResourceError, TutelageError
+
+_LINE_EVERY_S = 10.0
+_quiet = False
+
+
+def set_quiet(quiet: bool) -> None:
+    """With `quiet`, notes and progress are not shown; warnings and errors are."""
+    global _quiet
+    _quiet = quiet
+
+
+def note(code: str, message: str) -> None:
+    """`note[CODE]: message` on stderr: something the user may want to know; nothing is wrong."""
+    assert code in CODES, f"unknown code {code}: add it to errors.CODES"
+    if not _quiet:
+        say(f"note[{code}]: {message}")
+
+
+def warning(code: str, message: str) -> None:
+    """`warning[CODE]: message` on stderr: the run goes on, the user should look."""
+    assert code in CODES, f"unknown code {code}: add it to errors.CODES"
+    say(f"warning[{code}]: {message}")
+
+
+def error(reason: TutelageError) -> None:
+    """`error[CODE]: message` on stderr, the last line before a non-zero exit."""
+    say(str(reason))
+
+
+def say(text: str) -> None:
+    """One line on stderr, control characters made visible; silent when nobody can read it."""
+    try:
+        print(_one_line(text), file=sys.stderr, flush=True)
+    except (OSError, ValueError):  # the other end of the pipe, or the stream itself, is closed
+        return
+
+
+def _one_line(text: str) -> str:
+    spaced = " ".join(text.splitlines())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in spaced)
+
+
+def print_result(text: str) -> None:
+    """The result, on stdout; quiet when the reader has gone, ResourceError when it cannot be written."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit and would complain there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as reason:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise ResourceError("IO", f"cannot write the result to stdout ({reason.strerror})") from reason
+
+
+class Progress:
+    """A bar on a terminal, else a plain line every `line_every` units (or every ten seconds); used with `with`."""
+
+    def __init__(self, title: str, *, total: int, done: int = 0, line_every: int | None = None) -> None:
+        self.title, self.total, self.done, self.text = title, total, done, ""
+        self._line_every = line_every
+        self._started_s = self._printed_s = time.monotonic()
+        self._first = self._printed = done
+        self._bar: Bar | None = None
+        self._task = TaskID(0)
+
+    def __enter__(self) -> "Progress":
+        if not _quiet and _is_terminal():
+            columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%")
+            # stdout stays what it is: it carries the result.
+            self._bar = Bar(
+                *columns,
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[text]}", markup=False),
+                console=Console(file=sys.stderr),
+                redirect_stdout=False,
+                transient=True,
+            )
+            self._task = self._bar.add_task(_one_line(self.title), total=self.total, completed=self.done, text="")
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        if kind is None and self.done != self._printed:
+            self._print()
+
+    def update(self, done: int, text: str = "") -> None:
+        """`done` units of `total` are ready; `text` stands beside them (losses, tokens/s)."""
+        self.done, self.text = done, text
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, text=_one_line(text))
+        elif self._is_due():
+            self._print()
+
+    def advance(self, n: int = 1, text: str = "") -> None:
+        """`n` more units are ready."""
+        self.update(self.done + n, text or self.text)
+
+    def _is_due(self) -> bool:
+        if self._line_every is not None:
+            return self.done // self._line_every > self._printed // self._line_every
+        return time.monotonic() - self._printed_s >= _LINE_EVERY_S
+
+    def _print(self) -> None:
+        self._printed, self._printed_s = self.done, time.monotonic()
+        if _quiet:
+            return
+        share = f" ({self.done / self.total:.0%})" if self.total else ""
+        parts = [f"{self.title}: {self.done} of {self.total}{share}", self.text, self._time_left()]
+        say(", ".join(part for part in parts if part))
+
+    def _time_left(self) -> str:
+        n_done, n_left = self.done - self._first, self.total - self.done
+        if n_done <= 0 or n_left <= 0:
+            return ""
+        seconds = round((time.monotonic() - self._started_s) / n_done * n_left)
+        return f"{seconds // 60} min {seconds % 60:02d} s left" if seconds >= 60 else f"{seconds} s left"
+
+
+def _is_terminal() -> bool:
+    """Asked here, not of rich: FORCE_COLOR must not put control characters into a log file."""
+    return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")

@@ -1,0 +1,129 @@
+"""One compute path for every model of a run, and float32 masters of the student's weights.
+
+A student that computes in bfloat16 has bfloat16 working weights, like its teacher, and float32 masters that the
+optimizer updates: with autocast instead, teacher and student would differ by a KL of 5e-4 before any training.
+"""
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tutelage.errors import ConfigError
+
+_MEASURE_S = 1.0  # for each of two dtypes
+_MEASURE_SIZE = 768
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComputePath:
+    """What decides the bits of a forward pass: shared by teacher and students, recorded for resume."""
+
+    device: str
+    weight_dtype: torch.dtype
+    threads: int
+
+    def as_json(self) -> dict[str, str | int]:
+        """For provenance and resume."""
+        return {"device": self.device, "weight_dtype": str(self.weight_dtype).split(".")[-1], "threads": self.threads}
+
+
+def choose_device(wanted: str) -> str:
+    """`wanted`, or for `auto` the first of cuda, mps, cpu; ConfigError when the device is not there."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        return next(name for name, there in available.items() if there)
+    if not available.get(wanted.split(":")[0], False):
+        there = ", ".join(name for name, yes in available.items() if yes)
+        raise ConfigError("CONFIG", f"training.device: '{wanted}' is not there; this machine has: {there}")
+    return wanted
+
+
+def choose_compute_path(precision: str, *, device: str, threads: int | None = None) -> ComputePath:
+    """The compute path for `auto`, `float32`, `bfloat16` or `float64` (the last for tests).
+
+    `auto` takes bfloat16 on a GPU that has it, and on a CPU only where a two-second measurement says it is faster.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    device = choose_device(device)
+    if precision == "auto":
+        if device.startswith("cuda"):
+            dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        else:
+            dtype = torch.bfloat16 if device == "cpu" and _bfloat16_speedup() > 1.2 else torch.float32
+    else:
+        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}[precision]
+    return ComputePath(device=device, weight_dtype=dtype, threads=torch.get_num_threads())
+
+
+def _bfloat16_speedup() -> float:
+    """Products a second in bfloat16 over float32 on this CPU, measured for about two seconds."""
+    rates = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.ones(_MEASURE_SIZE, _MEASURE_SIZE, dtype=dtype)
+        a @ a
+        started, count = time.perf_counter(), 0
+        while time.perf_counter() - started < _MEASURE_S:
+            a @ a
+            count += 1
+        rates[dtype] = count / (time.perf_counter() - started)
+    return rates[torch.bfloat16] / rates[torch.float32]
+
+
+class MasterWeights:
+    """The weights that an optimizer updates: the model's own if they are float32 or wider, else float32 copies."""
+
+    def __init__(self, model: nn.Module, *, weight_dtype: torch.dtype) -> None:
+        """`model` holds the start weights in float32 or wider; afterwards it computes in `weight_dtype`."""
+        self.model = model
+        self._separate = weight_dtype.itemsize < 4
+        if self._separate:
+            self.parameters = {
+                name: nn.Parameter(p.detach().to(torch.float32, copy=True)) for name, p in model.named_parameters()
+            }
+            model.to(weight_dtype)
+        else:
+            model.to(weight_dtype)
+            self.parameters = dict(model.named_parameters())
+
+    @torch.no_grad()
+    def collect(self) -> None:
+        """Add the gradients of one backward pass to the masters' and clear them on the model."""
+        if not self._separate:
+            return
+        for name, working in self.model.named_parameters():
+            if working.grad is None:
+                continue
+            master = self.parameters[name]
+            if master.grad is None:
+                master.grad = working.grad.to(torch.float32)
+            else:
+                master.grad += working.grad
+            working.grad = None
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Copy the masters into the working weights, rounded to their dtype."""
+        if self._separate:
+            for name, working in self.model.named_parameters():
+                working.copy_(self.parameters[name])
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        for working in self.model.parameters():
+            working.grad = None
+
+    def state(self) -> dict[str, Tensor]:
+        """The masters by parameter name (a tied weight once), detached, not copied."""
+        return {name: parameter.detach() for name, parameter in self.parameters.items()}
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Take over masters saved by `state`, and publish them."""
+        for name, parameter in self.parameters.items():
+            parameter.copy_(state[name])
+        self.publish()

@@ -1,1 +1,1 @@
-"""Metrics: one file each; the file name is the metric's name."""
+"""One file a metric: `measure(scores)` for comparisons, `compute(scores)` for its Estimate."""

@@ -1,0 +1,28 @@
+"""Perplexity: the exponential of the held-out loss.
+
+Of all tokens together (micro average), not a mean of the sequences' perplexities.
+"""
+
+import math
+from collections.abc import Sequence
+
+from tutelage.evaluation.score import SequenceScore
+from tutelage.evaluation.stats import Measured, estimate, ratio, scored
+from tutelage.types import Estimate
+
+HIGHER_IS_BETTER = False
+UNIT = "perplexity"
+NEEDS_TEACHER = False
+
+
+def measure(scores: Sequence[SequenceScore]) -> Measured:
+    """The value and each sequence's influence on it, by the delta method: d exp(x) = exp(x) dx."""
+    kept = scored(scores, "perplexity")
+    loss = ratio([s.nll_nats for s in kept], [s.n_tokens for s in kept])
+    value = math.exp(loss.value) if loss.value < 700 else math.inf
+    return Measured(value, value * loss.influence_n)
+
+
+def compute(scores: Sequence[SequenceScore]) -> Estimate:
+    """Delta method on the ratio estimator over sequences."""
+    return estimate(measure(scores), UNIT)

@@ -1,0 +1,206 @@
+"""Models over held-out text, chunk by chunk: one `SequenceScore` a model and sequence, from which every metric follows.
+
+Shape legend: N trained positions of a batch, C positions of a chunk, V vocabulary, D hidden size, R sequences.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tutelage.errors import IntegrityError
+from tutelage.models.head import head_of, trained_hidden
+from tutelage.types import Batch, Head
+
+N_BINS = 15  # equal-width bins of confidence, as in Guo et al., arXiv:1706.04599
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceScore:
+    """What one model did on one held-out sequence: float64 sums over its scored positions.
+
+    A position is scored when each of its numbers is finite; the others are counted in `n_unscored` and are in no sum.
+    """
+
+    row: int
+    n_tokens: int
+    n_unscored: int
+    nll_nats: float  # of the true next tokens
+    kl_nats: float | None  # KL(teacher || model); None without a teacher
+    n_agree: int | None  # the model's first token is the teacher's
+    n_correct: int  # the model's first token is the true one
+    brier: float  # squared distance of the distribution from the true token, in [0, 2] a position
+    bin_n: tuple[int, ...]  # positions in each bin of confidence (the probability of the first token)
+    bin_confidence: tuple[float, ...]
+    bin_correct: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Positions:
+    """One model's numbers at each position, float64 on the CPU; `kl_nats` and `agree` are None without a teacher."""
+
+    nll_nats: NDArray[np.float64]
+    kl_nats: NDArray[np.float64] | None
+    agree: NDArray[np.float64] | None
+    correct: NDArray[np.float64]
+    confidence: NDArray[np.float64]
+    brier: NDArray[np.float64]
+
+
+@dataclass(slots=True)
+class _Sums:
+    """The sums of one model so far, by row."""
+
+    by_row: dict[int, NDArray[np.float64]] = field(default_factory=dict)
+
+    def add(self, positions: _Positions, row_N: NDArray[np.int64]) -> None:
+        rows_R, inverse_N = np.unique(row_N, return_inverse=True)
+        for row, sums in zip(rows_R.tolist(), _sums_by_row(positions, inverse_N, n_rows=len(rows_R)), strict=True):
+            self.by_row[row] = self.by_row[row] + sums if row in self.by_row else sums
+
+
+_N_PLAIN = 7  # columns before the bins: scored, unscored, nll, kl, agree, correct, brier
+
+
+@torch.no_grad()
+def score_models(
+    models: dict[str, nn.Module],
+    batches: Iterable[tuple[Batch, Tensor]],
+    *,
+    teacher: str | None,
+    n_vocabulary: int,
+    chunk: int = 256,
+    progress: Progress | None = None,
+) -> dict[str, list[SequenceScore]]:
+    """The scores of each model, sorted by row, every model on the same positions.
+
+    `batches` yields a batch and `row_N`, the held-out row of each trained position.  Each model runs once over a
+    batch; logits live for `chunk` positions only.  `teacher` names the model that KL and agreement refer to.  Models
+    run in the precision they are given in: wrap the call in `torch.autocast` for another one.  `progress` is called
+    with the number of positions of each finished batch.  Raises IntegrityError[NO_SCORED_TOKENS] when there is no
+    position at all.
+    """
+    assert teacher is None or teacher in models, f"teacher {teacher!r} is not among {sorted(models)}"
+    sums = {name: _Sums() for name in models}
+    for batch, row_N in batches:
+        rows = row_N.cpu().numpy().astype(np.int64)
+        assert len(rows) == batch.n_trained, "row_N must name the row of each trained position"
+        for name, positions in _score_batch(
+            models, batch, teacher=teacher, n_vocabulary=n_vocabulary, chunk=chunk
+        ).items():
+            sums[name].add(positions, rows)
+        if progress is not None:
+            progress(batch.n_trained)
+    if not any(s.by_row for s in sums.values()):
+        raise IntegrityError(
+            "NO_SCORED_TOKENS",
+            "0 scored tokens in the held-out data; check data.held_out, data.train_on and data.max_length",
+        )
+    return {name: _finished(s, with_teacher=teacher is not None) for name, s in sums.items()}
+
+
+def _score_batch(
+    models: dict[str, nn.Module], batch: Batch, *, teacher: str | None, n_vocabulary: int, chunk: int
+) -> dict[str, _Positions]:
+    """Every model's numbers at the trained positions of one batch; each trunk runs once, logits live for one chunk."""
+    heads = {name: head_of(model, n_vocabulary=n_vocabulary) for name, model in models.items()}
+    views = {name: batch.view.to(heads[name].weight_VD.device) for name in models}
+    hidden = {name: trained_hidden(model, views[name]) for name, model in models.items()}
+    parts: dict[str, list[Tensor]] = {name: [] for name in models}
+    for start in range(0, batch.n_trained, chunk):
+        here = slice(start, start + chunk)
+        teacher_logp_CV = _logp(heads[teacher], hidden[teacher][here]) if teacher else None
+        for name in models:
+            own = name == teacher and teacher_logp_CV is not None
+            logp_CV = teacher_logp_CV if own else _logp(heads[name], hidden[name][here])
+            assert logp_CV is not None
+            reference_CV = teacher_logp_CV.to(logp_CV.device) if teacher_logp_CV is not None else None
+            parts[name].append(_chunk_numbers(logp_CV, reference_CV, next_ids_C=views[name].next_ids_N[here]))
+    return {name: _positions(pieces, with_teacher=teacher is not None) for name, pieces in parts.items()}
+
+
+def _logp(head: Head, hidden_CD: Tensor) -> Tensor:
+    """Log-probabilities [C, V], float32 or wider."""
+    return torch.log_softmax(head.logits(hidden_CD), dim=-1)
+
+
+def _chunk_numbers(logp_CV: Tensor, teacher_logp_CV: Tensor | None, *, next_ids_C: Tensor) -> Tensor:
+    """Columns nll, confidence, correct, brier, then kl and agree with a teacher: [C, 4 or 6], float64 on the CPU."""
+    top_C = logp_CV.max(-1)
+    true_logp_C = logp_CV.gather(-1, next_ids_C[:, None]).squeeze(-1)
+    squares_C = torch.linalg.vector_norm(logp_CV.exp(), dim=-1).double().square()
+    columns = [
+        -true_logp_C,
+        top_C.values.double().exp(),
+        top_C.indices == next_ids_C,
+        squares_C - 2 * true_logp_C.double().exp() + 1,
+    ]
+    if teacher_logp_CV is not None:
+        columns += [_kl(teacher_logp_CV, logp_CV), top_C.indices == teacher_logp_CV.argmax(-1)]
+    return torch.stack([c.double() for c in columns], dim=-1).cpu()
+
+
+def _kl(teacher_logp_CV: Tensor, logp_CV: Tensor) -> Tensor:
+    """KL(teacher || model) a position, shape [C], in nats; a token the teacher gives zero adds nothing."""
+    difference_CV = teacher_logp_CV - logp_CV
+    probability_CV = teacher_logp_CV.exp()
+    return difference_CV.mul_(probability_CV).masked_fill_(probability_CV == 0, 0.0).sum(-1)
+
+
+def _positions(pieces: list[Tensor], *, with_teacher: bool) -> _Positions:
+    columns = torch.cat(pieces).numpy().T if pieces else np.zeros((6 if with_teacher else 4, 0))
+    kl_nats, agree = (columns[4], columns[5]) if with_teacher else (None, None)
+    return _Positions(columns[0], kl_nats, agree, columns[2], columns[1], columns[3])
+
+
+def _sums_by_row(positions: _Positions, inverse_N: NDArray[np.int64], *, n_rows: int) -> NDArray[np.float64]:
+    """Sums [R, 7 + 3 bins] of one batch; positions with a number that is not finite are only counted."""
+    zeros_N = np.zeros_like(positions.nll_nats)
+    kl_N = positions.kl_nats if positions.kl_nats is not None else zeros_N
+    agree_N = positions.agree if positions.agree is not None else zeros_N
+    finite_N = np.isfinite(positions.nll_nats) & np.isfinite(kl_N) & np.isfinite(positions.confidence)
+    finite_N &= np.isfinite(positions.brier)
+
+    def by_row(values_N: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.bincount(inverse_N, np.where(finite_N, values_N, 0.0), minlength=n_rows).astype(np.float64)
+
+    def by_row_and_bin(values_N: NDArray[np.float64]) -> NDArray[np.float64]:
+        cell_N = inverse_N * N_BINS + bin_N
+        sums_RK = np.bincount(cell_N, np.where(finite_N, values_N, 0.0), minlength=n_rows * N_BINS)
+        return sums_RK.astype(np.float64).reshape(n_rows, N_BINS)
+
+    confidence_N = np.where(finite_N, positions.confidence, 0.0)
+    bin_N = np.clip(np.ceil(confidence_N * N_BINS).astype(np.int64) - 1, 0, N_BINS - 1)
+    ones_N = np.ones_like(zeros_N)
+    unscored_R = np.bincount(inverse_N, (~finite_N).astype(np.float64), minlength=n_rows)
+    plain = [by_row(ones_N), unscored_R, by_row(positions.nll_nats), by_row(kl_N)]
+    plain += [by_row(agree_N), by_row(positions.correct), by_row(positions.brier)]
+    bins = [by_row_and_bin(ones_N), by_row_and_bin(confidence_N), by_row_and_bin(positions.correct)]
+    return np.concatenate([np.stack(plain, axis=-1), *bins], axis=-1)
+
+
+def _finished(sums: _Sums, *, with_teacher: bool) -> list[SequenceScore]:
+    return [_score(row, sums.by_row[row], with_teacher=with_teacher) for row in sorted(sums.by_row)]
+
+
+def _score(row: int, sums: NDArray[np.float64], *, with_teacher: bool) -> SequenceScore:
+    n, unscored, nll, kl, agree, correct, brier = sums[:_N_PLAIN].tolist()
+    bin_n, bin_confidence, bin_correct = sums[_N_PLAIN:].reshape(3, N_BINS).tolist()
+    return SequenceScore(
+        row=row,
+        n_tokens=int(n),
+        n_unscored=int(unscored),
+        nll_nats=nll,
+        kl_nats=kl if with_teacher else None,
+        n_agree=int(agree) if with_teacher else None,
+        n_correct=int(correct),
+        brier=brier,
+        bin_n=tuple(int(x) for x in bin_n),
+        bin_confidence=tuple(bin_confidence),
+        bin_correct=tuple(int(x) for x in bin_correct),
+    )

@@ -1,0 +1,54 @@
+# Everything starts from a fresh clone: git, make and Python >= 3.11 with venv are enough.
+# PYTHON=/path/to/python3 chooses the Python; TUTELAGE_HOME=FOLDER the cache; TORCH_INDEX=URL one more index for torch.
+
+unexport PYTHONHOME
+unexport PYTHONPATH
+BIN := .venv/bin
+# Tiny models lose more to waiting threads than they gain from them; the tests with the real teacher ask for more.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+FORMATTED := src tests scripts benchmarks
+
+.PHONY: help demo test test-fast check format docs bench clean environment
+
+help:
+	@echo "make demo       distil a real language model and look at the result (about 10 minutes, CPU is enough)"
+	@echo "make test       every test, the real teacher included (12 minutes at most after installation)"
+	@echo "make test-fast  the tests without slow ones and without downloads (90 seconds)"
+	@echo "make check      format, lint, types, generated pages fresh"
+	@echo "make format     put the code into its format"
+	@echo "make docs       make the generated pages anew"
+	@echo "make bench      measure against the rivals, in an environment of their own"
+	@echo "make clean      remove environments and caches of the clone (runs/ stays)"
+
+environment:
+	@PYTHON="$(PYTHON)" sh scripts/environment.sh
+
+demo: environment
+	@$(BIN)/tutelage demo
+
+test: environment
+	@$(BIN)/python -m tutelage.models.fetch
+	@$(PYTEST) --durations=10
+
+test-fast: environment
+	@$(PYTEST) -m "not slow and not real and not gpu"
+
+check: environment
+	$(BIN)/ruff format --check $(FORMATTED)
+	$(BIN)/ruff check $(FORMATTED)
+	$(BIN)/mypy
+	$(BIN)/python scripts/docs.py --check
+
+format: environment
+	$(BIN)/ruff format $(FORMATTED)
+	$(BIN)/ruff check --fix $(FORMATTED)
+
+docs: environment
+	$(BIN)/python scripts/docs.py
+
+bench: environment
+	$(BIN)/python scripts/bench.py
+
+clean:
+	rm -rf .venv .bench-venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests scripts benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -42,7 +42,9 @@ class SourceSpec:
         if unknown:
             raise ConfigError("CONFIG", f"data.sources: columns {unknown} unknown; known: {', '.join(COLUMNS)}")
         if isinstance(self.examples, Iterator):
-            raise ConfigError("CONFIG", "data.sources: examples is an iterator, which is empty after one pass; pass a list")
+            raise ConfigError(
+                "CONFIG", "data.sources: examples is an iterator, which is empty after one pass; pass a list"
+            )
 
     @property
     def label(self) -> str:

@@ -13,7 +13,17 @@ from pathlib import Path
 
 from tutelage.data.example import Example
 
-_SKIPPED_FOLDERS = {"__pycache__", "dist-packages", "encodings", "idle_test", "idlelib", "lib2to3", "site-packages", "test", "tests"}
+_SKIPPED_FOLDERS = {
+    "__pycache__",
+    "dist-packages",
+    "encodings",
+    "idle_test",
+    "idlelib",
+    "lib2to3",
+    "site-packages",
+    "test",
+    "tests",
+}
 _TOPICS = Path("pydoc_data/topics.py")
 MIN_CHARACTERS = 80  # a shorter docstring repeats its name
 _DOCUMENTED = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef

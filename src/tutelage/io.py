@@ -385,14 +385,15 @@ def require_free_space(path: Path, n_bytes: int) -> None:
 
 
 def take_lock(path: Path) -> int | None:
-    """A handle while this process has `path` to itself, None if another one has; the kernel frees it on any death.
+    """A handle (os.close it) that keeps `path` to this process, None if another has it; any death of ours frees it.
 
     The file is never removed: who has opened a removed one could hold a lock that nobody else sees.
     """
     handle = _open(path, os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        return None
+    with _mapped(path, "lock"):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            return None
     return handle

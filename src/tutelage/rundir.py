@@ -1,0 +1,327 @@
+"""The run directory: the only module that knows which file of a run lies where, and when a run may begin or go on.
+
+    RUN/  recipe.yaml       the resolved recipe               provenance.json   run id, data, libraries, command
+          metrics.jsonl     what repeats, a line a step       timings.jsonl     what does not: speeds
+          checkpoints/      step-000100/ …                    models/NAME/      saved models; student -> models/NAME
+          evaluation/       transfer.json, records.*          report.html       finished.json     written last
+
+`provenance.json` is written first and marks the folder as ours; with `recipe.yaml` the run exists; `finished.json`
+closes it.  A folder that holds anything else is never written to, and `--force` removes only what is in this list.
+"""
+
+import json
+import os
+import socket
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import yaml
+
+from tutelage import console, io
+from tutelage.errors import ConfigError, IntegrityError
+
+State: TypeAlias = Literal["absent", "unfinished", "finished"]
+Kind: TypeAlias = Literal["new", "resumed", "nothing_to_do"]
+
+# The sections of `provenance` that a resumed run must find unchanged; the others only tell the story of the run.
+MUST_MATCH = ("data", "tokenizer", "template", "teacher", "student", "libraries", "compute", "world_size")
+FORMAT_VERSION = 1
+_RUN = "run"  # our own section of provenance.json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """How a run begins: `kind` says whether to train from the start, to go on, or that all is done."""
+
+    run: "RunDirectory"
+    run_id: str
+    kind: Kind
+    source: "RunDirectory | None" = None  # of a fork: the run whose weights this one starts from
+
+
+class RunDirectory:
+    """One run on the disk.  Paths may be asked at any time; what writes needs `lock` to be held."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.recipe_path = self.path / "recipe.yaml"
+        self.provenance_path = self.path / "provenance.json"
+        self.metrics_path = self.path / "metrics.jsonl"
+        self.timings_path = self.path / "timings.jsonl"
+        self.finished_path = self.path / "finished.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.models = self.path / "models"
+        self.student = self.path / "student"
+        self.evaluation = self.path / "evaluation"
+        self.tensorboard = self.path / "tensorboard"
+        self.report_path = self.path / "report.html"
+        self._lock_path = self.path / ".lock"
+        self._owner_path = self.path / ".owner.json"
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def model(self, name: str) -> Path:
+        """The folder of one saved model."""
+        return self.models / name
+
+    def choose_student(self, name: str) -> None:
+        """Lets `student` point to the saved model `name`."""
+        io.symlink(self.student, f"{self.models.name}/{name}")
+
+    # --- beginning and end ----------------------------------------------------------------------------------------
+
+    def state(self) -> State:
+        """Whether a run is here, and whether it was finished."""
+        if not (self.provenance_path.exists() and self.recipe_path.exists()):
+            return "absent"
+        return "finished" if self.finished_path.exists() else "unfinished"
+
+    @property
+    def run_id(self) -> str:
+        """The id of the run that is here; it ties checkpoints to their run."""
+        return str(self._provenance()[_RUN]["id"])
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the run directory for this process, made if absent; ConfigError[LOCKED] when another one has it.
+
+        The kernel frees the lock of a process that dies in any way; its successor says so with a note.
+        """
+        io.make_directory(self.path)
+        handle = io.take_lock(self._lock_path)
+        if handle is None:
+            raise ConfigError("LOCKED", f"{self} in use by {self._owner()}; wait, or use another --run-dir")
+        try:
+            if self._owner_path.exists():
+                console.note("LOCKED", f"{self}: taken over from {self._owner()}, which ended without a word")
+            since = datetime.now().astimezone().isoformat(timespec="seconds")
+            io.write_json(self._owner_path, {"pid": os.getpid(), "host": socket.gethostname(), "since": since})
+            try:
+                io.remove_leftovers(self.path)
+                yield
+            finally:
+                io.remove_file(self._owner_path)
+        finally:
+            os.close(handle)
+
+    def _owner(self) -> str:
+        try:
+            owner = io.read_json(self._owner_path)
+            return f"pid {owner['pid']} on host {owner['host']} since {owner['since']}"
+        except (IntegrityError, KeyError, TypeError):
+            return "another process"
+
+    def start(
+        self,
+        recipe: Mapping[str, io.Json],
+        provenance: Mapping[str, io.Json],
+        *,
+        force: bool = False,
+        resume: bool = False,
+        source: "RunDirectory | None" = None,
+    ) -> Started:
+        """Begins a run, or lets an unfinished one of an equal recipe go on; the lock must be held.
+
+        ConfigError: EXISTS for a finished run or another recipe, RESUME_MISMATCH when data, tokenizer, libraries …
+        (`MUST_MATCH`) have changed since.  `force` removes what is here.  `resume` demands something to go on from.
+        """
+        state = self.state()
+        if resume:
+            self.require_run("--resume")
+        if state == "absent" or force:
+            return self._begin(recipe, provenance, source=source)
+        self._require_same_recipe(recipe, state=state, resume=resume)
+        if state == "finished":
+            console.note("NOTHING_TO_DO", f"{self}: run is complete{self._step_text()}")
+            return Started(run=self, run_id=self.run_id, kind="nothing_to_do")
+        self._require_same_inputs(provenance)
+        console.note("RESUMED", f"{self}: an unfinished run of this recipe goes on")
+        return Started(run=self, run_id=self.run_id, kind="resumed", source=self._source())
+
+    def _begin(
+        self, recipe: Mapping[str, io.Json], provenance: Mapping[str, io.Json], *, source: "RunDirectory | None"
+    ) -> Started:
+        assert _RUN not in provenance, f"the section {_RUN!r} of provenance.json is written here"
+        self._clear()
+        run_id = uuid.uuid4().hex
+        forked = {"path": str(source.path.absolute()), "run_id": source.run_id} if source is not None else None
+        began = datetime.now(UTC).isoformat(timespec="seconds")
+        own: dict[str, io.Json] = {"format": FORMAT_VERSION, "id": run_id, "began_at": began, "forked_from": forked}
+        io.write_json(self.provenance_path, {_RUN: own, **provenance})
+        io.write_text(self.recipe_path, yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True))
+        return Started(run=self, run_id=run_id, kind="new", source=source)
+
+    def _clear(self) -> None:
+        """Removes an older run, or what is left of one that was being removed; other people's files are refused."""
+        strangers = [p for p in self.path.iterdir() if p not in (self._lock_path, self._owner_path)]
+        if not strangers:
+            return
+        if not self.provenance_path.exists():
+            found = f"holds {sorted(strangers)[0].name}, and no run"
+            raise ConfigError("EXISTS", f"{self} {found}; choose another --run-dir (an empty or a new folder)")
+        self._provenance()
+        # In this order: half a removed run must look neither finished nor like one that can go on.
+        for path in (self.finished_path, self.recipe_path, self.metrics_path, self.timings_path, self.report_path):
+            io.remove_file(path)
+        for path in (self.checkpoints, self.student, self.models, self.evaluation, self.tensorboard):
+            io.remove_tree(path)
+
+    def _require_same_recipe(self, recipe: Mapping[str, io.Json], *, state: State, resume: bool) -> None:
+        try:
+            stored = yaml.safe_load(self.recipe_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise IntegrityError("DATA_READ", f"{self.recipe_path} cannot be read ({error}); use --force") from error
+        differences = _differences(stored, _plain(recipe))
+        if differences and resume and state == "unfinished":
+            message = f"{'; '.join(differences)}; use --fork to start a new run"
+            raise ConfigError("RESUME_MISMATCH", f"{self}: {message}")
+        if differences or not (resume or state == "unfinished"):
+            what = f"{'a finished' if state == 'finished' else 'an unfinished'} run{self._step_text()}"
+            other = f" of another recipe ({'; '.join(differences)})" if differences else ""
+            ways = "--force starts over, --fork starts a new run from its weights, or choose another --run-dir"
+            raise ConfigError("EXISTS", f"{self} holds {what}{other}; {ways}")
+
+    def _require_same_inputs(self, provenance: Mapping[str, io.Json]) -> None:
+        stored, now = self._provenance(), _plain(provenance)
+        differences = [d for name in MUST_MATCH for d in _differences(stored.get(name), now.get(name), path=name)]
+        if differences:
+            message = f"{'; '.join(differences)}; use --fork to start a new run from the weights"
+            raise ConfigError("RESUME_MISMATCH", f"{self}: {message}")
+
+    def _provenance(self) -> dict[str, Any]:  # JSON from outside, but for our section
+        stored = io.read_json(self.provenance_path)
+        try:
+            version = stored[_RUN]["format"]
+            str(stored[_RUN]["id"])
+        except (KeyError, TypeError) as error:
+            raise IntegrityError(
+                "DATA_READ", f"{self.provenance_path} is not of a run of ours; restore it, or remove the folder"
+            ) from error
+        if version > FORMAT_VERSION:
+            found = f"run format {version}, this tutelage reads up to {FORMAT_VERSION}"
+            raise IntegrityError("FORMAT_VERSION", f"{self.provenance_path}: {found}; run: pip install -U tutelage")
+        return dict(stored)
+
+    def _source(self) -> "RunDirectory | None":
+        forked = self._provenance()[_RUN]["forked_from"]
+        return RunDirectory(forked["path"]) if forked else None
+
+    def _step_text(self) -> str:
+        if not self.finished_path.exists():
+            return ""
+        step = io.read_json(self.finished_path).get("step")
+        return f" (step {step})" if step is not None else ""
+
+    def require_run(self, flag: str) -> None:
+        """ConfigError[CONFIG] when there is no run here for `flag` to go on from."""
+        if self.state() == "absent":
+            raise ConfigError("CONFIG", f"{flag}: {self} holds no run to go on from; leave {flag} out to begin one")
+
+    def fork_target(self) -> "RunDirectory":
+        """Where a fork of this run goes: the first free name of NAME-fork-1, NAME-fork-2, … beside it."""
+        self.require_run("--fork")
+        number = 1
+        while (target := self.path.with_name(f"{self.path.name}-fork-{number}")).exists():
+            number += 1
+        return RunDirectory(target)
+
+    def finish(self, summary: Mapping[str, io.Json]) -> None:
+        """Closes the run: `summary` (with its last `step`) becomes finished.json; call it when all else is written."""
+        self.sync_metrics()
+        io.write_json(self.finished_path, dict(summary))
+
+    # --- metrics ----------------------------------------------------------------------------------------------------
+
+    def append_metrics(self, row: Mapping[str, io.Json]) -> None:
+        """Adds a line to metrics.jsonl: flat keys with units, and `step`; only what a repeated run repeats."""
+        assert "step" in row, "a line without a step cannot be rewound"
+        io.append_line(self.metrics_path, _json_line(row))
+
+    def append_timings(self, row: Mapping[str, io.Json]) -> None:
+        """Adds a line to timings.jsonl: what a repeated run does not repeat."""
+        assert "step" in row, "a line without a step cannot be rewound"
+        io.append_line(self.timings_path, _json_line(row))
+
+    def sync_metrics(self) -> None:
+        """Makes both files durable: call it before a checkpoint is saved, which promises the lines up to its step."""
+        for path in (self.metrics_path, self.timings_path):
+            if path.exists():
+                io.fsync_file(path)
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drops the lines of later steps and a torn last line: what the lost steps wrote is written again."""
+        for path in (self.metrics_path, self.timings_path):
+            size = path.stat().st_size if path.exists() else 0
+            if n_torn := io.drop_torn_tail(path):
+                where = f"{path.name}:{size - n_torn}"
+                console.warning("JOURNAL_TAIL", f"dropped {n_torn} torn bytes at {where} (of a step that was lost)")
+            lines = _lines(path)
+            kept = [line for line in lines if _step_of(line, path) <= step]
+            if len(kept) < len(lines):
+                io.write_bytes(path, b"".join(kept))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; a torn last line is not there yet."""
+        return [json.loads(line) for line in _lines(self.metrics_path) if line.endswith(b"\n")]
+
+
+@contextmanager
+def opened(
+    path: str | Path,
+    recipe: Mapping[str, io.Json],
+    provenance: Mapping[str, io.Json],
+    *,
+    force: bool = False,
+    fork: bool = False,
+    resume: bool = False,
+) -> Iterator[Started]:
+    """The run in `path`, locked and started while the body runs; with `fork` a new run beside it."""
+    if force + fork + resume > 1:
+        raise ConfigError("CONFIG", "--force, --fork and --resume exclude each other; give one of them")
+    run = RunDirectory(path)
+    if resume:
+        run.require_run("--resume")  # before the lock makes the folder
+    target = run.fork_target() if fork else run
+    with target.lock():
+        yield target.start(recipe, provenance, force=force, resume=resume, source=run if fork else None)
+
+
+def _json_line(row: Mapping[str, io.Json]) -> str:
+    return json.dumps(row, ensure_ascii=False, allow_nan=False)
+
+
+def _lines(path: Path) -> list[bytes]:
+    return path.read_bytes().splitlines(keepends=True) if path.exists() else []
+
+
+def _step_of(line: bytes, path: Path) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError) as error:
+        found = f"{path} has a damaged line ({line[:40]!r})"
+        raise IntegrityError("CHECKSUM", f"{found}; restore it, or start over with --force") from error
+
+
+def _plain(value: Any) -> Any:  # any JSON value
+    """The value as it is after writing and reading: tuples become lists, keys strings."""
+    return json.loads(json.dumps(value, allow_nan=False))
+
+
+def _differences(old: Any, new: Any, *, path: str = "") -> list[str]:  # any JSON values
+    """One entry `path old -> new` for each field that differs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = [*old, *(name for name in new if name not in old)]
+        prefix = f"{path}." if path else ""
+        return [d for name in names for d in _differences(old.get(name), new.get(name), path=f"{prefix}{name}")]
+    return [] if old == new else [f"{path} {_short(old)} -> {_short(new)}"]
+
+
+def _short(value: Any) -> str:  # any JSON value
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."

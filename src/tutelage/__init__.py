@@ -1,1 +1,67 @@
-"""Tutelage: LLM distillation by every technique, measured."""
+"""Tutelage: LLM distillation by every technique, measured.
+
+    import tutelage
+    run = tutelage.train("recipe.yaml")      # or a dict, or a Recipe
+    run.student()                            # the trained model
+
+The verbs are functions here, `tutelage.losses` works in anybody's own loop.  Importing this package imports no torch:
+each name is loaded when it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tutelage import errors, losses
+    from tutelage.demo import demo
+    from tutelage.evaluation.run import evaluate
+    from tutelage.evaluation.show import show
+    from tutelage.models.doctor import examine as doctor
+    from tutelage.recipe import Recipe, load_recipe
+    from tutelage.recipe.templates import init
+    from tutelage.training.run import Run, train
+
+__version__ = "0.1.0"
+
+_PLACES = {
+    "Recipe": "recipe:Recipe",
+    "Run": "training.run:Run",
+    "demo": "demo:demo",
+    "doctor": "models.doctor:examine",
+    "errors": "errors:",
+    "evaluate": "evaluation.run:evaluate",
+    "init": "recipe.templates:init",
+    "load_recipe": "recipe:load_recipe",
+    "losses": "losses:",
+    "show": "evaluation.show:show",
+    "train": "training.run:train",
+}
+
+__all__ = [
+    "Recipe",
+    "Run",
+    "__version__",
+    "demo",
+    "doctor",
+    "errors",
+    "evaluate",
+    "init",
+    "load_recipe",
+    "losses",
+    "show",
+    "train",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'tutelage' has no attribute {name!r}; it has {', '.join(__all__)}")
+    module_name, _, attribute = _PLACES[name].partition(":")
+    module = importlib.import_module(f"tutelage.{module_name}")
+    value = getattr(module, attribute) if attribute else module
+    globals()[name] = value  # also puts the function `demo` before the module of that name
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

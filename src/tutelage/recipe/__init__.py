@@ -1,0 +1,45 @@
+"""The recipe: one YAML file that says everything that defines a result.  Imports no torch.
+
+recipe = load_recipe("recipe.yaml", ["training.tokens=100_000"])
+recipe.resolved()     the long form with defaults and absolute paths: stored, compared, loadable again
+recipe.fingerprint()  its SHA-256
+
+text.py  YAML and overrides -> a tree     short.py  short forms -> long forms     rules.py  what spans fields
+sections.py, fields.py  every field with its type, range and default    problems.py  mistakes as lines
+"""
+
+from tutelage.recipe.load import load_recipe
+from tutelage.recipe.sections import (
+    Columns,
+    Data,
+    EarlyStop,
+    Evaluation,
+    HeldOut,
+    Layers,
+    LossTerm,
+    Recipe,
+    Schedule,
+    Source,
+    Student,
+    Teacher,
+    Training,
+    json_schema,
+)
+
+__all__ = [
+    "Columns",
+    "Data",
+    "EarlyStop",
+    "Evaluation",
+    "HeldOut",
+    "Layers",
+    "LossTerm",
+    "Recipe",
+    "Schedule",
+    "Source",
+    "Student",
+    "Teacher",
+    "Training",
+    "json_schema",
+    "load_recipe",
+]

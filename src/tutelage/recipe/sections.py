@@ -1,0 +1,309 @@
+"""The recipe's sections: every field with its type, range, default and meaning.  docs/recipe.md is made from here."""
+
+import hashlib
+import json
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, WithJsonSchema
+
+from tutelage.losses.names import DIVERGENCES
+from tutelage.recipe import short
+from tutelage.recipe.fields import (
+    Count,
+    Device,
+    DtypeAlias,
+    Index,
+    Interval,
+    Listed,
+    ModelText,
+    PathText,
+    Section,
+    Share,
+    TemplateText,
+    Whole,
+    one_of,
+)
+
+_MEMORY = "fingerprint of an object handed to tutelage.train() in memory; written by tutelage, not by hand"
+Globs = Annotated[
+    tuple[PathText, ...],
+    Listed,
+    Field(min_length=1),
+    BeforeValidator(short.globs, json_schema_input_type=str | list[str]),
+]
+Divergence = Annotated[
+    str,
+    AfterValidator(one_of(tuple(DIVERGENCES))),
+    WithJsonSchema({"type": "string", "enum": list(DIVERGENCES)}),
+]
+
+
+class Teacher(Section):
+    """The model that is learned from.  Short form: its name alone.  It never trains and is never saved."""
+
+    model: ModelText | None = Field(default=None, description="hub id, folder with safetensors, or GGUF file")
+    memory: str | None = Field(default=None, description=_MEMORY)
+    revision: str | None = Field(default=None, description="commit, tag or branch of a hub id; null: its main branch")
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], DtypeAlias] = Field(
+        default="auto",
+        description="number format of its weights; auto: measured on a CPU, bfloat16 on a GPU that has it",
+    )
+    device: Device = Field(default="auto", description="where it runs; auto: where the student trains")
+
+
+class Layers(Section):
+    """Which of the teacher's layers the student keeps.  Short forms: a number (important), a list (listed)."""
+
+    important: Count | None = Field(default=None, description="how many, chosen by measured importance")
+    evenly: Count | None = Field(default=None, description="how many, spread evenly from first to last")
+    listed: Annotated[tuple[Index, ...], Listed, Field(min_length=1)] | None = Field(
+        default=None, description="exactly these, counted from 0, in rising order"
+    )
+
+
+class Student(Section):
+    """The model that learns: exactly one of `layers`, `model`, `config`.  Short form: a model's name alone."""
+
+    layers: Annotated[Layers, BeforeValidator(short.layers, json_schema_input_type=int | list[int] | Layers)] | None = (
+        Field(default=None, description="a copy of the teacher with some of its layers")
+    )
+    model: ModelText | None = Field(
+        default=None, description="hub id, folder or GGUF file with the teacher's tokenizer"
+    )
+    revision: str | None = Field(default=None, description="commit, tag or branch of a hub id; null: its main branch")
+    config: dict[str, JsonValue] | None = Field(
+        default=None,
+        min_length=1,
+        description="fields of a Hugging Face config; trained from nothing, teacher's tokenizer",
+    )
+    memory: str | None = Field(default=None, description=_MEMORY)
+
+
+class Columns(Section):
+    """The names of a JSON line's fields: `text`, or `prompt` and `answer`, or `messages`."""
+
+    text: str | None = Field(default=None, min_length=1, description="plain text; the default is the field named text")
+    prompt: str | None = Field(default=None, min_length=1, description="what is asked")
+    answer: str | None = Field(default=None, min_length=1, description="what is answered")
+    messages: str | None = Field(default=None, min_length=1, description="a list of {role, content}")
+
+
+class Source(Section):
+    """Where examples come from: exactly one of `text`, `jsonl`, `python_docs`."""
+
+    text: Globs | None = Field(
+        default=None, description="text files, one document each; patterns such as corpus/**/*.txt"
+    )
+    jsonl: Globs | None = Field(default=None, description="files with one JSON object a line")
+    python_docs: Literal[True] | None = Field(default=None, description="Python's own documentation, no download")
+    memory: str | None = Field(default=None, description=_MEMORY)
+    columns: Columns | None = Field(default=None, description="field names of a JSON line; also accepted beside jsonl:")
+    name: str | None = Field(default=None, min_length=1, description="how tables call it; null: its pattern")
+    weight: float = Field(default=1.0, gt=0, description="how often its rows are drawn, against the other sources")
+
+
+_Sources = Annotated[
+    tuple[Source, ...],
+    Listed,
+    BeforeValidator(short.complete_sources, json_schema_input_type=str | Source | list[str | Source]),
+]
+
+
+class HeldOut(Section):
+    """Rows kept from training.  Short forms: a number (share), a list (sources)."""
+
+    share: float | None = Field(
+        default=None, gt=0, lt=1, description="share of the rows, chosen by the hash of their content"
+    )
+    sources: Annotated[_Sources, Field(min_length=1)] | None = Field(default=None, description="sources of their own")
+
+
+class Data(Section):
+    """The text to train on, and the text that is kept to measure."""
+
+    sources: Annotated[_Sources, Field(min_length=1)] = Field(description="where examples come from")
+    held_out: Annotated[HeldOut, BeforeValidator(short.held_out, json_schema_input_type=float | HeldOut)] | None = (
+        Field(default=HeldOut(share=0.02), description="what is kept from training to measure; null: nothing")
+    )
+    max_length: Whole = Field(
+        default=512, ge=2, description="tokens of a window; longer documents are cut into windows"
+    )
+    train_on: Literal["all", "answers"] = Field(
+        default="all", description="answers: only what the assistant says is learned"
+    )
+    chat_template: TemplateText | None = Field(
+        default=None, description="Jinja file or text that renders messages; null: the tokenizer's own"
+    )
+    max_reject: float = Field(default=0.01, ge=0, le=1, description="share of defective rows that is tolerated")
+    control_text: Literal["encode", "reject"] = Field(
+        default="encode", description="text that spells a control token: encoded as plain text, or the row is rejected"
+    )
+
+
+class Schedule(Section):
+    """A value that may change during the run.  Short form: a number, which is constant."""
+
+    schedule: Literal["constant", "linear", "cosine", "wsd"] = Field(
+        description="constant: start throughout; linear, cosine: from start to end; wsd: start, then down to end"
+    )
+    start: float = Field(description="value after the warm-up")
+    end: float | None = Field(default=None, description="value at the end of the run; required but with constant")
+    warmup: Share = Field(default=0.0, description="first share of the run, in which a weight rises from 0 to start")
+    decay: Share | None = Field(
+        default=None, description="last share of the run, in which wsd goes to end; 0.2 with wsd"
+    )
+
+
+_CONSTANT_1 = Schedule(schedule="constant", start=1.0)
+_Scheduled = Annotated[Schedule, BeforeValidator(short.complete_schedule, json_schema_input_type=float | Schedule)]
+
+
+class LossTerm(Section):
+    """One term of the loss: `divergence` or `cross_entropy`.  Short forms: its name, or `{NAME: WEIGHT}`."""
+
+    divergence: Divergence | None = Field(
+        default=None, description="distance of the teacher's and student's distributions"
+    )
+    cross_entropy: Literal["ground_truth", "teacher_argmax"] | None = Field(
+        default=None, description="against the text's next token, or the teacher's most likely one"
+    )
+    weight: _Scheduled = Field(default=_CONSTANT_1, description=">= 0; factor of the term")
+    temperature: _Scheduled | None = Field(
+        default=None,
+        description="> 0; softens both distributions, and the term is multiplied by T**k, k = 2 (1 for "
+        "total_variation), arXiv:1503.02531; 1.0 with a divergence",
+    )
+    beta: float | None = Field(
+        default=None, gt=0, lt=1, description="of jensen_shannon: the teacher's share; 0.5 there"
+    )
+    alpha: float | None = Field(default=None, gt=0, lt=1, description="of skew_kl, skew_reverse_kl: the mix; 0.1 there")
+
+    @property
+    def name(self) -> str:
+        """How metrics call the term: forward_kl, …, ground_truth, teacher_argmax."""
+        name = self.divergence or self.cross_entropy
+        assert name is not None, "load_recipe admits only terms with a kind"
+        return name
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the teacher must run for it."""
+        return self.cross_entropy != "ground_truth"
+
+
+_Term = Annotated[LossTerm, BeforeValidator(short.complete_term, json_schema_input_type=str | LossTerm)]
+
+
+class EarlyStop(Section):
+    """Stop when the held-out loss no longer falls."""
+
+    patience: Count = Field(description="evaluations without a new best before the run stops")
+
+
+class Training(Section):
+    """How long, how fast and how precisely: exactly one of `tokens`, `steps`, `epochs`."""
+
+    tokens: Count | None = Field(default=None, description="length of the run in tokens")
+    steps: Count | None = Field(default=None, description="length of the run in optimizer steps")
+    epochs: float | None = Field(default=None, gt=0, description="length of the run in passes over the data")
+    batch_tokens: Count = Field(default=8192, description="tokens of one optimizer step; a multiple of data.max_length")
+    micro_batch: Count | None = Field(
+        default=None, description="windows of one forward pass; null: the whole batch at once"
+    )
+    learning_rate: float = Field(default=5e-4, gt=0, description="peak learning rate of AdamW")
+    schedule: Literal["wsd", "cosine", "constant"] = Field(default="wsd", description="wsd: warm up, stay, decay to 0")
+    warmup: Share = Field(default=0.05, description="first share of the run, in which the learning rate rises from 0")
+    decay: Share | None = Field(
+        default=None, description="last share of the run, in which wsd falls to 0; 0.2 with wsd"
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="of AdamW, on matrices only")
+    betas: Annotated[tuple[Share, Share], Listed] = Field(default=(0.9, 0.95), description="of AdamW")
+    max_grad_norm: float | None = Field(
+        default=1.0, gt=0, description="gradients are clipped to this norm; null: never"
+    )
+    precision: Annotated[Literal["auto", "float32", "bfloat16", "float64"], DtypeAlias] = Field(
+        default="auto", description="of the products; master weights and losses are float32 or wider; auto: measured"
+    )
+    seed: Index = Field(default=0, description="every random draw of the run derives from it")
+    gradient_checkpointing: bool = Field(default=False, description="less memory, about a third more time")
+    ema: float | None = Field(
+        default=None, gt=0, lt=1, description="decay of a moving average of the weights; null: none"
+    )
+    evaluate_every: Interval | None = Field(
+        default=None, description="tokens, or a share of the run, between evaluations; null: only at the end"
+    )
+    save_every: Interval = Field(default=0.1, description="tokens, or a share of the run, between checkpoints")
+    keep: Count = Field(default=2, description="newest checkpoints that stay; the best one always stays")
+    early_stop: EarlyStop | None = Field(default=None, description="stop before the end; null: never")
+    device: Device = Field(default="auto", description="where the student trains; auto: a GPU when there is one")
+    threads: Count | None = Field(default=None, description="CPU threads; null: as many as torch finds")
+    chunk: Count = Field(default=512, description="positions whose logits are alive at once; memory against speed")
+    log_every: Count = Field(default=10, description="optimizer steps between lines of progress without a terminal")
+    tensorboard: bool = Field(
+        default=False, description='also write RUN/tensorboard (needs pip install "tutelage[tensorboard]")'
+    )
+    save_dtype: Annotated[Literal["bfloat16"], DtypeAlias] | None = Field(
+        default=None, description="also save the student in this format, with the measured difference"
+    )
+
+
+class Evaluation(Section):
+    """What is measured at the end beside the held-out rows."""
+
+    rows: Count | None = Field(default=None, description="at most so many held-out rows; null: all")
+    out_of_domain: _Sources = Field(default=(), description="text unlike the training data, to see what was lost")
+    prompts: Annotated[
+        tuple[Annotated[str, Field(min_length=1)], ...],
+        Listed,
+        BeforeValidator(short.globs, json_schema_input_type=str | list[str]),
+    ] = Field(default=(), description="texts whose most likely next tokens are shown for teacher and student")
+
+
+class Recipe(Section):
+    """Everything that defines a result.  Made by `load_recipe`, which also checks what spans several fields."""
+
+    teacher: Annotated[Teacher, BeforeValidator(short.teacher, json_schema_input_type=str | Teacher)] | None = Field(
+        default=None, description="the model that is learned from; only a plain fine-tuning of student.model needs none"
+    )
+    student: Annotated[Student, BeforeValidator(short.student, json_schema_input_type=str | Student)] = Field(
+        description="the model that learns"
+    )
+    data: Data = Field(description="the text to train on")
+    loss: Annotated[
+        tuple[_Term, ...],
+        Listed,
+        Field(min_length=1),
+        BeforeValidator(short.loss, json_schema_input_type=str | LossTerm | list[str | LossTerm]),
+    ] = Field(description="terms that are added up")
+    training: Annotated[Training, BeforeValidator(short.complete_training)] = Field(description="how it is trained")
+    control: bool = Field(
+        default=False,
+        description="also train the control (same start and tokens, plain cross-entropy): the fair comparison",
+    )
+    evaluation: Evaluation = Field(default=Evaluation(), description="what is measured")
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a term of the loss asks the teacher."""
+        return any(term.needs_teacher for term in self.loss)
+
+    def resolved(self) -> dict[str, JsonValue]:
+        """The recipe written out: long forms, defaults, absolute paths; `load_recipe` of it gives an equal recipe."""
+        tree: dict[str, JsonValue] = self.model_dump(mode="json")
+        return tree
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the resolved recipe, 64 hexadecimal digits."""
+        text = json.dumps(self.resolved(), sort_keys=True, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+        return hashlib.sha256(b"tutelage recipe 1\n" + text.encode()).hexdigest()
+
+    def as_control(self) -> "Recipe":
+        """The same run with plain cross-entropy on ground truth as its only term."""
+        ground_truth = LossTerm(cross_entropy="ground_truth")
+        return self.model_copy(update={"loss": (ground_truth,), "control": False})
+
+
+def json_schema() -> dict[str, JsonValue]:
+    """The JSON schema of a recipe, for editors: completion, help and red underlines while typing."""
+    schema: dict[str, JsonValue] = Recipe.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "Tutelage recipe"}

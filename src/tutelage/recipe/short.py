@@ -1,0 +1,155 @@
+"""The short forms of a recipe, written out: plain functions from what a user may write to what a section holds.
+
+Each leaves the long form alone, so they may be applied twice, and leaves alone what makes no sense, so that the
+section's own check names the mistake.
+"""
+
+from typing import Any  # a recipe before its check is whatever the user wrote
+
+from tutelage.losses.names import DIVERGENCES
+
+TARGETS = ("ground_truth", "teacher_argmax")
+_COLUMNS = ("text", "prompt", "answer", "messages")
+_PARAMETER_DEFAULTS = {"beta": 0.5, "alpha": 0.1}
+
+
+def teacher(value: Any) -> Any:
+    """`ID` is `{model: ID}`."""
+    return {"model": value} if isinstance(value, str) else value
+
+
+def student(value: Any) -> Any:
+    """`ID` is `{model: ID}`."""
+    return {"model": value} if isinstance(value, str) else value
+
+
+def layers(value: Any) -> Any:
+    """`20` is `{important: 20}`; `[0, 2, 4]` is `{listed: [0, 2, 4]}`."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return {"important": value}
+    return {"listed": value} if isinstance(value, list | tuple) else value
+
+
+def globs(value: Any) -> Any:
+    """One pattern is a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
+def held_out(value: Any) -> Any:
+    """A number is a share; a list is sources."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return {"share": value}
+    return {"sources": value} if isinstance(value, list | tuple) else value
+
+
+def source(value: Any) -> Any:
+    """`python_docs` is `{python_docs: true}`; column names beside `jsonl:` belong to `columns:`."""
+    if value == "python_docs":
+        return {"python_docs": True}
+    if not isinstance(value, dict) or "jsonl" not in value or not isinstance(value.get("columns", {}), dict):
+        return value
+    moved = {k: v for k, v in value.items() if k in _COLUMNS}
+    rest = {k: v for k, v in value.items() if k not in _COLUMNS}
+    return {**rest, "columns": {**moved, **rest.get("columns", {})}} if moved else rest
+
+
+def sources(value: Any) -> Any:
+    """One source is a list of one."""
+    if isinstance(value, str | dict):
+        value = [value]
+    return [source(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def complete_sources(value: Any) -> Any:
+    """Sources whose JSON lines have a field for the text unless columns are named."""
+    value = sources(value)
+    if not isinstance(value, list):
+        return value
+    plain = {"columns": {"text": "text"}}
+    return [{**item, **plain} if _has_no_columns(item) else item for item in value]
+
+
+def _has_no_columns(item: Any) -> bool:
+    return isinstance(item, dict) and item.get("jsonl") is not None and item.get("columns") is None
+
+
+def schedule(value: Any) -> Any:
+    """A number is constant."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return {"schedule": "constant", "start": value}
+    return value
+
+
+def term(value: Any) -> Any:
+    """`forward_kl` is `{divergence: forward_kl}`; `{forward_kl: 0.9}` says the weight too; so with `ground_truth`."""
+    if isinstance(value, dict) and len(value) == 1:
+        ((name, weight),) = value.items()
+        if name in DIVERGENCES or name in TARGETS:
+            return {**term(name), "weight": weight}
+    if not isinstance(value, str):
+        return value
+    if value in ("cross_entropy", *TARGETS):
+        return {"cross_entropy": "ground_truth" if value == "cross_entropy" else value}
+    return {"divergence": value}
+
+
+def loss(value: Any) -> Any:
+    """One term is a list of one."""
+    if isinstance(value, str | dict):
+        value = [value]
+    return [term(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def complete_term(value: Any) -> Any:
+    """A term with the defaults that depend on its kind: a temperature, beta, alpha."""
+    value = term(value)
+    if not isinstance(value, dict) or not isinstance(value.get("divergence"), str):
+        return value
+    filled = {name: _PARAMETER_DEFAULTS[name] for name in DIVERGENCES.get(value["divergence"], ())}
+    return {"temperature": 1.0, **filled, **{k: v for k, v in value.items() if v is not None}}
+
+
+def complete_decay(value: Any) -> Any:
+    """Whatever follows warm-up, stable, decay: the last fifth decays unless something else is said."""
+    if isinstance(value, dict) and value.get("schedule", "") == "wsd" and value.get("decay") is None:
+        return {**value, "decay": 0.2}
+    return value
+
+
+def complete_schedule(value: Any) -> Any:
+    """A number is constant, and `wsd` has a decay."""
+    return complete_decay(schedule(value))
+
+
+def complete_training(value: Any) -> Any:
+    """The learning rate's schedule is `wsd` unless something else is said."""
+    return complete_decay({"schedule": "wsd", **value}) if isinstance(value, dict) else value
+
+
+def recipe(tree: dict[str, Any]) -> dict[str, Any]:
+    """The whole recipe in its long form; defaults are not filled in."""
+    tree = _each(tree, teacher=teacher, student=student, loss=loss, data=_data, evaluation=_evaluation)
+    if isinstance(tree.get("student"), dict):
+        tree["student"] = _each(tree["student"], layers=layers)
+    if isinstance(tree.get("loss"), list):
+        tree["loss"] = [
+            _each(t, weight=schedule, temperature=schedule) if isinstance(t, dict) else t for t in tree["loss"]
+        ]
+    return tree
+
+
+def _data(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    value = _each(value, sources=sources, held_out=held_out)
+    if isinstance(value.get("held_out"), dict):
+        value["held_out"] = _each(value["held_out"], sources=sources)
+    return value
+
+
+def _evaluation(value: Any) -> Any:
+    return _each(value, out_of_domain=sources, prompts=globs) if isinstance(value, dict) else value
+
+
+def _each(value: dict[str, Any], **expand: Any) -> dict[str, Any]:
+    return {k: expand[k](v) if k in expand else v for k, v in value.items()}

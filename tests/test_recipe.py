@@ -1,0 +1,582 @@
+"""Recipes: every mistake at once, in one line, with its path; and the resolved recipe is the recipe."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tutelage.errors import ConfigError
+from tutelage.losses.names import DIVERGENCES
+from tutelage.recipe import LossTerm, Recipe, Schedule, json_schema, load_recipe
+
+MINIMAL: dict[str, Any] = {
+    "teacher": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "student": {"layers": 20},
+    "data": {"sources": [{"text": "corpus/*.txt"}]},
+    "loss": "forward_kl",
+    "training": {"tokens": 2_000_000},
+}
+KNOWN_DIVERGENCES = "known: forward_kl, reverse_kl, jensen_shannon, skew_kl, skew_reverse_kl, total_variation"
+CHAT = {"sources": [{"jsonl": "chat.jsonl", "messages": "messages"}]}
+TRAINING_FIELDS = (
+    "known: tokens, steps, epochs, batch_tokens, micro_batch, learning_rate, schedule, warmup, decay, weight_decay, "
+    "betas, max_grad_norm, precision, seed, gradient_checkpointing, ema, evaluate_every, save_every, keep, "
+    "early_stop, device, threads, chunk, log_every, tensorboard, save_dtype"
+)
+
+
+def problems(recipe: Any, *overrides: str) -> list[str]:
+    """What the one error line lists."""
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(recipe, overrides)
+    assert caught.value.code == "CONFIG"
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+    count, _, rest = caught.value.message.partition(" in recipe: ")
+    assert count in ("1 problem", f"{count.split()[0]} problems")
+    return [line for line in rest.split("; ") if not line.startswith(("remove it", "known:", "it knows"))]
+
+
+def loss(**term: Any) -> dict[str, Any]:
+    return {"loss": [{"divergence": "forward_kl", **term}]}
+
+
+def training(**fields: Any) -> dict[str, Any]:
+    return {"training": {"tokens": 2_000_000, **fields}}
+
+
+def data(**fields: Any) -> dict[str, Any]:
+    return {"data": {**MINIMAL["data"], **fields}}
+
+
+def error_of(changes: dict[str, Any]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe({**MINIMAL, **changes})
+    return caught.value.message.removeprefix("1 problem in recipe: ")
+
+
+BROKEN: list[tuple[dict[str, Any], str]] = [
+    # E1: unknown and misspelt keys
+    (loss(temprature=2.0), "loss[0].temprature unknown (temperature?)"),
+    ({"loss": {"divergence": "forward_kl", "temprature": 1}}, "loss.temprature unknown (temperature?)"),
+    (training(lr=1e-3), "training.lr unknown (learning_rate?)"),
+    (training(temperature=2.0), "training.temperature unknown (loss[].temperature?)"),
+    (training(qqq=1), f"training.qqq unknown; {TRAINING_FIELDS}"),
+    ({"learning_rate": 1e-3}, "learning_rate unknown (training.learning_rate?)"),
+    (data(max_len=3), "data.max_len unknown (max_length?)"),
+    ({"student": {"layer": 3}}, "student.layer unknown (layers?)"),
+    # types
+    (training(seed="x"), "training.seed must be a whole number >= 0, got 'x'"),
+    (training(seed=True), "training.seed must be a whole number >= 0, got True"),
+    (training(seed=0.5), "training.seed must be a whole number >= 0, got 0.5"),
+    (training(tensorboard="yes"), "training.tensorboard must be true or false, got 'yes'"),
+    (training(learning_rate="1e-3"), "training.learning_rate must be a number > 0, got '1e-3'"),
+    (training(betas=[0.9]), "training.betas[1] is missing"),
+    ({"student": 3}, "student must be a mapping with layers, model, revision, config, got 3"),
+    ({"teacher": ["a"]}, "teacher must be a mapping with model, revision, dtype, device, got ['a']"),
+    (
+        {"student": {"layers": "twenty"}},
+        "student.layers must be a mapping with important, evenly, listed, got 'twenty'",
+    ),
+    ({"training": None}, "training must be a mapping with " + TRAINING_FIELDS.removeprefix("known: ") + ", got None"),
+    # E2: ranges
+    (loss(weight=-1), "loss[0].weight must be >= 0, got -1"),
+    (loss(weight=float("nan")), "loss[0].weight must be a finite number, got nan"),
+    (loss(temperature=0), "loss[0].temperature must be > 0, got 0"),
+    (loss(temperature=-0.5), "loss[0].temperature must be > 0, got -0.5"),
+    (loss(temperature=float("inf")), "loss[0].temperature must be a finite number, got inf"),
+    (training(learning_rate=float("nan")), "training.learning_rate must be a finite number > 0, got nan"),
+    (training(learning_rate=0), "training.learning_rate must be > 0, got 0"),
+    (training(ema=1), "training.ema must be in (0, 1), got 1"),
+    (training(warmup=1.0), "training.warmup must be in [0, 1), got 1.0"),
+    (training(warmup=0.9, decay=0.5), "training.warmup and decay together must be <= 1, got 0.9 + 0.5"),
+    (training(batch_tokens=500), "training.batch_tokens must be a multiple of data.max_length 512, got 500 (512?)"),
+    ({"training": {"tokens": 9}}, "training.tokens must be at least one step of training.batch_tokens 8192, got 9"),
+    (
+        training(save_every=1.5),
+        "training.save_every must be a whole number of tokens >= 1, or a share of the run in (0, 1), got 1.5",
+    ),
+    (training(device="gpu"), "training.device must be auto, cpu, mps, cuda or cuda:N, got 'gpu'"),
+    (data(held_out=0), "data.held_out must be in (0, 1), got 0; to keep nothing write null"),
+    (data(held_out=1.0), "data.held_out must be in (0, 1), got 1.0"),
+    (data(max_reject=2), "data.max_reject must be in [0, 1], got 2"),
+    ({"student": {"layers": [3, 1]}}, "student.layers must rise, each layer once, got [3, 1]"),
+    ({"student": {"layers": [1, 1]}}, "student.layers must rise, each layer once, got [1, 1]"),
+    ({"student": {"layers": [-1, 1]}}, "student.layers[0] must be >= 0, got -1"),
+    ({"student": {"layers": 0}}, "student.layers must be >= 1, got 0"),
+    ({"loss": []}, "loss must not be empty"),
+    (data(sources=[]), "data.sources must not be empty"),
+    (loss(weight=0), "loss has only terms of weight 0: nothing would be learned"),
+    (
+        {"student": {"config": {"a": {"b": [float("nan")]}}}},
+        "student.config.a.b[0] must be a finite number, got nan",
+    ),
+    # B9: a blend at its ends
+    (
+        {"loss": [{"divergence": "jensen_shannon", "beta": 0}]},
+        "loss[0].beta must be in (0, 1), got 0; for beta=0 use forward_kl, for beta=1 reverse_kl",
+    ),
+    (
+        {"loss": [{"divergence": "jensen_shannon", "beta": 1.0}]},
+        "loss[0].beta must be in (0, 1), got 1.0; for beta=0 use forward_kl, for beta=1 reverse_kl",
+    ),
+    (
+        {"loss": [{"divergence": "skew_kl", "alpha": 0}]},
+        "loss[0].alpha must be in (0, 1), got 0; for alpha=0 use forward_kl or reverse_kl",
+    ),
+    # E3: no effect, or one too many
+    (loss(beta=0.5), "loss[0].beta has no effect with forward_kl; remove it"),
+    (loss(alpha=0.5), "loss[0].alpha has no effect with forward_kl; remove it"),
+    (
+        {"loss": [{"divergence": "skew_kl", "beta": 0.5}]},
+        "loss[0].beta has no effect with skew_kl; remove it",
+    ),
+    (
+        {"loss": ["forward_kl", {"cross_entropy": "ground_truth", "temperature": 2.0}]},
+        "loss[1].temperature has no effect with cross_entropy; remove it",
+    ),
+    (
+        {"loss": [{"divergence": "forward_kl", "cross_entropy": "ground_truth"}]},
+        "loss[0] needs exactly one of divergence, cross_entropy; found divergence and cross_entropy",
+    ),
+    ({"loss": [{"weight": 1.0}]}, "loss[0] needs exactly one of divergence, cross_entropy; found none"),
+    (
+        {"loss": ["forward_kl", {"forward_kl": 0.5}]},
+        "loss[1] repeats loss[0] (forward_kl); one term with the sum of the weights is the same",
+    ),
+    (
+        training(schedule="cosine", decay=0.2),
+        "training.decay has no effect with schedule cosine: only wsd has it; remove it",
+    ),
+    (training(steps=3), "training needs exactly one of tokens, steps, epochs; found tokens and steps"),
+    ({"training": {"seed": 3}}, "training needs exactly one of tokens, steps, epochs; found none"),
+    (
+        {**training(evaluate_every=0.1), **data(held_out=None)},
+        "training.evaluate_every has no effect without held-out data; remove it",
+    ),
+    (training(early_stop={"patience": 3}), "training.early_stop needs training.evaluate_every"),
+    (
+        data(chat_template="{{ messages }}"),
+        "data.chat_template has no effect without a source that has answers or messages; remove it",
+    ),
+    (data(train_on="answers"), "data.train_on answers needs a source with answers or messages; all have plain text"),
+    (
+        data(sources=[{"text": "a.txt", "columns": {"text": "t"}}]),
+        "data.sources[0].columns has no effect without jsonl; remove it",
+    ),
+    (
+        data(sources=[{"text": "a.txt", "python_docs": True}]),
+        "data.sources[0] needs exactly one of text, jsonl, python_docs; found text and python_docs",
+    ),
+    (
+        data(sources=[{"jsonl": "a.jsonl", "prompt": "q"}]),
+        "data.sources[0].columns must name text, or prompt and answer, or messages; found prompt",
+    ),
+    (
+        data(held_out=[{"text": "a.txt", "weight": 2.0}]),
+        "data.held_out[0].weight has no effect where nothing is trained: every row is measured; remove it",
+    ),
+    (
+        {"loss": "ground_truth", "control": True},
+        "control has no effect when the loss is cross-entropy on ground truth: this run is the control; remove it",
+    ),
+    (
+        {**data(held_out=None), "evaluation": {"rows": 5}},
+        "evaluation.rows has no effect without held-out or out-of-domain data; remove it",
+    ),
+    (
+        {"teacher": {"model": "./here", "revision": "main"}},
+        "teacher.revision has no effect with a model that is not a hub id; remove it",
+    ),
+    (
+        {"student": {"layers": 3, "revision": "main"}},
+        "student.revision has no effect without a hub id in student.model; remove it",
+    ),
+    (
+        {"student": {"layers": 3, "model": "a/b"}},
+        "student needs exactly one of layers, model, config; found layers and model",
+    ),
+    (
+        loss(weight={"schedule": "constant", "start": 1.0, "end": 2.0}),
+        "loss[0].weight.end has no effect with schedule constant; remove it",
+    ),
+    (
+        loss(weight={"schedule": "linear", "start": 1.0}),
+        "loss[0].weight.end is missing: linear goes from start to end",
+    ),
+    (
+        loss(weight={"schedule": "linear", "start": 1.0, "end": 0.5, "decay": 0.1}),
+        "loss[0].weight.decay has no effect with schedule linear: only wsd has it; remove it",
+    ),
+    (
+        loss(temperature={"schedule": "linear", "start": 1.0, "end": 0.5, "warmup": 0.1}),
+        "loss[0].temperature.warmup is for weights: a temperature cannot rise from 0; use linear",
+    ),
+    # E4: names
+    (
+        {"loss": [{"divergence": "jensn_shannon"}]},
+        f"loss[0].divergence 'jensn_shannon' unknown (jensen_shannon?); {KNOWN_DIVERGENCES}",
+    ),
+    ({"loss": [{"divergence": "../x"}]}, f"loss[0].divergence '../x' unknown; {KNOWN_DIVERGENCES}"),
+    ({"loss": [{"divergence": ""}]}, f"loss[0].divergence '' unknown; {KNOWN_DIVERGENCES}"),
+    ({"loss": ["kl"]}, f"loss[0] 'kl' unknown (forward_kl?); {KNOWN_DIVERGENCES}"),
+    (
+        {"loss": [{"cross_entropy": "truth"}]},
+        "loss[0].cross_entropy 'truth' unknown (ground_truth?); known: ground_truth, teacher_argmax",
+    ),
+    (training(schedule="wds"), "training.schedule 'wds' unknown (wsd?); known: wsd, cosine, constant"),
+    (
+        loss(weight={"schedule": "lineal", "start": 1.0, "end": 0.0}),
+        "loss[0].weight.schedule 'lineal' unknown (linear?); known: constant, linear, cosine, wsd",
+    ),
+    # later versions, and what a recipe never does
+    (
+        {"teacher": {"model": "a/b", "cache": "x"}},
+        "teacher.cache is not in this version (0.1.0); it knows model, revision, dtype, device",
+    ),
+    (
+        {"students": {"a": {"layers": 3}}},
+        "students is not in this version (0.1.0); it knows teacher, student, data, loss, training, control, evaluation",
+    ),
+    (
+        data(sources=[{"text": "a.txt", "hub": "x"}]),
+        "data.sources[0].hub is not in this version (0.1.0); it knows text, jsonl, python_docs, columns, name, weight",
+    ),
+    (
+        {"student": {"config": {"auto_map": {"a": "b"}}}},
+        "student.config.auto_map is refused: a recipe never makes a model run its own code",
+    ),
+    ({"teacher": None}, "teacher is missing: loss[0] needs it"),
+    ({"teacher": None, "loss": "ground_truth"}, "teacher is missing: student.layers needs it"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BROKEN, ids=[message[:60] for _, message in BROKEN])
+def test_a_mistake_is_one_line_with_its_path_and_the_way_out(changes: dict[str, Any], message: str) -> None:
+    assert error_of(changes) == message
+
+
+def test_all_mistakes_are_listed_together() -> None:
+    listed = problems(
+        {
+            **MINIMAL,
+            "teacher": {"model": "a", "cache": "b"},
+            "loss": [{"divergence": "jensen_shannon", "beta": 1, "weight": -1, "temprature": 2}],
+            "training": {"tokens": 1_000_000, "steps": 3, "schedule": "cosine", "decay": 0.1},
+            "control": 3,
+        }
+    )
+    fields = {"teacher.cache", "loss[0].temprature", "loss[0].beta", "loss[0].weight", "training.decay", "control"}
+    assert {line.split()[0] for line in listed} >= fields | {"training"}
+
+
+def test_missing_sections_are_all_named() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe({})
+    for name in ("student", "data", "loss", "training"):
+        assert f"{name} is missing" in caught.value.message
+
+
+GOOD: list[dict[str, Any]] = [
+    {},
+    {"loss": ["forward_kl", {"ground_truth": 0.1}]},
+    {"loss": {"jensen_shannon": {"schedule": "wsd", "start": 1.0, "end": 0.1}}},
+    {"loss": [{"divergence": "skew_kl", "alpha": 0.3, "temperature": {"schedule": "cosine", "start": 4, "end": 1}}]},
+    {"loss": "teacher_argmax", "control": True},
+    {"loss": "ground_truth", "teacher": None, "student": "org/model"},
+    {"student": {"layers": [0, 2, 29]}, "control": True},
+    {"student": {"layers": {"evenly": 15}}},
+    {"student": {"config": {"model_type": "llama", "hidden_size": 320}}},
+    {"teacher": {"memory": "f00"}, "student": {"memory": "ba5"}, "data": {"sources": [{"memory": "da7a"}]}},
+    {"data": {**CHAT, "train_on": "answers", "chat_template": "{% for m in messages %}{% endfor %}"}},
+    {"data": {"sources": ["python_docs", {"jsonl": "a.jsonl"}], "held_out": [{"text": ["x.txt", "y.txt"]}]}},
+    {"data": {"sources": {"text": "a.txt", "weight": 3}, "held_out": None, "max_length": 256}},
+    {"training": {"epochs": 1, "schedule": "constant", "betas": [0.9, 0.99], "precision": "bf16", "batch_tokens": 512}},
+    {"training": {"steps": 1e3, "evaluate_every": 200_000, "early_stop": {"patience": 2}, "max_grad_norm": None}},
+    {"evaluation": {"prompts": "The capital of France is", "out_of_domain": [{"text": "o.txt", "name": "other"}]}},
+]
+
+
+@pytest.mark.parametrize("changes", GOOD, ids=range(len(GOOD)))
+def test_the_resolved_recipe_is_the_same_recipe_in_every_form(changes: dict[str, Any]) -> None:
+    recipe = load_recipe({**MINIMAL, **changes})
+    resolved = recipe.resolved()
+    assert load_recipe(resolved) == recipe
+    assert load_recipe(recipe) == recipe
+    assert load_recipe(yaml.safe_load(yaml.safe_dump(resolved))).fingerprint() == recipe.fingerprint()
+    assert json.loads(json.dumps(resolved, allow_nan=False)) == resolved
+
+
+def test_short_forms_stand_for_their_long_forms() -> None:
+    short = load_recipe({**MINIMAL, "loss": {"jensen_shannon": 0.9}})
+    long = load_recipe(
+        {
+            "teacher": {"model": MINIMAL["teacher"], "revision": None, "dtype": "auto"},
+            "student": {"layers": {"important": 20}},
+            "data": {"sources": [{"text": ["corpus/*.txt"], "weight": 1}], "held_out": {"share": 0.02}},
+            "loss": [
+                {
+                    "divergence": "jensen_shannon",
+                    "beta": 0.5,
+                    "weight": {"schedule": "constant", "start": 0.9},
+                    "temperature": 1,
+                }
+            ],
+            "training": {"tokens": 2e6, "schedule": "wsd", "decay": 0.2},
+        }
+    )
+    assert short == long
+    assert short.fingerprint() == long.fingerprint()
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_every_divergence_is_an_option_with_exactly_its_parameters(name: str) -> None:
+    (term,) = load_recipe({**MINIMAL, "loss": name}).loss
+    assert term.name == name
+    assert term.needs_teacher
+    assert {p for p in ("alpha", "beta") if getattr(term, p) is not None} == set(DIVERGENCES[name])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    weight=st.floats(0, 1e6, exclude_min=True),
+    temperature=st.floats(1e-6, 1e3),
+    rate=st.floats(1e-12, 10),
+    seed=st.integers(0, 2**63),
+)
+def test_every_number_survives_the_way_through_yaml(weight: float, temperature: float, rate: float, seed: int) -> None:
+    recipe = load_recipe(
+        {**MINIMAL, **loss(weight=weight, temperature=temperature), **training(learning_rate=rate, seed=seed)}
+    )
+    assert load_recipe(yaml.safe_load(yaml.safe_dump(recipe.resolved()))) == recipe
+
+
+def test_any_changed_field_changes_the_fingerprint() -> None:
+    changes = [{}, *GOOD[1:], training(seed=1), training(device="cpu"), loss(weight=0.5), data(max_length=256)]
+    fingerprints = [load_recipe({**MINIMAL, **change}).fingerprint() for change in changes]
+    assert len(set(fingerprints)) == len(fingerprints)
+    assert all(len(f) == 64 for f in fingerprints)
+
+
+def test_the_control_is_the_same_run_with_plain_cross_entropy() -> None:
+    recipe = load_recipe({**MINIMAL, "control": True, **training(seed=5)})
+    control = recipe.as_control()
+    assert [term.name for term in control.loss] == ["ground_truth"]
+    assert not control.needs_teacher
+    assert control.training == recipe.training
+    assert control.student == recipe.student
+    assert load_recipe(control.resolved()) == control
+
+
+def write(folder: Path, text: str, name: str = "recipe.yaml") -> Path:
+    path = folder / name
+    path.write_bytes(text.encode())
+    return path
+
+
+FILE = """
+teacher: org/teacher
+student: {layers: 20}
+data:
+  sources: [{text: corpus/*.txt}]
+loss:
+  - {forward_kl: 0.9}
+training: {tokens: 2_000_000, learning_rate: 1e-3}
+"""
+
+
+def test_a_file_is_read_as_people_read_it(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, FILE))
+    assert recipe.training.learning_rate == 1e-3  # YAML 1.1 would make text of it
+    assert recipe.training.tokens == 2_000_000
+    assert recipe.data.sources[0].text == (str(tmp_path / "corpus/*.txt"),)
+    assert recipe.loss == (
+        LossTerm(
+            divergence="forward_kl",
+            weight=Schedule(schedule="constant", start=0.9),
+            temperature=Schedule(schedule="constant", start=1.0),
+        ),
+    )
+
+
+def test_relative_places_count_from_the_recipe_and_hub_ids_stay(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    path = write(tmp_path, FILE.replace("org/teacher", "mine"))
+    assert load_recipe(path).teacher == load_recipe({**MINIMAL, "teacher": str(tmp_path / "mine")}).teacher
+    resolved = load_recipe(path, ["teacher=./x.gguf", "student=org/other"])
+    assert resolved.teacher is not None
+    assert resolved.teacher.model == str(tmp_path / "x.gguf")
+    assert resolved.student.model == "org/other"
+
+
+BAD_FILES = [
+    ("a: 1\nb: 2\na: 3\n", "line 3: a already stands in line 1; keep one"),
+    ("training:\n  seed: 1\n  seed: 2\n", "line 3: seed already stands in line 2; keep one"),
+    ("a: [1\n", "line 2, column 1: not YAML: expected ',' or ']', but got '<stream end>'"),
+    ("a:\n\t- 1\n", "line 2, column 1: not YAML: found character '\\t' that cannot start any token"),
+    ("1: 2\n", "line 1: a field's name must be text"),
+    ("a: &x [*x]\n", "line 1: an alias contains itself"),
+    (
+        "a: " + "9" * 5000 + "\n",
+        "a number cannot be read: Exceeds the limit (4300 digits) for integer string conversion",
+    ),
+    ("a: !!python/object:os.system x\n", None),
+    ("a: !!timestamp 2001-01-01\nb: *nope\n", None),
+    ("", ": holds nothing; expected sections such as teacher, student, data, loss"),
+    ("- a\n", ": holds a list; expected sections such as teacher, student, data, loss"),
+    ("a: \x07\n", None),
+    ("[" * 3000, "nested too deeply"),
+    (
+        "a0: &a0 [1, 1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40)),
+        "aliases stand for more than 100000 values; write them out",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_FILES, ids=range(len(BAD_FILES)))
+def test_a_file_that_is_no_recipe_is_refused_with_its_place(tmp_path: Path, text: str, message: str | None) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(path)
+    assert caught.value.code == "CONFIG"
+    assert "\n" not in str(caught.value)
+    assert caught.value.message.startswith(str(path))
+    if message is not None:
+        assert caught.value.message.removeprefix(str(path)).strip() == message
+
+
+def test_missing_folder_and_foreign_bytes_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"not found; write a first one: tutelage init soft"):
+        load_recipe(tmp_path / "no.yaml")
+    with pytest.raises(ConfigError, match="a folder; expected a recipe file"):
+        load_recipe(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"teacher: caf\xe9\n")
+    with pytest.raises(ConfigError, match="not UTF-8 \\(byte 0xe9 at offset 12\\)"):
+        load_recipe(tmp_path / "latin.yaml")
+
+
+def test_words_and_numbers_have_no_yaml_1_1_surprises(tmp_path: Path) -> None:
+    text = FILE + "evaluation:\n  prompts: [no, on, 12:30, 2001-01-01]\n  rows: 010\n"
+    evaluation = load_recipe(write(tmp_path, text)).evaluation
+    assert evaluation.prompts == ("no", "on", "12:30", "2001-01-01")
+    assert evaluation.rows == 10
+
+
+def test_merge_keys_and_anchors_work(tmp_path: Path) -> None:
+    text = FILE.replace(
+        "training: {", "training:\n  <<: &base {seed: 3, batch_tokens: 1024}\n  seed: 4\n  tokens: 1e6\n#"
+    )
+    training = load_recipe(write(tmp_path, text)).training
+    assert (training.seed, training.batch_tokens, training.tokens) == (4, 1024, 1_000_000)
+
+
+def test_an_override_reaches_any_field_also_inside_a_short_form(tmp_path: Path) -> None:
+    path = write(tmp_path, FILE)
+    recipe = load_recipe(
+        path,
+        [
+            "teacher.dtype=float32",
+            "loss.0.temperature=2",
+            "loss[0].weight=0.25",
+            "training.learning_rate=3e-4",
+            "training.tokens=null",
+            "training.steps=7",
+            "data.sources=[{jsonl: a.jsonl, text: body}]",
+            "data.held_out={share: 0.5}",
+            "evaluation.prompts=[a, b]",
+        ],
+    )
+    assert recipe.teacher is not None
+    assert (recipe.teacher.model, recipe.teacher.dtype) == ("org/teacher", "float32")
+    (term,) = recipe.loss
+    assert term.temperature is not None
+    assert (term.temperature.start, term.weight.start) == (2, 0.25)
+    assert (recipe.training.learning_rate, recipe.training.tokens, recipe.training.steps) == (3e-4, None, 7)
+    assert recipe.data.sources[0].columns is not None
+    assert recipe.data.sources[0].columns.text == "body"
+    assert recipe.data.held_out is not None
+    assert recipe.data.held_out.share == 0.5
+    assert recipe.evaluation.prompts == ("a", "b")
+
+
+def test_an_override_of_the_kind_takes_its_defaults_along() -> None:
+    (term,) = load_recipe({**MINIMAL, "loss": ["jensen_shannon"]}, ["loss.0.divergence=forward_kl"]).loss
+    assert (term.name, term.beta) == ("forward_kl", None)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.lr=1", "training.lr unknown (learning_rate?)"),
+        ("loss.3.weight=1", "loss[3].weight cannot be set: there is no [3]: the list has 1"),
+        ("control.x=1", "control.x cannot be set: x does not fit: there stands a bool"),
+        ("training.tokens=abc", "training.tokens must be a whole number >= 1, got 'abc'"),
+        ("student.layers=", "student needs exactly one of layers, model, config"),
+    ],
+)
+def test_a_wrong_override_is_listed_like_any_mistake(override: str, message: str) -> None:
+    assert problems({**MINIMAL, "control": False}, override)[0] == message
+
+
+@pytest.mark.parametrize("override", ["training.tokens", "=3", "a b=3", "../x=1", "training..x=1"])
+def test_what_is_no_assignment_is_refused(override: str) -> None:
+    with pytest.raises(ConfigError, match=r"is not section\.field=value"):
+        load_recipe(MINIMAL, [override])
+    with pytest.raises(ConfigError, match="the value is line 1"):
+        load_recipe(MINIMAL, ["training.tokens=[1"])
+
+
+CANARY = "sk-proj-canary0123456789abcdefgh"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"teacher": {"api": {"api_key": "short"}}},
+        {"teacher": {"model": "a", "hf_token": CANARY}},
+        {"data": {"sources": [{"text": CANARY}]}},
+        {"tracker": {"password": CANARY}},
+        {"student": {"config": {"secret": CANARY}}, "nope": CANARY},
+    ],
+)
+def test_a_literal_key_is_refused_and_never_shown(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe({**MINIMAL, **changes}, ["training.tokens=abc"])
+    assert caught.value.code == "KEY_IN_CONFIG"
+    assert "holds a literal key; use an environment variable" in caught.value.message
+    assert CANARY not in caught.value.message
+    assert "short" not in caught.value.message
+
+
+def test_token_names_of_a_model_config_are_no_secrets() -> None:
+    load_recipe({**MINIMAL, "student": {"config": {"model_type": "llama", "pad_token": "<pad>", "eos_token": "</s>"}}})
+
+
+def test_recipes_cannot_be_changed() -> None:
+    recipe = load_recipe(MINIMAL)
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.training.seed = 3  # type: ignore[misc]  # the point of the test
+
+
+def test_reading_a_recipe_imports_no_torch() -> None:
+    code = (
+        "import sys, tutelage; tutelage.load_recipe(%r); tutelage.Recipe; "
+        "sys.exit(sorted(m for m in ('torch', 'transformers', 'numpy') if m in sys.modules).__repr__() != '[]')"
+    )
+    assert subprocess.run([sys.executable, "-c", code % MINIMAL], check=False).returncode == 0
+
+
+def test_the_schema_for_editors_knows_short_forms_and_all_fields() -> None:
+    schema: Any = json_schema()
+    assert set(schema["properties"]) == set(Recipe.model_fields)
+    assert {"type": "string"} in schema["properties"]["teacher"]["anyOf"]
+    assert schema["$defs"]["Layers"]["additionalProperties"] is False
+    assert list(DIVERGENCES) in [
+        option.get("enum") for option in schema["$defs"]["LossTerm"]["properties"]["divergence"]["anyOf"]
+    ]

@@ -1,0 +1,27 @@
+"""One process at a time makes a thing that several may want (a download, a conversion)."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tutelage import console, io
+
+_ASK_AGAIN_S = 0.2
+
+
+@contextmanager
+def exclusive(path: Path, *, what: str) -> Iterator[None]:
+    """Wait for the lock at `path`, say so once, and hold it for the body."""
+    io.make_directory(path.parent)
+    handle = io.take_lock(path)
+    if handle is None:
+        console.note("LOCKED", f"another process is at work on {what}; waiting for it")
+    while handle is None:
+        time.sleep(_ASK_AGAIN_S)
+        handle = io.take_lock(path)
+    try:
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,44 @@
+"""The session: no network, one thread, a cache folder of its own, the same hypothesis examples every time."""
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+GUARD = Path(__file__).parent / "guard"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models lose more to waiting threads than they gain from them
+os.environ.setdefault("MPLBACKEND", "agg")
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(GUARD), os.environ.get("PYTHONPATH")]))
+sys.path.insert(0, str(GUARD))
+
+import pytest  # noqa: E402  # the environment above must be set before anything imports torch
+import sitecustomize as guard  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+guard.install()  # Python may have found another sitecustomize before ours at start
+settings.register_profile("tutelage", derandomize=True, deadline=None, database=None)
+settings.load_profile("tutelage")
+
+_HOMES = Path(tempfile.mkdtemp(prefix="tutelage-tests-"))
+_USERS_HOME = os.environ.get("TUTELAGE_HOME")
+os.environ["TUTELAGE_HOME"] = str(_HOMES / "session")  # what fixtures wider than a test see
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_HOMES, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def home(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path | None:
+    """TUTELAGE_HOME: a folder of the test's own, made when first used; for `real` tests the user's, filled by make."""
+    if request.node.get_closest_marker("real") is None:
+        own = _HOMES / f"test-{id(request.node)}"
+        monkeypatch.setenv("TUTELAGE_HOME", str(own))
+        return own
+    if _USERS_HOME is None:
+        monkeypatch.delenv("TUTELAGE_HOME")
+        return None
+    monkeypatch.setenv("TUTELAGE_HOME", _USERS_HOME)
+    return Path(_USERS_HOME)

@@ -1,0 +1,141 @@
+"""Applies each mutant to a copy of src and runs its oracle there: `python -m tests.mutants.runner OUT.json [ID …]`.
+
+Importing torch and transformers takes seconds, so this process imports them once (never tutelage) and forks: a child
+puts its copy of src first on sys.path and runs pytest in itself.  OUT.json: {id: {"exit": pytest's status, "output"}};
+"unchanged" is the run of every oracle on an unchanged copy, which must pass.
+"""
+
+import importlib
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.mutants.register import MUTANTS, Mutant
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = ROOT / "src" / "tutelage"
+UNCHANGED = "unchanged"
+TIMEOUT_S = 120.0  # of one mutant; the unchanged run gets as much for each of them
+WARM = (
+    *("numpy", "pydantic", "pytest", "safetensors.torch", "tokenizers", "torch"),
+    *("torch._dynamo", "transformers", "yaml", "transformers.models.llama.modeling_llama"),
+    *("transformers.models.gpt2.modeling_gpt2", "transformers.models.gemma2.modeling_gemma2"),
+)
+PYTEST = ("-x", "--tb=short", "-p", "no:cacheprovider")
+
+
+def patched(mutant: Mutant) -> str:
+    """The text of the mutant's file with its one line changed; ValueError unless it is clear which line is meant."""
+    lines = (SOURCE / mutant.file).read_text().splitlines(keepends=True)
+    start = _only(lines, mutant, lambda line: line.startswith(mutant.after)) if mutant.after else 0
+    if mutant.after:
+        at = next((i for i in range(start, len(lines)) if lines[i].strip() == mutant.old), -1)
+        if at < 0:
+            raise ValueError(f"{mutant.id}: not in {mutant.file} below '{mutant.after}': {mutant.old}")
+    else:
+        at = _only(lines, mutant, lambda line: line == mutant.old)
+    indent = lines[at][: len(lines[at]) - len(lines[at].lstrip())]
+    lines[at] = f"{indent}{mutant.new}\n"
+    return "".join(lines)
+
+
+def _only(lines: list[str], mutant: Mutant, fits: Callable[[str], bool]) -> int:
+    found = [i for i, line in enumerate(lines) if fits(line.strip())]
+    if len(found) != 1:
+        raise ValueError(f"{mutant.id}: {len(found)} lines of {mutant.file} fit: {mutant.after or mutant.old}")
+    return found[0]
+
+
+def copy_of_source(folder: Path, mutant: Mutant | None) -> Path:
+    """`folder`/src with a copy of the package, mutated if a mutant is given; compiled files come along."""
+    package = folder / "src" / "tutelage"
+    shutil.copytree(SOURCE, package)
+    if mutant is not None:
+        target = package / mutant.file
+        text = patched(mutant)
+        for stale in target.parent.glob(f"__pycache__/{target.stem}.*"):
+            stale.unlink()
+        target.write_text(text)
+    return package.parent
+
+
+def oracle_in_child(source: Path, oracles: list[str], output: Path) -> int:
+    """Forks; the child runs pytest on `oracles` with the package from `source` and exits with its status."""
+    pid = os.fork()
+    if pid:
+        return pid
+    os.setsid()
+    with output.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.path.insert(0, str(source))
+    os.environ["PYTHONPATH"] = str(source)  # for the commands that a test starts
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # it would warn that it cannot rewrite what is imported already
+    import pytest
+
+    code = 3
+    try:
+        code = int(
+            pytest.main(["-x", "-p", "no:cacheprovider", "--tb=line", f"--basetemp={output.parent}/t", *oracles])
+        )
+        at = sys.modules["tutelage"].__file__ or ""
+        assert at.startswith(str(source)), f"the oracle ran on {at}, not on the copy"
+    except BaseException as error:
+        print(f"runner: {error!r}", flush=True)
+        code = 3
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def run(mutants: list[Mutant], *, n_processes: int) -> dict[str, dict[str, object]]:
+    """The result of each mutant's oracle, and of all oracles on the unchanged package."""
+    for name in WARM:
+        importlib.import_module(name)
+    assert not any(name.partition(".")[0] == "tutelage" for name in sys.modules), "tutelage must be fresh in the child"
+    every_oracle = sorted({oracle for m in mutants for oracle in m.oracles})
+    jobs = [(UNCHANGED, None, every_oracle)] + [(m.id, m, list(m.oracles)) for m in mutants]
+    results: dict[str, dict[str, object]] = {}
+    running: dict[int, tuple[str, Path, float]] = {}
+    with tempfile.TemporaryDirectory(prefix="tutelage-mutants-") as folder:
+        while jobs or running:
+            while jobs and len(running) < n_processes:
+                name, mutant, oracles = jobs.pop(0)
+                place = Path(folder, name)
+                source = copy_of_source(place, mutant)
+                limit_s = TIMEOUT_S * (len(mutants) if mutant is None else 1)
+                running[oracle_in_child(source, oracles, place / "output")] = (name, place, time.monotonic() + limit_s)
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                _stop_the_late(running)
+                time.sleep(0.02)
+                continue
+            name, place, _ = running.pop(pid)
+            output = (place / "output").read_text(errors="replace")
+            results[name] = {"exit": os.waitstatus_to_exitcode(status), "output": output}
+            shutil.rmtree(place)
+    return results
+
+
+def _stop_the_late(running: dict[int, tuple[str, Path, float]]) -> None:
+    for pid, (_, _, deadline) in running.items():
+        if time.monotonic() > deadline:
+            os.killpg(pid, signal.SIGKILL)
+
+
+def main() -> None:
+    """Runs the mutants named on the command line, or all, and writes the results."""
+    out, *ids = sys.argv[1:]
+    chosen = [m for m in MUTANTS if not ids or m.id in ids]
+    results = run(chosen, n_processes=min(2, os.cpu_count() or 1))
+    Path(out).write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

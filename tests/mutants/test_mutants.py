@@ -1,0 +1,46 @@
+"""Each known historic bug, put into a copy of src, is noticed by the oracle that is there for it."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+from tests.mutants.register import MUTANTS
+from tests.mutants.runner import ROOT, UNCHANGED, patched
+
+TESTS_FAILED = 1  # pytest's status; 2 and above are a broken harness, a missing test, a package that cannot be imported
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What the oracles said: {mutant id: {"exit", "output"}}."""
+    out = tmp_path_factory.mktemp("mutants") / "results.json"
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.mutants.runner", str(out)]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    return json.loads(out.read_text())
+
+
+def test_every_mutant_still_changes_exactly_one_line():
+    for mutant in MUTANTS:
+        assert mutant.old != mutant.new
+        compile(patched(mutant), mutant.file, "exec")
+
+
+def test_every_mutant_has_its_own_id():
+    assert [i for i, n in Counter(m.id for m in MUTANTS).items() if n > 1] == []
+
+
+@pytest.mark.slow
+def test_every_oracle_passes_on_the_unchanged_package(results):
+    assert results[UNCHANGED]["exit"] == 0, results[UNCHANGED]["output"][-4000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.id)
+def test_the_named_oracle_kills_the_mutant(mutant, results):
+    result = results[mutant.id]
+    assert result["exit"] == TESTS_FAILED, f"{mutant.what}: status {result['exit']}\n{result['output'][-3000:]}"

@@ -75,7 +75,7 @@ def read_jsonl(path: Path, *, source: str, columns: Mapping[str, str]) -> Iterat
             continue
         text = _decode(line.removeprefix(BYTE_ORDER_MARK) if offset == 0 else line, path, offset=offset, line=number)
         if text.strip():
-            yield _row(text, columns, source=source, name=name, ids=ids)
+            yield _row(text.rstrip("\r\n"), columns, source=source, name=name, ids=ids)
 
 
 def _row(text: str, columns: Mapping[str, str], *, source: str, name: str, ids: set[str]) -> Example | Reject:

@@ -6,6 +6,8 @@ differs between versions of Python.
 
 import ast
 import hashlib
+import itertools
+import os
 import sysconfig
 from collections.abc import Iterator
 from functools import cache
@@ -29,11 +31,14 @@ MIN_CHARACTERS = 80  # a shorter docstring repeats its name
 _DOCUMENTED = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
+@cache
 def files() -> tuple[Path, ...]:
     """The Python files of the standard library without its tests, in the order of their names."""
-    root = _root()
-    paths = (path.relative_to(root) for path in root.rglob("*.py"))
-    return tuple(root / path for path in sorted(paths) if not _SKIPPED_FOLDERS & set(path.parts))
+    paths = []
+    for folder, subfolders, names in os.walk(_root()):
+        subfolders[:] = [name for name in subfolders if name not in _SKIPPED_FOLDERS]
+        paths += [os.path.join(folder, name) for name in names if name.endswith(".py")]
+    return tuple(Path(path) for path in sorted(paths))
 
 
 @cache
@@ -43,17 +48,13 @@ def _root() -> Path:
 
 def read_docs(source: str) -> Iterator[Example]:
     """The topics of `help()` and the docstrings: one document for each module and each top-level class or function."""
-    for name, text in _topics():
-        yield Example(source=source, name=name, text=text)
-    seen: set[str] = set()
-    for path in files():
-        if path.relative_to(_root()) == _TOPICS:
-            continue
-        for name, text in _docstrings(path):
-            words = " ".join(text.split())
-            if len(text) >= MIN_CHARACTERS and words not in seen:
-                seen.add(words)
-                yield Example(source=source, name=name, text=text)
+    seen: set[bytes] = set()
+    docstrings = (item for path in files() if path != _root() / _TOPICS for item in _docstrings(path))
+    for name, text in itertools.chain(_topics(), docstrings):
+        example = Example(source=source, name=name, text=text)
+        if len(text) >= MIN_CHARACTERS and example.document not in seen:
+            seen.add(example.document)
+            yield example
 
 
 def read_source(source: str) -> Iterator[Example]:

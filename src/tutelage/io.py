@@ -19,12 +19,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from tutelage.errors import IntegrityError, ResourceError
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 Buffer: TypeAlias = bytes | memoryview
+Result = TypeVar("Result")
 Kind: TypeAlias = Literal[
     "create", "write", "fsync", "fsync_directory", "rename", "unlink", "rmdir", "mkdir", "symlink", "truncate"
 ]
@@ -61,6 +62,12 @@ def _announce(operation: Operation) -> int | None:
     return FAULTS(operation) if FAULTS is not None else None
 
 
+def _perform(operation: Operation, act: Callable[..., Result], *arguments: object) -> Result:
+    """What is announced and what is done stand in one line, so that neither is ever without the other."""
+    _announce(operation)
+    return act(*arguments)
+
+
 @contextmanager
 def _mapped(path: Path, verb: str) -> Iterator[None]:
     """Turns an OSError of the body into the ResourceError that tells the user what to do."""
@@ -85,9 +92,9 @@ def _resource_error(error: OSError, path: Path, verb: str) -> ResourceError:
 
 def _create(path: Path, *, private: bool) -> int:
     with _mapped(path, "create"):
-        _announce(Operation(kind="create", path=path))
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         mode = PRIVATE_FILE if private else _PUBLIC_FILE
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        return _perform(Operation(kind="create", path=path), os.open, path, flags, mode)
 
 
 def _write(fd: int, path: Path, data: Buffer, *, offset: int = 0) -> None:
@@ -104,8 +111,7 @@ def _write(fd: int, path: Path, data: Buffer, *, offset: int = 0) -> None:
 def _fsync(fd: int, path: Path, *, kind: Kind = "fsync") -> None:
     """Never retried: after a failed fsync the kernel may call lost pages clean."""
     with _mapped(path, "fsync"):
-        _announce(Operation(kind=kind, path=path))
-        os.fsync(fd)
+        _perform(Operation(kind=kind, path=path), os.fsync, fd)
 
 
 def fsync_file(path: Path) -> None:
@@ -133,14 +139,12 @@ def _open(path: Path, flags: int) -> int:
 
 def _rename(path: Path, target: Path) -> None:
     with _mapped(target, "rename to"):
-        _announce(Operation(kind="rename", path=path, target=target))
-        os.rename(path, target)
+        _perform(Operation(kind="rename", path=path, target=target), os.rename, path, target)
 
 
 def _unlink(path: Path) -> None:
     with _mapped(path, "remove"):
-        _announce(Operation(kind="unlink", path=path))
-        os.unlink(path)
+        _perform(Operation(kind="unlink", path=path), os.unlink, path)
 
 
 # --- whole or absent ----------------------------------------------------------------------------------------------
@@ -223,8 +227,7 @@ def _writer_error(error: Exception, path: Path) -> Exception:
 def symlink(path: Path, target: str) -> None:
     """Makes `path` point to `target` (relative to the folder of `path`), replacing another link."""
     with _aside(path) as temporary, _mapped(path, "link"):
-        _announce(Operation(kind="symlink", path=temporary, target=Path(target)))
-        os.symlink(target, temporary)
+        _perform(Operation(kind="symlink", path=temporary, target=Path(target)), os.symlink, target, temporary)
 
 
 def commit_directory(partial: Path, final: Path, *, replace: bool = False) -> None:
@@ -255,9 +258,8 @@ def make_directory(path: Path) -> None:
     missing = list(itertools.takewhile(lambda p: not p.is_dir(), [path, *path.parents]))
     for folder in reversed(missing):
         with _mapped(folder, "make"):
-            _announce(Operation(kind="mkdir", path=folder))
             try:
-                os.mkdir(folder, PRIVATE_FOLDER)
+                _perform(Operation(kind="mkdir", path=folder), os.mkdir, folder, PRIVATE_FOLDER)
             except FileExistsError:
                 if not folder.is_dir():  # else another process was faster
                     raise
@@ -293,8 +295,7 @@ def _remove(path: Path) -> None:
     for entry in sorted(path.iterdir()):
         _remove(entry)
     with _mapped(path, "remove"):
-        _announce(Operation(kind="rmdir", path=path))
-        os.rmdir(path)
+        _perform(Operation(kind="rmdir", path=path), os.rmdir, path)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -324,8 +325,7 @@ def append_line(path: Path, line: str, *, durable: bool = False) -> None:
             _write(fd, path, line.encode() + b"\n", offset=size)
         except BaseException:
             with suppress(OSError):
-                _announce(Operation(kind="truncate", path=path, offset=size))
-                os.ftruncate(fd, size)
+                _perform(Operation(kind="truncate", path=path, offset=size), os.ftruncate, fd, size)
             raise
         if durable:
             _fsync(fd, path)
@@ -338,8 +338,7 @@ def truncate(path: Path, size: int) -> None:
     fd = _open(path, os.O_RDWR)
     try:
         with _mapped(path, "truncate"):
-            _announce(Operation(kind="truncate", path=path, offset=size))
-            os.ftruncate(fd, size)
+            _perform(Operation(kind="truncate", path=path, offset=size), os.ftruncate, fd, size)
         _fsync(fd, path)
     finally:
         os.close(fd)

@@ -92,7 +92,7 @@ class Source(Section):
     """Where examples come from: exactly one of `text`, `jsonl`, `python_docs`."""
 
     text: Globs | None = Field(
-        default=None, description="text files, one document each; patterns such as corpus/**/*.txt"
+        default=None, description="text files, one document each; patterns such as `corpus/**/*.txt`"
     )
     jsonl: Globs | None = Field(default=None, description="files with one JSON object a line")
     python_docs: Literal[True] | None = Field(default=None, description="Python's own documentation, no download")
@@ -162,7 +162,7 @@ class LossTerm(Section):
     """One term of the loss: `divergence` or `cross_entropy`.  Short forms: its name, or `{NAME: WEIGHT}`."""
 
     divergence: Divergence | None = Field(
-        default=None, description="distance of the teacher's and student's distributions"
+        default=None, description="name of a distance between teacher and student, see Divergences"
     )
     cross_entropy: Literal["ground_truth", "teacher_argmax"] | None = Field(
         default=None, description="against the text's next token, or the teacher's most likely one"
@@ -170,7 +170,7 @@ class LossTerm(Section):
     weight: _Scheduled = Field(default=_CONSTANT_1, description=">= 0; factor of the term")
     temperature: _Scheduled | None = Field(
         default=None,
-        description="> 0; softens both distributions, and the term is multiplied by T**k, k = 2 (1 for "
+        description="> 0; softens both distributions, and the term is multiplied by `T**k`, k = 2 (1 for "
         "total_variation), arXiv:1503.02531; 1.0 with a divergence",
     )
     beta: float | None = Field(

@@ -1,0 +1,364 @@
+"""The command line: one thin function a verb.  It reads flags, calls one function of the library, prints its result.
+
+stdout carries the result alone (a path, a text, or one JSON object with --json), stderr everything for people.
+Whatever can go wrong ends as one line `error[CODE]: …` and the exit code of `errors.py`; --debug shows where.
+Nothing heavy is imported before a verb needs it: `tutelage --help` answers in a fraction of a second.
+"""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Protocol
+
+import typer
+
+from tutelage.errors import ConfigError, ResourceError, Stopped, TutelageError
+
+_EPILOG = (
+    "Exit codes: 0 done, 1 a bug in tutelage, 2 the recipe or a flag, 3 files or data, 4 a remote service, 5 a limit "
+    "of yours, 6 disk or memory, 7 a number that is not finite, 130 or 143 stopped by a signal. After 5, 6, 130 and "
+    "143 the same command goes on where it stopped. Downloads and prepared data lie in one cache folder; the "
+    "environment variable TUTELAGE_HOME names another. Tab completion: tutelage --install-completion."
+)
+app = typer.Typer(
+    name="tutelage",
+    help=(
+        "Train a small language model from a large one, and see in numbers what it learned.\n\n\b\n"
+        "First steps:\n"
+        "  tutelage demo                       the whole way on a small real model, about ten minutes on a CPU\n"
+        "  tutelage init soft                  write a commented recipe, recipe.yaml\n"
+        "  tutelage doctor recipe.yaml         does everything fit together?\n"
+        "  tutelage train recipe.yaml          train\n"
+        "  tutelage evaluate runs/recipe       compare teacher, student and control\n"
+        '  tutelage show runs/recipe "Once"    their most likely next words, side by side'
+    ),
+    epilog=_EPILOG,
+    rich_markup_mode=None,  # plain help: it needs no rich, so it is fast and the same on every terminal
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress; warnings and errors stay.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show where in the program an error arose.")]
+RunDir = Annotated[Path | None, typer.Option("--run-dir", "-d", metavar="FOLDER", help="Folder of the run.")]
+
+
+class Result(Protocol):
+    """What a function of the library gives back: text for people, and a JSON object for programs."""
+
+    def as_json(self) -> Mapping[str, object]:
+        """Everything, for programs."""
+
+    def __str__(self) -> str:
+        """The same for people."""
+
+
+@app.callback(invoke_without_command=True)
+def _tutelage(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from tutelage import __version__
+
+        typer.echo(f"tutelage {__version__}")
+        raise typer.Exit
+
+
+def _techniques() -> list[str]:
+    from tutelage.recipe.templates import techniques
+
+    return list(techniques())
+
+
+@app.command(short_help="Write a commented recipe to begin with.")
+def init(
+    technique: Annotated[
+        str,
+        typer.Argument(
+            help="soft (the teacher's whole distribution), argmax (its most likely token), control (no teacher), "
+            "scratch (soft, with a student trained from nothing).",
+            autocompletion=_techniques,
+        ),
+    ] = "soft",
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where to write.")] = Path(
+        "recipe.yaml"
+    ),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Write a commented recipe to begin with.
+
+    \b
+    tutelage init
+    tutelage init argmax --output argmax.yaml
+    """
+    from tutelage.recipe.templates import init as write
+
+    path = write(technique, output=output, force=force)
+    _print({"technique": technique, "recipe": str(path)} if as_json else str(path))
+    _tell(f"next: tutelage doctor {path}, then tutelage train {path}", quiet=quiet)
+
+
+@app.command(short_help="Check a recipe or a model's folder.")
+def doctor(
+    target: Annotated[str, typer.Argument(metavar="RECIPE_OR_MODEL", help="A recipe, a model's folder, GGUF or id.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="FIELD=VALUE", help="Fields of the recipe to change.")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Check whether everything fits together, or whether a model's folder is safe.  Nothing is trained or changed.
+
+    Exit code 3 when something does not fit.
+
+    \b
+    tutelage doctor recipe.yaml
+    tutelage doctor ./my-model
+    """
+    import tutelage
+
+    _set_quiet(quiet)
+    is_recipe = target.endswith((".yaml", ".yml")) and not Path(target).is_dir()
+    if overrides and not is_recipe:
+        raise ConfigError("CONFIG", f"{overrides[0]!r} has no effect with a model; expected a recipe such as a.yaml")
+    report = tutelage.doctor(tutelage.load_recipe(target, overrides or ()) if is_recipe else target)
+    _result(report, as_json=as_json)
+    if not report.ok:
+        raise typer.Exit(3)
+
+
+@app.command(short_help="Distil a small real model on this machine.")
+def demo(
+    run_dir: RunDir = Path("runs/demo"),
+    tokens: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Tokens to train on; by default a fixed number, so that results repeat."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of every random draw.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Start over when a demo is already there.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Distil a small real model on this machine: about ten minutes on two CPU cores, 93 MB downloaded once.
+
+    Prints the run's folder; the comparison is shown on the way and stands in its report.html.
+
+    \b
+    tutelage demo
+    tutelage demo --run-dir runs/second --seed 1
+    """
+    import tutelage
+
+    _set_quiet(quiet)
+    assert run_dir is not None
+    run = tutelage.demo(run_dir, tokens=tokens, seed=seed, force=force)
+    _result(run, as_json=as_json, path=run.path)
+
+
+@app.command(short_help="Train as a recipe says.")
+def train(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, such as recipe.yaml.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="FIELD=VALUE", help="Fields of the recipe to change, such as training.seed=1."),
+    ] = None,
+    run_dir: RunDir = None,
+    force: Annotated[bool, typer.Option("--force", help="Start over: what the folder holds is removed.")] = False,
+    fork: Annotated[bool, typer.Option("--fork", help="Start a new run from the weights of the one there.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Fail unless there is a run to go on with.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Train as the recipe says.  Prints the run's folder (default: runs/NAME_OF_THE_RECIPE).
+
+    A run that was stopped, however it was stopped, goes on by itself with the same command.
+
+    \b
+    tutelage train recipe.yaml
+    tutelage train recipe.yaml --run-dir runs/short training.tokens=100_000 loss.0.weight=0.5
+    """
+    import tutelage
+
+    _set_quiet(quiet)
+    if force + fork + resume > 1:
+        raise ConfigError("CONFIG", "--force, --fork and --resume exclude each other; give one of them")
+    checked = tutelage.load_recipe(recipe, overrides or ())
+    run = tutelage.train(checked, run_dir=run_dir or Path("runs") / recipe.stem, force=force, fork=fork, resume=resume)
+    _result(run, as_json=as_json, path=run.path)
+
+
+@app.command(short_help="Compare teacher, student and control.")
+def evaluate(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, such as runs/recipe.")],
+    force: Annotated[bool, typer.Option("--force", help="Measure again what was measured.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Compare teacher, student before and after, and control on held-out text.  Prints the path of the numbers.
+
+    \b
+    tutelage evaluate runs/recipe
+    """
+    import tutelage
+
+    _set_quiet(quiet)
+    transfer = tutelage.evaluate(run_dir, force=force)
+    _result(transfer, as_json=as_json, path=transfer.path)
+
+
+@app.command(short_help="Show the most likely next tokens.")
+def show(
+    where: Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help="Folder of a run, or a model.")],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="The beginning of a text.")],
+    top: Annotated[int, typer.Option(min=1, max=100, metavar="N", help="Next tokens to show.")] = 8,
+    tokens: Annotated[int, typer.Option(min=0, max=1000, metavar="N", help="Tokens to generate.")] = 40,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Show the most likely next tokens of teacher, student and control, and how each goes on.
+
+    \b
+    tutelage show runs/recipe "The capital of France is"
+    tutelage show ./my-model "def main():" --tokens 0
+    """
+    import tutelage
+
+    _set_quiet(quiet)
+    _result(tutelage.show(where, text, top_k=top, new_tokens=tokens), as_json=as_json)
+
+
+@app.command(short_help="Print the JSON schema of recipes.")
+def schema(as_json: Json = False, debug: Debug = False) -> None:
+    """Print the JSON schema of recipes, with which editors complete and check them.
+
+    \b
+    tutelage schema > recipe.schema.json
+    and as first line of the recipe:  # yaml-language-server: $schema=recipe.schema.json
+    """
+    from tutelage.recipe import json_schema
+
+    _print(json.dumps(json_schema(), indent=2))
+
+
+def _result(result: Result, *, as_json: bool, path: Path | None = None) -> None:
+    """A result with a place prints the place, and for people what it says; any other is its own text."""
+    if as_json:
+        _print(result.as_json())
+    elif path is None:
+        _print(str(result))
+    else:
+        print(result, file=sys.stderr, flush=True)
+        _print(str(path))
+
+
+def _print(result: str | Mapping[str, object]) -> None:
+    from tutelage import console
+
+    console.print_result(result if isinstance(result, str) else json.dumps(result, allow_nan=False))
+
+
+def _tell(text: str, *, quiet: bool) -> None:
+    from tutelage import console
+
+    if not quiet:
+        console.say(text)
+
+
+def _set_quiet(quiet: bool) -> None:
+    from tutelage import console
+
+    console.set_quiet(quiet)
+
+
+def check_platform(system: str) -> None:
+    """ConfigError[PLATFORM] where tutelage cannot run: the locks and the durable files need POSIX."""
+    if system == "Windows":
+        raise ConfigError(
+            "PLATFORM", "Windows itself is not supported; install WSL (wsl --install) and run tutelage in it"
+        )
+
+
+def guarded(action: Callable[[], object], *, debug: bool, help_command: str = "tutelage --help") -> int:
+    """Runs a verb; its exit code.  Whatever goes wrong is one line on stderr."""
+    try:
+        code = action()
+        if code == 130:  # typer's word for Ctrl-C
+            raise KeyboardInterrupt
+    except TutelageError as error:
+        return _failed(error, debug=debug)
+    except typer.TyperException as error:
+        usage = error.format_message().rstrip(".")
+        return _failed(ConfigError("CONFIG", f"{usage}; see {help_command}"), debug=debug)
+    except (KeyboardInterrupt, typer.Abort):
+        return _failed(Stopped("interrupted; rerun the same command to continue", signal_number=2), debug=debug)
+    except BrokenPipeError:
+        _forget_stdout()
+        return 0
+    except SystemExit as error:
+        # Without standalone mode typer exits by itself in two places: 0 after completion, 1 when the reader is gone.
+        return 0 if error.code in (0, 1, None) else 2
+    except Exception as error:  # the last line of defence: nobody sees a bare traceback
+        return _failed(_unforeseen(error), debug=debug)
+    return code if isinstance(code, int) else 0
+
+
+def _forget_stdout() -> None:
+    """Python flushes stdout once more at its end, and would complain there about the reader that is gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _failed(error: TutelageError, *, debug: bool) -> int:
+    from tutelage import console
+
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    console.error(error)
+    return error.exit_code
+
+
+def _unforeseen(error: Exception) -> TutelageError:
+    """Out of memory wherever it happened, else a bug."""
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in text:
+        return ResourceError(
+            "MEMORY",
+            "out of memory; lower training.micro_batch or training.chunk, set training.gradient_checkpointing=true, "
+            "or use training.precision=bfloat16, then rerun the same command",
+        )
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    where = f" at {Path(place.tb_frame.f_code.co_filename).name}:{place.tb_lineno}" if place else ""
+    return TutelageError("BUG", f"{text[:300]}{where}; rerun with --debug and report it")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The program: runs one verb and gives the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+
+    verbs = [command.callback.__name__ for command in app.registered_commands if command.callback is not None]
+    verb = next((f" {word}" for word in arguments[:1] if word in verbs), "")
+
+    def run() -> object:
+        check_platform(platform.system())
+        return app(arguments or ["--help"], prog_name="tutelage", standalone_mode=False)
+
+    return guarded(run, debug="--debug" in arguments, help_command=f"tutelage{verb} --help")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

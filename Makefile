@@ -37,14 +37,14 @@ check: environment
 	$(BIN)/ruff format --check $(FORMATTED)
 	$(BIN)/ruff check $(FORMATTED)
 	$(BIN)/mypy
-	$(BIN)/python scripts/docs.py --check
+	$(BIN)/python -m tutelage._docs --check
 
 format: environment
 	$(BIN)/ruff format $(FORMATTED)
 	$(BIN)/ruff check --fix $(FORMATTED)
 
 docs: environment
-	$(BIN)/python scripts/docs.py
+	$(BIN)/python -m tutelage._docs
 
 bench: environment
 	$(BIN)/python scripts/bench.py

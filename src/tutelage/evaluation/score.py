@@ -52,6 +52,16 @@ class _Positions:
     brier: NDArray[np.float64]
 
 
+@dataclass(frozen=True, slots=True)
+class _Reference:
+    """The teacher at the positions of one chunk, worked out once for all models."""
+
+    logp_CV: Tensor
+    probability_CV: Tensor
+    negative_entropy_C: Tensor
+    top_C: Tensor
+
+
 @dataclass(slots=True)
 class _Sums:
     """The sums of one model so far, by row."""
@@ -114,13 +124,11 @@ def _score_batch(
     parts: dict[str, list[Tensor]] = {name: [] for name in models}
     for start in range(0, batch.n_trained, chunk):
         here = slice(start, start + chunk)
-        teacher_logp_CV = _logp(heads[teacher], hidden[teacher][here]) if teacher else None
+        reference = _reference(_logp(heads[teacher], hidden[teacher][here])) if teacher else None
         for name in models:
-            own = name == teacher and teacher_logp_CV is not None
-            logp_CV = teacher_logp_CV if own else _logp(heads[name], hidden[name][here])
-            assert logp_CV is not None
-            reference_CV = teacher_logp_CV.to(logp_CV.device) if teacher_logp_CV is not None else None
-            parts[name].append(_chunk_numbers(logp_CV, reference_CV, next_ids_C=views[name].next_ids_N[here]))
+            own = reference is not None and name == teacher
+            logp_CV = reference.logp_CV if reference is not None and own else _logp(heads[name], hidden[name][here])
+            parts[name].append(_chunk_numbers(logp_CV, views[name].next_ids_N[here], reference=reference))
     return {name: _positions(pieces, with_teacher=teacher is not None) for name, pieces in parts.items()}
 
 
@@ -129,27 +137,43 @@ def _logp(head: Head, hidden_CD: Tensor) -> Tensor:
     return torch.log_softmax(head.logits(hidden_CD), dim=-1)
 
 
-def _chunk_numbers(logp_CV: Tensor, teacher_logp_CV: Tensor | None, *, next_ids_C: Tensor) -> Tensor:
+def _reference(logp_CV: Tensor) -> _Reference:
+    probability_CV = logp_CV.exp()
+    return _Reference(logp_CV, probability_CV, _dot(probability_CV, logp_CV), logp_CV.argmax(-1))
+
+
+def _chunk_numbers(logp_CV: Tensor, next_ids_C: Tensor, *, reference: _Reference | None) -> Tensor:
     """Columns nll, confidence, correct, brier, then kl and agree with a teacher: [C, 4 or 6], float64 on the CPU."""
-    top_C = logp_CV.max(-1)
-    true_logp_C = logp_CV.gather(-1, next_ids_C[:, None]).squeeze(-1)
-    squares_C = torch.linalg.vector_norm(logp_CV.exp(), dim=-1).double().square()
+    top_C = logp_CV.argmax(-1)
+    true_logp_C = _at(logp_CV, next_ids_C)
+    norm_C = torch.linalg.vector_norm(logp_CV.exp(), dim=-1).double()
     columns = [
         -true_logp_C,
-        top_C.values.double().exp(),
-        top_C.indices == next_ids_C,
-        squares_C - 2 * true_logp_C.double().exp() + 1,
+        _at(logp_CV, top_C).double().exp(),
+        top_C == next_ids_C,
+        norm_C.square() - 2 * true_logp_C.double().exp() + 1,
     ]
-    if teacher_logp_CV is not None:
-        columns += [_kl(teacher_logp_CV, logp_CV), top_C.indices == teacher_logp_CV.argmax(-1)]
+    if reference is not None:
+        columns += [_kl(reference, logp_CV), top_C == reference.top_C.to(top_C.device)]
     return torch.stack([c.double() for c in columns], dim=-1).cpu()
 
 
-def _kl(teacher_logp_CV: Tensor, logp_CV: Tensor) -> Tensor:
-    """KL(teacher || model) a position, shape [C], in nats; a token the teacher gives zero adds nothing."""
-    difference_CV = teacher_logp_CV - logp_CV
-    probability_CV = teacher_logp_CV.exp()
-    return difference_CV.mul_(probability_CV).masked_fill_(probability_CV == 0, 0.0).sum(-1)
+def _kl(reference: _Reference, logp_CV: Tensor) -> Tensor:
+    """KL(teacher || model) a position, shape [C], in nats: exactly 0 for equal distributions."""
+    probability_CV = reference.probability_CV.to(logp_CV.device)
+    return reference.negative_entropy_C.to(logp_CV.device) - _dot(probability_CV, logp_CV)
+
+
+def _dot(probability_CV: Tensor, logp_CV: Tensor) -> Tensor:
+    """Sum of p * logp, shape [C]; a token with p = 0 adds nothing, also where its log-probability is -inf."""
+    sums_C: Tensor = torch.linalg.vecdot(probability_CV, logp_CV)
+    if bool(sums_C.isnan().any()):  # rare, so the usual path is spared two passes over [C, V]
+        sums_C = (probability_CV * logp_CV).masked_fill(probability_CV == 0, 0.0).sum(-1)
+    return sums_C
+
+
+def _at(logp_CV: Tensor, ids_C: Tensor) -> Tensor:
+    return logp_CV.gather(-1, ids_C[:, None]).squeeze(-1)
 
 
 def _positions(pieces: list[Tensor], *, with_teacher: bool) -> _Positions:

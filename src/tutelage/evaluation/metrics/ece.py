@@ -1,4 +1,4 @@
-"""Calibration error (ECE): mean gap between the first token's probability and how often it is right.
+"""Calibration (ECE): mean gap between the first token's probability and how often it is right.
 
 Expected calibration error over 15 equal-width bins (arXiv:1706.04599), pooled over all tokens; in [0, 1].
 """

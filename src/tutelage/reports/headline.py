@@ -1,0 +1,135 @@
+"""The transfer in words: who wins what, by how much, and whether that is more than noise.
+
+The roles are the run's names: `student`, `control` (same start, same tokens, no teacher), `student_before`.
+"""
+
+import math
+
+from tutelage.evaluation import visible
+from tutelage.evaluation.stats import Difference, quantile_95
+from tutelage.evaluation.transfer import HELD_OUT, OUT_OF_DOMAIN, SetResult, Transfer
+
+STUDENT, CONTROL, BEFORE = "student", "control", "student_before"
+
+
+def trained(transfer: Transfer) -> list[str]:
+    """The models that this run trained: what "best" is said of."""
+    return [m for m in transfer.models if m not in (transfer.teacher, BEFORE)]
+
+
+def title(transfer: Transfer) -> str:
+    """One sentence: what the student is, and how much of the teacher is in it."""
+    result = transfer.sets.get(HELD_OUT)
+    agreement = result.estimates.get(STUDENT, {}).get("top1_agreement") if result else None
+    student, teacher = transfer.costs.get(STUDENT), transfer.costs.get(transfer.teacher or "")
+    smaller = (
+        f"{student.parameters / teacher.parameters:.0%} of the teacher’s parameters" if student and teacher else ""
+    )
+    agrees = f"agrees with the teacher’s first choice on {agreement.value:.0%} of tokens" if agreement else ""
+    if smaller and agrees:
+        return f"With {smaller}, the student {agrees}."
+    return f"The student has {smaller}." if smaller else f"The student {agrees}." if agrees else "Transfer report."
+
+
+def sentences(transfer: Transfer) -> list[str]:
+    """Held-out loss, then imitation, then what was lost outside the training text: each only where it was measured."""
+    result = transfer.sets.get(HELD_OUT)
+    if result is None or STUDENT not in result.estimates:
+        return []
+    said = []
+    if CONTROL in result.estimates:
+        said = [_loss(result), _imitation(result)]
+    said += [_progress(result), _domains(transfer), *_unscored(transfer)]
+    return [visible.line(s) for s in said if s]
+
+
+def _loss(result: SetResult) -> str:
+    d = result.difference("held_out_loss", first=STUDENT, second=CONTROL)
+    if d is None:
+        return ""
+    if not d.decided:
+        return (
+            f"Held-out loss: no difference between student and control ({_signed(d)} nats, paired over {d.n} "
+            "sequences): having a teacher neither helped nor harmed the prediction of this text by more than noise."
+        )
+    if d.value < 0:
+        return (
+            f"Held-out loss: the student is lower than the control by {_size(d)} nats (paired over {d.n} sequences): "
+            "learning from the teacher predicts this text better than plain fine-tuning on the same tokens."
+        )
+    return (
+        f"Held-out loss: the control is lower than the student by {_size(d)} nats (paired over {d.n} sequences): "
+        "plain fine-tuning fits this text better. The loss asks who predicts the text; KL to the teacher asks who "
+        "imitates the teacher."
+    )
+
+
+def _imitation(result: SetResult) -> str:
+    d = result.difference("kl_to_teacher", first=STUDENT, second=CONTROL)
+    if d is None:
+        return ""
+    if not d.decided:
+        return f"Imitation: no difference between student and control in KL to the teacher ({_signed(d)} nats)."
+    winner, loser = (STUDENT, CONTROL) if d.value < 0 else (CONTROL, STUDENT)
+    share = result.estimates[winner]["kl_to_teacher"].value / result.estimates[loser]["kl_to_teacher"].value
+    return (
+        f"Imitation: the {winner} is closer to the teacher: its KL is lower by {_size(d)} nats, "
+        f"{share:.2f} of the {loser}’s."
+    )
+
+
+def _progress(result: SetResult) -> str:
+    before, after = (result.estimates.get(m, {}).get("kl_to_teacher") for m in (BEFORE, STUDENT))
+    if before is None or after is None:
+        return ""
+    return f"Training took the student’s KL to the teacher from {before.value:.2f} to {after.value:.2f} nats."
+
+
+def _domains(transfer: Transfer) -> str:
+    """The student's loss above the teacher's, on its own kind of text and elsewhere; the two sets are independent."""
+    if transfer.teacher is None or OUT_OF_DOMAIN not in transfer.sets:
+        return ""
+    inside, outside = (
+        transfer.sets[name].difference("held_out_loss", first=STUDENT, second=transfer.teacher)
+        for name in (HELD_OUT, OUT_OF_DOMAIN)
+    )
+    if inside is None or outside is None:
+        return ""
+    more, stderr = outside.value - inside.value, math.hypot(inside.stderr, outside.stderr)
+    decided = abs(more) > quantile_95(min(inside.n, outside.n)) * stderr
+    verdict = (
+        "it lost more there"
+        if decided and more > 0
+        else "it lost less there"
+        if decided
+        else "no difference beyond noise"
+    )
+    return (
+        f"What was lost: the student’s loss is {_above(inside)} the teacher’s on its own kind of text, and "
+        f"{_above(outside)} it out of domain, on text of a kind it was not trained on: {verdict}."
+    )
+
+
+def _unscored(transfer: Transfer) -> list[str]:
+    return [
+        f"{model.replace('_', ' ')}: {n} of {result.n_sequences} sequences have no finite score and are left out."
+        for result in transfer.sets.values()
+        for model, n in result.n_unscored.items()
+        if n
+    ]
+
+
+def _signed(d: Difference) -> str:
+    return f"{d.value:+.3f} ± {_error(d)}".replace("-", "−")
+
+
+def _above(d: Difference) -> str:
+    return f"{_size(d)} nats {'above' if d.value >= 0 else 'below'}"
+
+
+def _size(d: Difference) -> str:
+    return f"{abs(d.value):.3f} ± {_error(d)}"
+
+
+def _error(d: Difference) -> str:
+    return f"{d.stderr:.3f}" if math.isfinite(d.stderr) else "?"

@@ -64,14 +64,14 @@ class ChatML:
 
 
 def store_of(
-    rows: Sequence[Sequence[int]], masks: Sequence[Sequence[bool]] | None = None, *, max_length: int = 64
+    rows: Sequence[Sequence[int]], masks: Sequence[Sequence[bool]] | None = None, *, max_length: int = 64, **settings
 ) -> Store:
     """A store that holds these rows as they are (longer ones in windows)."""
     examples = [
         {"token_ids": list(ids), "loss_mask": list(masks[n]) if masks else [True] * len(ids)}
         for n, ids in enumerate(rows)
     ]
-    return build_tiny([SourceSpec(kind="examples", examples=examples)], max_length=max_length)
+    return build_tiny([SourceSpec(kind="examples", examples=examples)], max_length=max_length, **settings)
 
 
 def build_tiny(specs: Sequence[SourceSpec], *, max_length: int = 64, **settings) -> Store:

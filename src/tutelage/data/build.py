@@ -39,6 +39,7 @@ def build(
     max_reject: float = 0.01,
     reject_path: Path | None = None,
     progress: Progress | None = None,
+    shard_tokens: int = SHARD_TOKENS,
 ) -> Store:
     """The store of these sources for this tokenizer (whose fingerprint the caller knows): opened if it is there.
 
@@ -61,7 +62,13 @@ def build(
     try:
         if not path.is_dir():
             partial = _fresh(path)
-            writer = _Writer(partial, max_length=max_length, control_text=control_text, progress=progress)
+            writer = _Writer(
+                partial,
+                max_length=max_length,
+                shard_tokens=shard_tokens,
+                control_text=control_text,
+                progress=progress or (lambda n_documents, n_tokens: None),
+            )
             writer.take(specs, encoder, rejects_to=rejects_to, max_reject=max_reject)
             if _stamps(specs) != before:
                 raise IntegrityError("DATA_READ", "an input file changed while it was read; run the same command again")
@@ -98,11 +105,12 @@ def _fresh(path: Path) -> Path:
 class _Writer:
     """Fills the folder of a store, one shard in memory at a time."""
 
-    def __init__(self, folder: Path, *, max_length: int, control_text: ControlText, progress: Progress | None) -> None:
+    def __init__(
+        self, folder: Path, *, max_length: int, shard_tokens: int, control_text: ControlText, progress: Progress
+    ) -> None:
         self.folder = folder
-        self.max_length = max_length
-        self.control_text = control_text
-        self.progress = progress
+        self.max_length, self.max_shard_tokens = max_length, shard_tokens
+        self.control_text, self.progress = control_text, progress
         self.pending: list[TokenRow] = []
         self.n_pending = 0
         self.shard_tokens: list[int] = []
@@ -138,13 +146,12 @@ class _Writer:
                 self.rejects.append(row)
             else:
                 self._add(example, row, source=source)
-        if self.progress is not None:
-            self.progress(self.n_examples, sum(self.shard_tokens) + self.n_pending)
+        self.progress(self.n_examples, sum(self.shard_tokens) + self.n_pending)
 
     def _add(self, example: Example, row: TokenRow, *, source: int) -> None:
         for window in windows(row, self.max_length):
             length = len(window.ids)
-            if self.n_pending + length > SHARD_TOKENS and self.pending:
+            if self.n_pending + length > self.max_shard_tokens and self.pending:
                 self._write_shard()
             place = (len(self.names), len(self.shard_tokens), self.n_pending, length, int(window.loss_mask[1:].sum()))
             record = np.array((store.key_of_row(window), example.document, *place, source), dtype=store.ROW)

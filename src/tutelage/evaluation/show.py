@@ -3,7 +3,7 @@
 Shape legend: T positions of a prompt, V vocabulary, D hidden size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -69,6 +69,11 @@ class Shown:
         """Plain JSON values, with the raw text."""
         return asdict(self)
 
+    @classmethod
+    def of_json(cls, value: Mapping[str, Any]) -> "Shown":
+        """The value that `json` gave."""
+        return cls(teacher=value["teacher"], prompts=tuple(map(_prompt_view, value["prompts"])))
+
 
 @torch.no_grad()
 def show_models(
@@ -101,6 +106,16 @@ def show_models(
 def render(shown: Shown, *, width: int) -> Group:
     """For a terminal `width` columns wide: one block a prompt, one column a model."""
     return Group(*(part for view in shown.prompts for part in (_block(view, shown.teacher, width=width), Text(""))))
+
+
+def _prompt_view(value: Mapping[str, Any]) -> PromptView:
+    models = {
+        name: ModelView(
+            candidates=tuple(Candidate(**c) for c in m["candidates"]), kl_nats=m["kl_nats"], generated=m["generated"]
+        )
+        for name, m in value["models"].items()
+    }
+    return PromptView(prompt=Prompt(**value["prompt"]), models=models)
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:

@@ -121,7 +121,7 @@ def _stand_in(i: int) -> str:
 
 
 def _for_page(svg: str, *, n_models: int) -> str:
-    """Without prologue, namespaces, metadata and unused ids; colours by the page's variables, so that dark mode works."""
+    """Without prologue, namespaces, metadata and unused ids; colours by the page's variables, as dark mode needs."""
     svg = svg[svg.index("<svg") :].strip()
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")

@@ -5,6 +5,7 @@ A value is marked as best only where its paired difference to the other trained 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from html import escape
 
 from rich.console import Group
 from rich.table import Table as RichTable
@@ -106,6 +107,23 @@ def to_markdown(table: Table) -> str:
     )
 
 
+def to_html(table: Table) -> str:
+    """A fragment for a notebook: a plain table that takes its colours from the page around it."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in table.models)
+    body = []
+    for section, rows in table.sections():
+        body.append(f'<tr><th colspan="{len(table.models) + 1}" style="text-align:left">{escape(section)}</th></tr>')
+        for row in rows:
+            cells = "".join(f"<td>{_html_cell(cell)}</td>" for cell in row.cells)
+            body.append(f'<tr><td style="text-align:left">{escape(_label(row))}</td>{cells}</tr>')
+    said = "".join(f"<li>{escape(sentence)}</li>" for sentence in table.sentences)
+    rows_html = "".join(body)
+    return (
+        f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{rows_html}</tbody></table>"
+        f"<p><small>{escape(table.footnote)}</small></p><ul>{said}</ul>"
+    )
+
+
 def _metric_rows(name: str, result: SetResult, *, transfer: Transfer) -> list[Row]:
     section = _SECTIONS.get(name, visible.line(name.replace("_", " ")))
     trained = [m for m in headline.trained(transfer) if m in result.estimates]
@@ -188,6 +206,11 @@ def _rich_cell(cell: Cell) -> Text:
     text = Text(f"{_BEST} " if cell.best else "", style="green")
     text.append(cell.value, style="bold green" if cell.best else "default")
     return text.append(f" ±{cell.error}", style="not bold dim") if cell.error else text
+
+
+def _html_cell(cell: Cell) -> str:
+    value = f"<b>{_BEST} {escape(cell.value)}</b>" if cell.best else escape(cell.value or "–")
+    return f"{value} <small>± {escape(cell.error)}</small>" if cell.error else value
 
 
 def _markdown_cell(cell: Cell) -> str:

@@ -136,7 +136,7 @@ class RunDirectory:
             self.require_run("--resume")
         if state == "absent" or force:
             return self._begin(recipe, provenance, source=source)
-        self._require_same_recipe(recipe, state=state, resume=resume)
+        self.require_same_recipe(recipe, resume=resume)
         if state == "finished":
             console.note("NOTHING_TO_DO", f"{self}: run is complete{self._step_text()}")
             return Started(run=self, run_id=self.run_id, kind="nothing_to_do")
@@ -172,7 +172,9 @@ class RunDirectory:
         for path in (self.checkpoints, self.student, self.models, self.evaluation, self.tensorboard):
             io.remove_tree(path)
 
-    def _require_same_recipe(self, recipe: Mapping[str, io.Json], *, state: State, resume: bool) -> None:
+    def require_same_recipe(self, recipe: Mapping[str, io.Json], *, resume: bool) -> None:
+        """ConfigError[EXISTS] for a finished run (but with `resume`) or another recipe than the one that is here."""
+        state = self.state()
         try:
             stored = yaml.safe_load(self.recipe_path.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:
@@ -254,15 +256,18 @@ class RunDirectory:
             if path.exists():
                 io.fsync_file(path)
 
-    def rewind_metrics(self, step: int) -> None:
-        """Drops the lines of later steps and a torn last line: what the lost steps wrote is written again."""
+    def rewind_metrics(self, step: int, *, model: str | None = None) -> None:
+        """Drops the lines of later steps and a torn last line: what the lost steps wrote is written again.
+
+        With `model` only lines whose `model` is that name are dropped: each model of a run counts its own steps.
+        """
         for path in (self.metrics_path, self.timings_path):
             size = path.stat().st_size if path.exists() else 0
             if n_torn := io.drop_torn_tail(path):
                 where = f"{path.name}:{size - n_torn}"
                 console.warning("JOURNAL_TAIL", f"dropped {n_torn} torn bytes at {where} (of a step that was lost)")
             lines = _lines(path)
-            kept = [line for line in lines if _step_of(line, path) <= step]
+            kept = [line for line in lines if not _is_later(line, path, step=step, model=model)]
             if len(kept) < len(lines):
                 io.write_bytes(path, b"".join(kept))
 
@@ -300,9 +305,10 @@ def _lines(path: Path) -> list[bytes]:
     return path.read_bytes().splitlines(keepends=True) if path.exists() else []
 
 
-def _step_of(line: bytes, path: Path) -> int:
+def _is_later(line: bytes, path: Path, *, step: int, model: str | None) -> bool:
     try:
-        return int(json.loads(line)["step"])
+        row = json.loads(line)
+        return int(row["step"]) > step and (model is None or row.get("model") == model)
     except (ValueError, KeyError, TypeError) as error:
         found = f"{path} has a damaged line ({line[:40]!r})"
         raise IntegrityError("CHECKSUM", f"{found}; restore it, or start over with --force") from error

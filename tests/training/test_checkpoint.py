@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.instruments import faults
-from tests.training.saved import FOREIGN, QUICK_DISK, REQUIRED, RUN, bits, newest_step, save
+from tests.instruments.quick_disk import QUICK_DISK
+from tests.training.saved import FOREIGN, REQUIRED, RUN, bits, newest_step, save
 from tutelage.errors import IntegrityError, ResourceError
 from tutelage.training import checkpoint
 

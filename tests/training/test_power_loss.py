@@ -7,7 +7,8 @@ import pytest
 
 from tests.instruments import faults
 from tests.instruments.power_loss import Disk, State, materialise
-from tests.training.saved import QUICK_DISK, REQUIRED, RUN, newest_step, save
+from tests.instruments.quick_disk import QUICK_DISK
+from tests.training.saved import REQUIRED, RUN, newest_step, save
 from tutelage import io
 from tutelage.errors import IntegrityError
 from tutelage.training import checkpoint

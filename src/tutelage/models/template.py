@@ -9,6 +9,7 @@ is refused, never guessed at.
 Templates come with models and are hostile until proven otherwise: they run in a child process (see _template_child).
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ import selectors
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +30,7 @@ from tutelage.errors import IntegrityError
 
 CPU_S, MEMORY_BYTES, MOST_CHARACTERS = 2.0, 64 << 20, 16_000_000
 _ANSWER_S = 30.0  # by the clock: only a stopped or swapping machine gets there before the CPU limit
+_METHOD = 1  # rises when the same template would be cut into other segments
 _BATCH = 16  # conversations a request: one limit for all of them, and few round trips
 _CHILD = Path(__file__).with_name("_template_child.py")
 _KEPT_ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "SYSTEMROOT", "LANG", "TZ")
@@ -65,18 +68,29 @@ class Renderer:
         self._ends_turn = re.compile(r"\s*(" + "|".join(map(re.escape, sorted(control, key=len)[::-1])) + ")")
         if not control:
             self._ends_turn = re.compile(r"(?!)")
+        self.fingerprint = template_hash(
+            json.dumps([_METHOD, template, sorted(self._variables.items()), sorted(control)])
+        )
         self._key = secrets.token_hex(8)
         self._marks = re.compile(f"\ue0f0{self._key}([cgCG])(\\d*)\ue0f1")
-        self._child = _start()
+        self._running: subprocess.Popen[bytes] | None = None
+        self._openers: str | None = None
         self._buffer = b""
-        try:
-            self._ask({"compile": template})
-            self._openers = self._text_that_opens_an_answer()
-        except BaseException:
-            self.close()
-            raise
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> list[Segment]:
+    @classmethod
+    def of(cls, tokenizer: Any, *, template: str | None = None) -> "Renderer | None":
+        """The renderer of a Hugging Face tokenizer's chat template, or of `template` (text or file) with its tokens.
+
+        None when there is neither.  No process is started before the first conversation.
+        """
+        text = _text(template) if template is not None else chat_template(tokenizer)
+        if text is None:
+            return None
+        named = {name: str(value) for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
+        decoder = tokenizer.added_tokens_decoder
+        return cls(text, named, control_texts=[token.content for token in decoder.values() if token.special])
+
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> list[Segment]:
         """The conversation as segments whose texts, joined, are exactly what the template renders."""
         return self.render_many([messages], add_generation_prompt=add_generation_prompt)[0]
 
@@ -95,12 +109,10 @@ class Renderer:
         return self._ask({"render": [[variables]]})["texts"][0][0]  # type: ignore[no-any-return]  # JSON of our child
 
     def close(self) -> None:
-        """End the child process."""
-        self._child.kill()
-        self._child.wait()
-        for pipe in (self._child.stdin, self._child.stdout):
-            if pipe is not None:
-                pipe.close()
+        """End the child process; a later conversation would start another."""
+        if self._running is not None:
+            _end(self._running)
+            self._running, self._buffer = None, b""
 
     def __enter__(self) -> "Renderer":
         return self
@@ -212,7 +224,7 @@ class Renderer:
                 result.append(replace(segment, trained=segment.role == "assistant"))
                 continue
             end = self._ends_turn.match(segment.text) if result and result[-1].trained else None
-            if end is None or end[1] in self._openers:
+            if end is None or end[1] in self._text_that_opens_an_answer():
                 result.append(segment)
                 continue
             result.append(replace(segment, text=segment.text[: end.end()], role="assistant", trained=True))
@@ -222,25 +234,40 @@ class Renderer:
 
     def _text_that_opens_an_answer(self) -> str:
         """What `add_generation_prompt` adds: control tokens in it open a turn and so never end one."""
-        question = [{"role": "user", "content": "x"}]
-        try:
-            without, with_prompt = self.plain(question), self.plain(question, add_generation_prompt=True)
-        except IntegrityError as error:
-            if error.code == "TEMPLATE_LIMIT":
-                raise
-            return ""  # a template that wants more than one question: asked again with real conversations
-        return with_prompt.removeprefix(without) if with_prompt.startswith(without) else ""
+        if self._openers is None:
+            question = [{"role": "user", "content": "x"}]
+            try:
+                without, with_prompt = self.plain(question), self.plain(question, add_generation_prompt=True)
+            except IntegrityError as error:
+                if error.code == "TEMPLATE_LIMIT":
+                    raise
+                without = with_prompt = ""  # a template that refuses a single question has no prompt to learn from
+            self._openers = with_prompt.removeprefix(without) if with_prompt.startswith(without) else ""
+        return self._openers
 
     # --- the child ---------------------------------------------------------------------------------------------------
 
+    def _child(self) -> "subprocess.Popen[bytes]":
+        """The running child, started and given the template when there is none."""
+        if self._running is None:
+            self._running = _start()
+            weakref.finalize(self, _end, self._running)
+            try:
+                self._ask({"compile": self.template})
+            except IntegrityError:
+                self.close()
+                raise
+        return self._running
+
     def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        assert self._child.stdin is not None
+        child = self._child()
+        assert child.stdin is not None
         try:
-            self._child.stdin.write(json.dumps(request).encode() + b"\n")
-            self._child.stdin.flush()
-        except (BrokenPipeError, OSError) as error:
+            child.stdin.write(json.dumps(request).encode() + b"\n")
+            child.stdin.flush()
+        except OSError as error:
             raise _over_limit() from error
-        reply = self._answer()
+        reply = self._answer(child)
         if "limit" in reply:
             raise _over_limit()
         if "error" in reply:
@@ -249,16 +276,16 @@ class Renderer:
             )
         return reply
 
-    def _answer(self) -> dict[str, Any]:
-        assert self._child.stdout is not None
+    def _answer(self, child: "subprocess.Popen[bytes]") -> dict[str, Any]:
+        assert child.stdout is not None
         deadline = time.monotonic() + _ANSWER_S
         with selectors.DefaultSelector() as ready:
-            ready.register(self._child.stdout, selectors.EVENT_READ)
+            ready.register(child.stdout, selectors.EVENT_READ)
             while b"\n" not in self._buffer[-1 << 16 :]:
                 if not ready.select(max(0.0, deadline - time.monotonic())):
-                    self._child.kill()
+                    child.kill()
                     raise _over_limit()
-                chunk = os.read(self._child.stdout.fileno(), 1 << 16)
+                chunk = os.read(child.stdout.fileno(), 1 << 16)
                 if not chunk:  # the kernel ended it
                     raise _over_limit()
                 self._buffer += chunk
@@ -280,9 +307,34 @@ def _over_limit() -> IntegrityError:
     )
 
 
+def chat_template(tokenizer: Any) -> str | None:
+    """The tokenizer's chat template; of several named ones the default."""
+    template = tokenizer.chat_template
+    if isinstance(template, Mapping):
+        template = template.get("default")
+    return str(template) if template else None
+
+
+def _text(template: str) -> str:
+    """A template given as itself or as the path of a file."""
+    if "{" in template or "\n" in template or not Path(template).is_file():
+        return template
+    return Path(template).read_text(encoding="utf-8")
+
+
 def _start() -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-P", str(_CHILD), str(CPU_S), str(MEMORY_BYTES), str(MOST_CHARACTERS)]
     environment = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
     return subprocess.Popen(
         command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
+
+
+def _end(child: "subprocess.Popen[bytes]") -> None:
+    """Kill and collect the child; its pipes may already be broken."""
+    child.kill()
+    child.wait()
+    for pipe in (child.stdin, child.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
-from tests.data.tiny_data import BOS, END, PAD, ChatML, tokenizer
+from tests.data.tiny_data import BOS, END, PAD, ChatML, Segment, tokenizer
 from tutelage.data import tokenize
 from tutelage.data.example import Example, Message, Reject
 from tutelage.data.tokenize import Encoder, TokenRow, encode, windows
@@ -98,7 +98,7 @@ def test_trained_tokens_are_the_answers_and_their_ends_counted_independently(con
 @given(st.lists(st.text("the catdog.", min_size=1, max_size=9).map(str.strip).filter(bool), min_size=2, max_size=4))
 def test_a_chat_without_nasty_text_has_the_ids_of_the_whole_rendered_text(contents):
     messages = [{"role": m.role, "content": m.content} for m in chat(*contents).messages]
-    rendered = "".join(segment.text for segment in ChatML().render(messages))
+    rendered = "".join(segment.text for segment in ChatML().render_many([messages])[0])
     row = row_of(chat(*contents), renderer=ChatML())
     assert row.ids.tolist() == tokenizer().encode(rendered)
 
@@ -111,9 +111,14 @@ def test_a_piece_after_a_control_token_gets_no_space_that_the_whole_text_would_n
     assert "".join(tok.convert_ids_to_tokens(prompted.ids[:-1].tolist())) == "▁the▁cat▁is:yes"
 
 
-def test_an_end_that_is_plain_text_is_trained_only_if_the_template_says_so():
-    row = row_of(chat("a", "yes"), renderer=ChatML(end="."), train_on="answers")
-    assert row.loss_mask.sum() == len(tokenizer().encode("yes"))
+def test_a_chat_that_the_template_refuses_is_rejected_and_the_others_are_encoded():
+    chats = [chat(f"question {n}", "yes") for n in range(9)]
+    for n in (2, 7):
+        chats[n] = Example(source="s", name="n", messages=(Message("refused", "x"),))
+    rows = encoder("all", ChatML()).encode(chats)
+    assert [n for n, row in enumerate(rows) if isinstance(row, Reject)] == [2, 7]
+    assert rows[2].reason == "the template refuses this role"
+    assert [rows[n].ids.tolist() for n in (0, 8)] == [row_of(chats[n], renderer=ChatML()).ids.tolist() for n in (0, 8)]
 
 
 def test_a_prompt_is_not_trained_with_answers_and_is_with_all():
@@ -164,10 +169,11 @@ def test_spaces_are_dropped_where_a_control_token_asks_for_it():
     class Template:
         fingerprint = "t"
 
-        def render(self, messages, add_generation_prompt=False):
-            user, answer = ChatML().render(messages)[1::2]
-            head = type(user)("<|user|>\n ", "template", "user", False)
-            return [head, user, type(user)(END, "template", "user", False), answer]
+        def render_many(self, conversations):
+            head = Segment("<|user|>\n ", "template", "user", False)
+            end = Segment(END, "template", "user", False)
+            contents = [[Segment(m["content"], "content", m["role"], False) for m in c] for c in conversations]
+            return [[head, question, end, answer] for question, answer in contents]
 
     row = row_of(chat("the cat", "yes"), tok, renderer=Template())
     assert row.ids.tolist() == tok.encode(f"<|user|>\n the cat{END}yes")

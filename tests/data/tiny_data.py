@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from tutelage.data.build import build
 from tutelage.data.sources import SourceSpec
 from tutelage.data.store import Store
+from tutelage.errors import IntegrityError
 
 BOS, END, PAD = "<|im_start|>", "<|im_end|>", "<|pad|>"
 TEXT = ["the cat sat on the mat and the dog sat on the log", "what is the answer? the answer is yes, of course it is"]
@@ -48,19 +49,23 @@ class Segment:
 
 @dataclass(frozen=True)
 class ChatML:
-    """Everything around the contents is one segment, and never trained: the hardest case for the end of an answer."""
+    """<|im_start|>role, a line feed, the content, <|im_end|>, a line feed; what ends an answer is trained."""
 
     fingerprint: str = "chatml"
-    end: str = END
 
-    def render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = False) -> list[Segment]:
-        segments, between = [], ""
-        for message in messages:
-            segments.append(Segment(f"{between}{BOS}{message['role']}\n", "template", message["role"], False))
-            answer = message["role"] == "assistant"
-            segments.append(Segment(message["content"], "content", message["role"], answer))
-            between = f"{self.end}\n"
-        return [*segments, Segment(between, "template", "", False)]
+    def render_many(self, conversations: Sequence[Sequence[Mapping[str, str]]]) -> list[list[Segment]]:
+        return [[s for message in messages for s in self.turn(**message)] for messages in conversations]
+
+    def turn(self, *, role: str, content: str) -> list[Segment]:
+        if role == "refused":
+            raise IntegrityError("TEMPLATE", "the template refuses this role")
+        answer = role == "assistant"
+        return [
+            Segment(f"{BOS}{role}\n", "template", role, False),
+            Segment(content, "content", role, answer),
+            Segment(END, "template", role, answer),
+            Segment("\n", "template", role, False),
+        ]
 
 
 def store_of(

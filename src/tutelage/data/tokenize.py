@@ -10,7 +10,7 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,9 @@ MAX_PIECE_CHARACTERS = 1_000_000  # the tokenizer needs about a hundred bytes of
 # Encoded in front of a piece that does not begin a text, and dropped: some tokenizers put a space before what they
 # take for the beginning of a text.  Private-use characters; a text that contains it is rejected.
 _MIDDLE = "\ue000tutelage\ue001"
+
+
+Conversation: TypeAlias = Sequence[Mapping[str, str]]  # role and content of each message
 
 
 class Tokenizer(Protocol):
@@ -52,7 +55,7 @@ class Segment(Protocol):
 
     @property
     def trained(self) -> bool:
-        """Whether the model itself writes it."""
+        """Whether an assistant wrote it, or it ends the assistant's turn."""
         ...
 
 
@@ -64,8 +67,8 @@ class Renderer(Protocol):
         """A hash of everything that decides what is rendered."""
         ...
 
-    def render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = False) -> Sequence[Segment]:
-        """The chat in stretches; IntegrityError[TEMPLATE] when the template refuses these messages."""
+    def render_many(self, conversations: Sequence[Conversation]) -> Sequence[Sequence[Segment]]:
+        """Each conversation in stretches; IntegrityError[TEMPLATE] when the template refuses one of them."""
         ...
 
 
@@ -134,7 +137,11 @@ class Encoder:
 
     def encode(self, examples: Sequence[Example]) -> list[TokenRow | Reject]:
         """One row, or the reason why there is none, for each example; the pieces of all are encoded together."""
-        pieces = [self._pieces_or_reject(example) for example in examples]
+        chats = [self._conversation(example) for example in examples]
+        rendered = iter(self._render([chat for chat in chats if chat]))
+        pieces = [
+            self._pieces(example, next(rendered) if chat else ()) for example, chat in zip(examples, chats, strict=True)
+        ]
         texts = [p for piece in pieces if not isinstance(piece, Reject) for p in piece if p.text]
         encodings = iter(self._encode_texts(texts))
         return [
@@ -171,22 +178,37 @@ class Encoder:
             return _reject(example, f"no token to train on (train_on: {self.train_on})")
         return row
 
-    def _pieces_or_reject(self, example: Example) -> list[_Piece] | Reject:
-        try:
-            return self._pieces(example)
-        except TutelageError as error:
-            if error.code != "TEMPLATE" or self.renderer is None:
-                raise
-            return _reject(example, error.message)  # templates refuse e.g. two turns of one role
+    def _conversation(self, example: Example) -> Conversation:
+        """The messages to render; empty for what is no chat.  With a template, a prompt is a question to answer."""
+        if example.answer and self.renderer is not None:
+            return [{"role": "user", "content": example.prompt}, {"role": "assistant", "content": example.answer}]
+        return [{"role": message.role, "content": message.content} for message in example.messages]
 
-    def _pieces(self, example: Example) -> list[_Piece]:
+    def _render(self, conversations: Sequence[Conversation]) -> Sequence[Sequence[Segment] | TutelageError]:
+        """Each conversation in segments, or why the template refuses it (two turns of one role, say)."""
+        if not conversations:
+            return []
+        if self.renderer is None:
+            raise ConfigError(
+                "TEMPLATE", "messages need a chat template and the model has none; set data.chat_template"
+            )
+        try:
+            return self.renderer.render_many(conversations)
+        except TutelageError as error:
+            if error.code != "TEMPLATE":
+                raise
+            if len(conversations) == 1:
+                return [error]
+        middle = len(conversations) // 2  # a few refused ones cost a few small batches
+        return [*self._render(conversations[:middle]), *self._render(conversations[middle:])]
+
+    def _pieces(self, example: Example, chat: Sequence[Segment] | TutelageError) -> list[_Piece] | Reject:
         """The row in pieces; with `train_on: answers` the mask is the answers', else everything."""
+        if isinstance(chat, TutelageError):
+            return _reject(example, chat.message)
         if example.token_ids:
             return _as_given(example)
-        messages = [{"role": m.role, "content": m.content} for m in example.messages]
-        if example.answer and self.renderer is not None:
-            messages = [{"role": "user", "content": example.prompt}, {"role": "assistant", "content": example.answer}]
-        pieces = self._chat(messages) if messages else self._document(example)
+        pieces = self._chat(chat) if chat else self._document(example)
         return pieces if self.train_on == "answers" else [replace(piece, trained=True) for piece in pieces]
 
     def _document(self, example: Example) -> list[_Piece]:
@@ -201,23 +223,13 @@ class Encoder:
         prompt = _split_long(_Piece(text=example.prompt, trained=False, begins=True)) if example.prompt else []
         return [*begin, *prompt, *_split_long(_Piece(text=example.answer, begins=not prompt)), *end]
 
-    def _chat(self, messages: Sequence[Mapping[str, str]]) -> list[_Piece]:
-        if self.renderer is None:
-            raise ConfigError(
-                "TEMPLATE", "messages need a chat template and the model has none; set data.chat_template"
-            )
+    def _chat(self, segments: Sequence[Segment]) -> list[_Piece]:
         atoms: list[_Piece] = []
-        after_answer = False
-        for segment in self.renderer.render(messages):
+        for segment in segments:
             if segment.kind == "content":
-                after_answer = segment.trained
                 atoms.append(_Piece(text=segment.text, trained=segment.trained))
-                continue
-            for atom in self._control_atoms(segment):
-                # What ends an answer is part of it: a student that never learned to stop writes on for ever.
-                ends_answer = after_answer and (bool(atom.ids) or not atom.text.strip())
-                after_answer = after_answer and not atom.ids and not atom.text.strip()
-                atoms.append(replace(atom, trained=atom.trained or ends_answer))
+            else:
+                atoms += self._control_atoms(segment)
         return [piece for run in self._merged(atoms) for piece in _split_long(run)]
 
     def _control_atoms(self, segment: Segment) -> Iterator[_Piece]:

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -18,7 +19,7 @@ from tests.instruments import faults
 from tests.instruments.quick_disk import QUICK_DISK
 from tests.training.saved import FOREIGN, REQUIRED, RUN, bits, newest_step, save
 from tutelage.errors import IntegrityError, ResourceError
-from tutelage.training import checkpoint
+from tutelage.training import checkpoint, tensor_file
 
 
 @pytest.fixture
@@ -54,6 +55,13 @@ def test_every_dtype_and_layout_comes_back_bit_for_bit(disk: Path) -> None:
         actual = loaded.tensors["odd"][name]
         assert actual.dtype == expected.dtype and actual.shape == expected.shape, name
         assert torch.equal(bits(actual), bits(expected.detach())), name
+
+
+def test_tensors_on_the_cpu_are_written_from_where_they_lie() -> None:
+    """No copy of them, or a checkpoint would need the memory of the run a second time."""
+    tensors = {"a": torch.randn(64, 8), "b": torch.zeros(3, dtype=torch.bfloat16)}
+    _, *data = tensor_file.pieces(tensors)
+    assert [np.frombuffer(piece, np.uint8).ctypes.data for piece in data] == [t.data_ptr() for t in tensors.values()]
 
 
 def test_numbers_sort_as_numbers_beyond_the_padding(disk: Path) -> None:
@@ -152,6 +160,17 @@ def test_too_little_room_is_found_before_writing(disk: Path) -> None:
     with pytest.raises(ResourceError, match="need 4000000") as caught:
         checkpoint.save(disk, step=1, run_id=RUN, tensors={"student": {"w": huge}}, state={})
     assert caught.value.code == "DISK_FULL" and not os.listdir(disk)
+
+
+def test_ctrl_c_at_any_operation_of_a_save_leaves_only_whole_checkpoints(disk: Path) -> None:
+    save(disk / "count", 1)
+    n_operations = len(faults.operations(lambda: save(disk / "count", 2)))
+    for n in range(n_operations):
+        folder = disk / str(n)
+        save(folder, 1)
+        with faults.hooked(faults.interrupt_at(n)), pytest.raises(KeyboardInterrupt):
+            save(folder, 2)
+        assert newest_step(folder) == 1 and os.listdir(folder) == ["step-000001"]
 
 
 def test_short_writes_are_completed(disk: Path) -> None:

@@ -61,7 +61,11 @@ USAGE = [
     ([], 0, ""),
     (["frobnicate"], 2, "error[CONFIG]: No such command 'frobnicate'; see tutelage --help"),
     (["train"], 2, "error[CONFIG]: Missing argument 'RECIPE'; see tutelage train --help"),
-    (["train", "a", "--nope"], 2, "error[CONFIG]: No such option: --nope (Possible options: --force); see tutelage train --help"),
+    (
+        ["train", "a", "--nope"],
+        2,
+        "error[CONFIG]: No such option: --nope (Possible options: --force); see tutelage train --help",
+    ),
     (
         ["train", "no.yaml"],
         2,

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from tutelage.errors import ConfigError
 from tutelage.losses.names import DIVERGENCES
-from tutelage.recipe import LossTerm, Recipe, Schedule, json_schema, load_recipe
+from tutelage.recipe import LossTerm, Recipe, Schedule, dump, json_schema, load_recipe
+from tutelage.recipe.text import parse
 
 MINIMAL: dict[str, Any] = {
     "teacher": "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -155,10 +156,29 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
         "training.decay has no effect with schedule cosine: only wsd has it; remove it",
     ),
     (training(steps=3), "training needs exactly one of tokens, steps, epochs; found tokens and steps"),
+    ({"teacher": {}}, "teacher needs exactly one of model; found none"),
+    ({"student": {}}, "student needs exactly one of layers, model, config; found none"),
+    ({"training": {}}, "training needs exactly one of tokens, steps, epochs; found none"),
     ({"training": {"seed": 3}}, "training needs exactly one of tokens, steps, epochs; found none"),
     (
         {**training(evaluate_every=0.1), **data(held_out=None)},
         "training.evaluate_every has no effect without held-out data; remove it",
+    ),
+    (
+        training(evaluate_every=2_000_000),
+        "training.evaluate_every has no effect in a run of 2000000 tokens; remove it",
+    ),
+    (
+        training(micro_batch=17),
+        "training.micro_batch must be at most 16, the windows of training.batch_tokens, got 17",
+    ),
+    (
+        data(sources=[{"text": "a.txt", "weight": 2.0}]),
+        "data.sources[0].weight has no effect with one source; remove it",
+    ),
+    (
+        data(sources=[{"text": "a.txt", "name": "x"}, {"text": "b.txt", "name": "x"}]),
+        "data.sources[1].name repeats sources[0].name 'x'; tables need two names",
     ),
     (training(early_stop={"patience": 3}), "training.early_stop needs training.evaluate_every"),
     (
@@ -296,7 +316,7 @@ GOOD: list[dict[str, Any]] = [
     {"teacher": {"memory": "f00"}, "student": {"memory": "ba5"}, "data": {"sources": [{"memory": "da7a"}]}},
     {"data": {**CHAT, "train_on": "answers", "chat_template": "{% for m in messages %}{% endfor %}"}},
     {"data": {"sources": ["python_docs", {"jsonl": "a.jsonl"}], "held_out": [{"text": ["x.txt", "y.txt"]}]}},
-    {"data": {"sources": {"text": "a.txt", "weight": 3}, "held_out": None, "max_length": 256}},
+    {"data": {"sources": [{"text": "a.txt", "weight": 3}, "python_docs"], "held_out": None, "max_length": 256}},
     {"training": {"epochs": 1, "schedule": "constant", "betas": [0.9, 0.99], "precision": "bf16", "batch_tokens": 512}},
     {"training": {"steps": 1e3, "evaluate_every": 200_000, "early_stop": {"patience": 2}, "max_grad_norm": None}},
     {"evaluation": {"prompts": "The capital of France is", "out_of_domain": [{"text": "o.txt", "name": "other"}]}},
@@ -309,7 +329,7 @@ def test_the_resolved_recipe_is_the_same_recipe_in_every_form(changes: dict[str,
     resolved = recipe.resolved()
     assert load_recipe(resolved) == recipe
     assert load_recipe(recipe) == recipe
-    assert load_recipe(yaml.safe_load(yaml.safe_dump(resolved))).fingerprint() == recipe.fingerprint()
+    assert load_recipe(yaml.safe_load(dump(resolved))).fingerprint() == recipe.fingerprint()
     assert json.loads(json.dumps(resolved, allow_nan=False)) == resolved
 
 
@@ -354,7 +374,16 @@ def test_every_number_survives_the_way_through_yaml(weight: float, temperature: 
     recipe = load_recipe(
         {**MINIMAL, **loss(weight=weight, temperature=temperature), **training(learning_rate=rate, seed=seed)}
     )
-    assert load_recipe(yaml.safe_load(yaml.safe_dump(recipe.resolved()))) == recipe
+    assert load_recipe(parse(dump(recipe.resolved()))) == recipe
+
+
+@pytest.mark.parametrize(
+    "word", ["1e3", "1E3", "no", "12:30", "010", "1_0", "~", "", "<<", "=", ".5", "2001-01-01", "é\n"]
+)
+def test_text_stays_text_for_both_ways_of_reading_yaml(word: str) -> None:
+    tree = {"evaluation": {"prompts": [word]}, word or "x": {"learning_rate": 1e-5, "tokens": 2_000_000}}
+    assert parse(dump(tree)) == tree
+    assert yaml.safe_load(dump(tree)) == tree
 
 
 def test_any_changed_field_changes_the_fingerprint() -> None:
@@ -532,6 +561,45 @@ def test_what_is_no_assignment_is_refused(override: str) -> None:
         load_recipe(MINIMAL, ["training.tokens=[1"])
 
 
+def places(tree: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+    """The path of every value in a tree."""
+    inner = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    return [path, *(place for name, value in inner for place in places(value, (*path, name)))]
+
+
+ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(sorted(DIVERGENCES)),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8) | st.just("start"), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(choice=st.data())
+def test_whatever_stands_in_a_recipe_it_is_accepted_or_refused_in_one_line(choice: st.DataObject) -> None:
+    tree = load_recipe({**MINIMAL, **choice.draw(st.sampled_from(GOOD))}).resolved()
+    path = choice.draw(st.sampled_from(places(tree)[1:]))
+    *above, last = path
+    holder: Any = tree
+    for part in above:
+        holder = holder[part]
+    holder[last] = choice.draw(ANYTHING)
+    try:
+        recipe = load_recipe(tree)
+    except ConfigError as error:
+        assert error.code in ("CONFIG", "KEY_IN_CONFIG")
+        assert "\n" not in str(error)
+    else:
+        assert load_recipe(recipe.resolved()) == recipe
+
+
 CANARY = "sk-proj-canary0123456789abcdefgh"
 
 
@@ -561,7 +629,7 @@ def test_token_names_of_a_model_config_are_no_secrets() -> None:
 def test_recipes_cannot_be_changed() -> None:
     recipe = load_recipe(MINIMAL)
     with pytest.raises(ValueError, match="frozen"):
-        recipe.training.seed = 3  # type: ignore[misc]  # the point of the test
+        recipe.training.seed = 3
 
 
 def test_reading_a_recipe_imports_no_torch() -> None:

@@ -13,28 +13,28 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tutelage import errors, losses
-    from tutelage.demo import demo
-    from tutelage.evaluation.run import evaluate
-    from tutelage.evaluation.show import show
     from tutelage.models.doctor import examine as doctor
     from tutelage.recipe import Recipe, load_recipe
     from tutelage.recipe.templates import init
-    from tutelage.training.run import Run, train
+    from tutelage.verbs.demo import demo
+    from tutelage.verbs.evaluate import evaluate
+    from tutelage.verbs.show import show
+    from tutelage.verbs.train import Run, train
 
 __version__ = "0.1.0"
 
 _PLACES = {
     "Recipe": "recipe:Recipe",
-    "Run": "training.run:Run",
-    "demo": "demo:demo",
+    "Run": "verbs.train:Run",
+    "demo": "verbs.demo:demo",
     "doctor": "models.doctor:examine",
     "errors": "errors:",
-    "evaluate": "evaluation.run:evaluate",
+    "evaluate": "verbs.evaluate:evaluate",
     "init": "recipe.templates:init",
     "load_recipe": "recipe:load_recipe",
     "losses": "losses:",
-    "show": "evaluation.show:show",
-    "train": "training.run:train",
+    "show": "verbs.show:show",
+    "train": "verbs.train:train",
 }
 
 __all__ = [

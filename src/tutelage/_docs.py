@@ -220,11 +220,12 @@ def main(arguments: list[str]) -> int:
     if not (_ROOT / "pyproject.toml").exists():
         print("python -m tutelage._docs works in a clone of the project only", file=sys.stderr)
         return 2
-    stale = [path for path, text in pages().items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    fresh = pages()
+    stale = [path for path, text in fresh.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     for path in stale:
         print(path.relative_to(_ROOT))
         if "--check" not in arguments:
-            io.write_text(path, pages()[path], private=False)
+            io.write_text(path, fresh[path], private=False)
     if stale and "--check" in arguments:
         print("stale; run: python -m tutelage._docs", file=sys.stderr)
         return 1

@@ -6,7 +6,6 @@ Nothing heavy is imported before a verb needs it: `tutelage --help` answers in a
 """
 
 import json
-import os
 import platform
 import sys
 from collections.abc import Callable, Mapping
@@ -161,7 +160,7 @@ def demo(
     _set_quiet(quiet)
     assert run_dir is not None
     run = tutelage.demo(run_dir, tokens=tokens, seed=seed, force=force)
-    _result(run, as_json=as_json, path=run.path)
+    _result(run, as_json=as_json, quiet=quiet, path=run.path)
 
 
 @app.command(short_help="Train as a recipe says.")
@@ -194,7 +193,7 @@ def train(
         raise ConfigError("CONFIG", "--force, --fork and --resume exclude each other; give one of them")
     checked = tutelage.load_recipe(recipe, overrides or ())
     run = tutelage.train(checked, run_dir=run_dir or Path("runs") / recipe.stem, force=force, fork=fork, resume=resume)
-    _result(run, as_json=as_json, path=run.path)
+    _result(run, as_json=as_json, quiet=quiet, path=run.path)
 
 
 @app.command(short_help="Compare teacher, student and control.")
@@ -214,7 +213,7 @@ def evaluate(
 
     _set_quiet(quiet)
     transfer = tutelage.evaluate(run_dir, force=force)
-    _result(transfer, as_json=as_json, path=transfer.path)
+    _result(transfer, as_json=as_json, quiet=quiet, path=transfer.path)
 
 
 @app.command(short_help="Show the most likely next tokens.")
@@ -252,14 +251,15 @@ def schema(as_json: Json = False, debug: Debug = False) -> None:
     _print(json.dumps(json_schema(), indent=2))
 
 
-def _result(result: Result, *, as_json: bool, path: Path | None = None) -> None:
-    """A result with a place prints the place, and for people what it says; any other is its own text."""
+def _result(result: Result, *, as_json: bool, quiet: bool = False, path: Path | None = None) -> None:
+    """A result with a place prints the place, and tells people what it says; any other is its own text."""
     if as_json:
         _print(result.as_json())
     elif path is None:
         _print(str(result))
     else:
-        print(result, file=sys.stderr, flush=True)
+        for line in str(result).splitlines():
+            _tell(line, quiet=quiet)
         _print(str(path))
 
 
@@ -303,20 +303,12 @@ def guarded(action: Callable[[], object], *, debug: bool, help_command: str = "t
         return _failed(ConfigError("CONFIG", f"{usage}; see {help_command}"), debug=debug)
     except (KeyboardInterrupt, typer.Abort):
         return _failed(Stopped("interrupted; rerun the same command to continue", signal_number=2), debug=debug)
-    except BrokenPipeError:
-        _forget_stdout()
-        return 0
     except SystemExit as error:
         # Without standalone mode typer exits by itself in two places: 0 after completion, 1 when the reader is gone.
         return 0 if error.code in (0, 1, None) else 2
     except Exception as error:  # the last line of defence: nobody sees a bare traceback
         return _failed(_unforeseen(error), debug=debug)
     return code if isinstance(code, int) else 0
-
-
-def _forget_stdout() -> None:
-    """Python flushes stdout once more at its end, and would complain there about the reader that is gone."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _failed(error: TutelageError, *, debug: bool) -> int:

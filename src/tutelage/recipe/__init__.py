@@ -25,6 +25,7 @@ from tutelage.recipe.sections import (
     Training,
     json_schema,
 )
+from tutelage.recipe.text import dump
 
 __all__ = [
     "Columns",
@@ -40,6 +41,7 @@ __all__ = [
     "Student",
     "Teacher",
     "Training",
+    "dump",
     "json_schema",
     "load_recipe",
 ]

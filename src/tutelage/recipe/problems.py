@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -63,7 +64,8 @@ class Problem:
 
 def dotted(path: Path) -> str:
     """`("loss", 0, "beta")` as loss[0].beta."""
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    names = [part if isinstance(part, int) or re.fullmatch(r"[\w-]+", part) else repr(part) for part in path]
+    text = "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in names)
     return text.removeprefix(".") or "recipe"
 
 

@@ -17,10 +17,10 @@ Tree = dict[str, Any]
 def broken(tree: Tree) -> Iterator[Problem]:
     """Every problem that spans several fields of a recipe in its long form."""
     yield from _teacher(tree)
-    yield from _student(_section(tree, "student"))
+    yield from _student(tree)
     yield from _data(_section(tree, "data"))
     yield from _loss(tree)
-    yield from _training(_section(tree, "training"), data=_section(tree, "data"))
+    yield from _training(tree)
     yield from _evaluation(tree)
     yield from _code(tree, ())
 
@@ -39,14 +39,17 @@ def _given(section: Tree, *names: str) -> list[str]:
     return [name for name in names if section.get(name) is not None]
 
 
-def _exactly_one(section: Tree, *names: str, path: Path) -> Iterator[Problem]:
-    given = _given(section, *names)
-    known = [name for name in names if name != "memory"]
+def _exactly_one(section: Any, *names: str, path: Path) -> Iterator[Problem]:
+    """One kind must be chosen; a name that is misspelt is said on its own."""
     expected = section_at(path)
-    misspelt = not given and expected is not None and section.keys() - expected.model_fields.keys()
-    if len(given) != 1 and section and not misspelt:
+    if not isinstance(section, dict) or expected is None:
+        return
+    given = _given(section, *names)
+    misspelt = not given and section.keys() - expected.model_fields.keys()
+    if len(given) != 1 and not misspelt:
+        known = ", ".join(name for name in names if name != "memory")
         found = f"found {' and '.join(given)}" if given else "found none"
-        yield Problem(path, f"needs exactly one of {', '.join(known)}; {found}")
+        yield Problem(path, f"needs exactly one of {known}; {found}")
 
 
 def _dead(path: Path, why: str) -> Problem:
@@ -55,7 +58,7 @@ def _dead(path: Path, why: str) -> Problem:
 
 def _teacher(tree: Tree) -> Iterator[Problem]:
     teacher, student = _section(tree, "teacher"), _section(tree, "student")
-    yield from _exactly_one(teacher, "model", "memory", path=("teacher",))
+    yield from _exactly_one(tree.get("teacher"), "model", "memory", path=("teacher",))
     model = teacher.get("model")
     if teacher.get("revision") is not None and (teacher.get("memory") or (isinstance(model, str) and is_local(model))):
         yield _dead(("teacher", "revision"), "with a model that is not a hub id")
@@ -67,13 +70,14 @@ def _teacher(tree: Tree) -> Iterator[Problem]:
         yield Problem(("teacher",), f"is missing: {asking[0]} needs it")
 
 
-def _student(student: Tree) -> Iterator[Problem]:
-    yield from _exactly_one(student, "layers", "model", "config", "memory", path=("student",))
+def _student(tree: Tree) -> Iterator[Problem]:
+    student = _section(tree, "student")
+    yield from _exactly_one(tree.get("student"), "layers", "model", "config", "memory", path=("student",))
     model = student.get("model")
     if student.get("revision") is not None and not (isinstance(model, str) and not is_local(model)):
         yield _dead(("student", "revision"), "without a hub id in student.model")
     layers = _section(student, "layers")
-    yield from _exactly_one(layers, "important", "evenly", "listed", path=("student", "layers"))
+    yield from _exactly_one(student.get("layers"), "important", "evenly", "listed", path=("student", "layers"))
     listed = layers.get("listed")
     if isinstance(listed, list) and all(is_finite(i) for i in listed) and listed != sorted(set(listed)):
         yield Problem(("student", "layers", "listed"), f"must rise, each layer once, got {listed}")
@@ -82,7 +86,7 @@ def _student(student: Tree) -> Iterator[Problem]:
 def _data(data: Tree) -> Iterator[Problem]:
     yield from _sources(data, ("data",), name="sources", measured=False)
     held_out = _section(data, "held_out")
-    yield from _exactly_one(held_out, "share", "sources", path=("data", "held_out"))
+    yield from _exactly_one(data.get("held_out"), "share", "sources", path=("data", "held_out"))
     yield from _sources(held_out, ("data", "held_out"), name="sources", measured=True)
     sources = [s for _, s in _items(data, "sources")]
     if not sources or any(_has_answers(s) for s in sources):
@@ -98,11 +102,16 @@ def _has_answers(source: Tree) -> bool:
 
 
 def _sources(section: Tree, path: Path, *, name: str, measured: bool) -> Iterator[Problem]:
+    names: dict[str, int] = {}
     for i, source in _items(section, name):
         here = (*path, name, i)
         yield from _exactly_one(source, "text", "jsonl", "python_docs", "memory", path=here)
-        if measured and source.get("weight") not in (None, 1):
-            yield _dead((*here, "weight"), "where nothing is trained: every row is measured")
+        if source.get("weight") not in (None, 1) and (measured or len(section[name]) == 1):
+            why = "where nothing is trained: every row is measured" if measured else "with one source"
+            yield _dead((*here, "weight"), why)
+        called = source.get("name")
+        if isinstance(called, str) and names.setdefault(called, i) != i:
+            yield Problem((*here, "name"), f"repeats {name}[{names[called]}].name {called!r}; tables need two names")
         columns = _section(source, "columns")
         if columns and source.get("jsonl") is None:
             yield _dead((*here, "columns"), "without jsonl")
@@ -182,9 +191,10 @@ def _constant(weight: Any) -> float | None:
     return None
 
 
-def _training(training: Tree, *, data: Tree) -> Iterator[Problem]:
+def _training(tree: Tree) -> Iterator[Problem]:
+    training, data = _section(tree, "training"), _section(tree, "data")
     path: Path = ("training",)
-    yield from _exactly_one(training, "tokens", "steps", "epochs", path=path)
+    yield from _exactly_one(tree.get("training"), "tokens", "steps", "epochs", path=path)
     schedule = training.get("schedule", "wsd")
     if training.get("decay") is not None and schedule in ("cosine", "constant"):
         yield _dead((*path, "decay"), f"with schedule {schedule}: only wsd has it")
@@ -193,7 +203,10 @@ def _training(training: Tree, *, data: Tree) -> Iterator[Problem]:
     if is_finite(batch) and is_finite(length) and length >= 2 and batch >= 1 and batch % length:
         near = max(1, round(batch / length)) * length
         yield Problem((*path, "batch_tokens"), f"must be a multiple of data.max_length {length}, got {batch} ({near}?)")
-    tokens = training.get("tokens")
+    yield from _micro_batch(training.get("micro_batch"), batch=batch, length=length)
+    tokens, every = training.get("tokens"), training.get("evaluate_every")
+    if is_finite(tokens) and is_finite(every) and every >= tokens:
+        yield _dead((*path, "evaluate_every"), f"in a run of {tokens} tokens")
     if is_finite(tokens) and is_finite(batch) and 1 <= tokens < batch:
         yield Problem((*path, "tokens"), f"must be at least one step of training.batch_tokens {batch}, got {tokens}")
     if data and "held_out" in data and data["held_out"] is None:
@@ -201,6 +214,14 @@ def _training(training: Tree, *, data: Tree) -> Iterator[Problem]:
             yield _dead((*path, name), "without held-out data")
     elif training.get("early_stop") is not None and training.get("evaluate_every") is None:
         yield Problem((*path, "early_stop"), "needs training.evaluate_every")
+
+
+def _micro_batch(micro_batch: Any, *, batch: Any, length: Any) -> Iterator[Problem]:
+    if is_finite(micro_batch) and is_finite(batch) and is_finite(length) and 2 <= length <= batch:
+        n_windows = int(batch // length)
+        if micro_batch > n_windows:
+            message = f"must be at most {n_windows}, the windows of training.batch_tokens, got {micro_batch}"
+            yield Problem(("training", "micro_batch"), message)
 
 
 def _evaluation(tree: Tree) -> Iterator[Problem]:

@@ -49,6 +49,13 @@ def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
     return float(text.replace(".inf", "inf").replace(".nan", "nan"))
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes whatever either reading of YAML would take for something else than text."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 for _tag, _pattern, _first in (
     ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
     ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
@@ -58,6 +65,7 @@ for _tag, _pattern, _first in (
     ("merge", r"^<<$", ["<"]),
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
+    _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
 _Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 _Loader.add_constructor("tag:yaml.org,2002:float", _number)
 
@@ -88,6 +96,12 @@ def parse(text: str) -> Any:
     finally:
         if loader is not None:
             loader.dispose()
+
+
+def dump(tree: Any) -> str:
+    """YAML text that `parse`, and every YAML 1.1 reader, turns back into the tree."""
+    text: str = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:
@@ -135,7 +149,8 @@ def assignment(text: str) -> tuple[tuple[str | int, ...], Any]:
     name, equals, value = text.partition("=")
     parts = name.replace("[", ".").replace("]", "").split(".")
     if not equals or not all(re.fullmatch(r"\w+", part) for part in parts):
-        raise ConfigError("CONFIG", f"{text!r} is not section.field=value, such as training.learning_rate=3e-4")
+        found = "an argument with a key in it" if _SECRET_VALUE.search(text) else repr(text)
+        raise ConfigError("CONFIG", f"{found} is not section.field=value, such as training.learning_rate=3e-4")
     try:
         parsed = parse(value)
     except ConfigError as error:

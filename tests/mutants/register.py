@@ -271,7 +271,7 @@ _DATA = (
         file="data/tokenize.py",
         old="end = [_Piece(ids=(self.eos_id,))]",
         new="end = [_Piece(ids=(self.eos_id,), trained=False)]",
-        oracles=(TOKENS + "test_a_document_ends_with_a_trained_end_token_whatever_the_padding_is",),
+        oracles=(TOKENS + "test_a_prompt_is_not_trained_with_answers_and_is_with_all",),
     ),
     Mutant(
         id="M18",

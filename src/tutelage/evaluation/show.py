@@ -19,7 +19,7 @@ from tutelage.evaluation import visible
 from tutelage.models.head import head_of, trunk
 from tutelage.types import TokenView
 
-_PERCENT_WIDTH = 7  # " 97.1 %"
+_PERCENT_WIDTH = 6  # " 97.1%"
 _TOKEN_WIDTH = 12
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
@@ -217,7 +217,7 @@ def _heading(name: str, answer: ModelView, teacher: str | None) -> Text:
 
 
 def _cell(candidates: Sequence[Candidate], rank: int, firsts: Sequence[Candidate], *, width: int) -> Text:
-    """`token ███▌ 37.2 %`; bold: the teacher's first choice, dim: not among the teacher's listed ones."""
+    """`token ███▌ 37.2%`; bold: the teacher's first choice, dim: not among the teacher's listed ones."""
     if rank >= len(candidates):
         return Text("")
     candidate = candidates[rank]
@@ -230,7 +230,7 @@ def _cell(candidates: Sequence[Candidate], rank: int, firsts: Sequence[Candidate
         style=style if candidate.token_id in listed or not firsts else "dim",
     )
     cell.append(" " + _bar(candidate.probability, bar_width), style="cyan")
-    cell.append(f"{100 * candidate.probability:5.1f} %".rjust(_PERCENT_WIDTH))
+    cell.append(f"{100 * candidate.probability:5.1f}%".rjust(_PERCENT_WIDTH))
     return cell
 
 

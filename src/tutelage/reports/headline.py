@@ -82,7 +82,7 @@ def _progress(result: SetResult) -> str:
     before, after = (result.estimates.get(m, {}).get("kl_to_teacher") for m in (BEFORE, STUDENT))
     if before is None or after is None:
         return ""
-    return f"Training took the student’s KL to the teacher from {before.value:.2f} to {after.value:.2f} nats."
+    return f"Progress: training took the student’s KL to the teacher from {before.value:.2f} to {after.value:.2f} nats."
 
 
 def _domains(transfer: Transfer) -> str:

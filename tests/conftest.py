@@ -31,7 +31,7 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(autouse=True)
-def home(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path | None:
+def home(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
     """TUTELAGE_HOME: a folder of the test's own, made when first used; for `real` tests the user's, filled by make."""
     if request.node.get_closest_marker("real") is None:
         own = _HOMES / f"test-{id(request.node)}"
@@ -39,6 +39,17 @@ def home(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Pat
         return own
     if _USERS_HOME is None:
         monkeypatch.delenv("TUTELAGE_HOME")
-        return None
-    monkeypatch.setenv("TUTELAGE_HOME", _USERS_HOME)
-    return Path(_USERS_HOME)
+    else:
+        monkeypatch.setenv("TUTELAGE_HOME", _USERS_HOME)
+    return _home_with_teacher()
+
+
+def _home_with_teacher() -> Path:
+    """The user's home folder; the test fails when `make test` has not put the teacher there (it is never skipped)."""
+    from tutelage.home import home as users_home
+    from tutelage.models.fetch import PACKAGES
+
+    (package,) = PACKAGES.values()
+    if not package.place.is_file():
+        pytest.fail(f"the real teacher is not in {package.place}: run make test, or python -m tutelage.models.fetch")
+    return users_home()

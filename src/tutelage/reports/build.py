@@ -4,6 +4,7 @@ Every text that a model, a recipe or a file name brought in passes `visible` and
 own policy (`default-src 'none'`) forbids scripts and remote files besides.
 """
 
+import functools
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -45,17 +46,9 @@ class Report:
 
 def build_report(report: Report) -> str:
     """The page as text: the same report gives the same bytes."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"safe_text": visible.text, "safe_line": visible.line, "token": visible.token}
     models = report.transfer.models
     table = table_of(report.transfer)
-    return environment.get_template("report.html.j2").render(
+    return _template().render(
         run=report.run,
         version=__version__,
         title=headline.title(report.transfer),
@@ -80,6 +73,19 @@ def write_report(path: Path, report: Report) -> Path:
     """Writes the page, whole or not at all."""
     io.write_text(path, build_report(report))
     return path
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"safe_text": visible.text, "safe_line": visible.line, "token": visible.token}
+    return environment.get_template("report.html.j2")
 
 
 def _panel(panel: Panel) -> dict[str, Any]:

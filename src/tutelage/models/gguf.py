@@ -7,6 +7,7 @@ Layout (little-endian): "GGUF", version u32, tensor count u64, key count u64; ke
 string, dimension count u32, dimensions u64 (fastest first), type u32, offset u64; padding to the alignment; data.
 """
 
+import functools
 import itertools
 import math
 import mmap
@@ -190,11 +191,17 @@ def _placed(reader: _Reader, rows: list[_Row], alignment: int) -> list[GgufTenso
 
 
 def _n_bytes(reader: _Reader, row: _Row, index: int) -> int:
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    if row.kind not in {int(kind) for kind in GGMLQuantizationType}:
+    if row.kind not in _block_sizes():
         reader.refuse(f"tensor {index} '{row.name[:60]}' has the unknown type {row.kind}")
-    block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(row.kind)]
+    block, block_bytes = _block_sizes()[row.kind]
     if 0 in row.shape or row.shape[-1] % block:
         reader.refuse(f"tensor {index} '{row.name[:60]}' of shape {row.shape} does not fill blocks of {block}")
-    return math.prod(row.shape) // int(block) * int(block_bytes)
+    return math.prod(row.shape) // block * block_bytes
+
+
+@functools.cache
+def _block_sizes() -> dict[int, tuple[int, int]]:
+    """Weights and bytes of one block, by type."""
+    from gguf import GGML_QUANT_SIZES
+
+    return {int(kind): (int(n), int(n_bytes)) for kind, (n, n_bytes) in GGML_QUANT_SIZES.items()}

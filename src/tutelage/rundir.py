@@ -24,6 +24,7 @@ import yaml
 
 from tutelage import console, io
 from tutelage.errors import ConfigError, IntegrityError
+from tutelage.recipe.text import dump
 
 State: TypeAlias = Literal["absent", "unfinished", "finished"]
 Kind: TypeAlias = Literal["new", "resumed", "nothing_to_do"]
@@ -154,7 +155,7 @@ class RunDirectory:
         began = datetime.now(UTC).isoformat(timespec="seconds")
         own: dict[str, io.Json] = {"format": FORMAT_VERSION, "id": run_id, "began_at": began, "forked_from": forked}
         io.write_json(self.provenance_path, {_RUN: own, **provenance})
-        io.write_text(self.recipe_path, yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True))
+        io.write_text(self.recipe_path, dump(_plain(recipe)))
         return Started(run=self, run_id=run_id, kind="new", source=source)
 
     def _clear(self) -> None:

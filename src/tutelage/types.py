@@ -5,11 +5,15 @@ dropped), V vocabulary (the tokenizer's real size), D hidden size.
 """
 
 from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 IGNORED = -100
+# A causal language model of transformers: an nn.Module with config, base_model and get_output_embeddings(), an
+# interface that no stub describes.
+CausalLM: TypeAlias = Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +47,13 @@ class TokenView:
 
     def to(self, device: torch.device | str) -> "TokenView":
         """The same view on a device."""
-        moved = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return TokenView(**{n: t.to(device, non_blocking=True) if t is not None else None for n, t in moved.items()})
+        return TokenView(
+            ids_BT=self.ids_BT.to(device, non_blocking=True),
+            labels_BT=self.labels_BT.to(device, non_blocking=True),
+            positions_BT=self.positions_BT.to(device, non_blocking=True) if self.positions_BT is not None else None,
+            index_N=self.index_N.to(device, non_blocking=True),
+            next_ids_N=self.next_ids_N.to(device, non_blocking=True),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +142,9 @@ class LossSums:
         return LossSums(self.total.detach(), self.sums, self.counts)
 
     def __add__(self, other: "LossSums") -> "LossSums":
-        sums = {k: self.sums.get(k, 0) + other.sums.get(k, 0) for k in self.sums | other.sums}
+        sums = dict(self.sums)
+        for name, value in other.sums.items():
+            sums[name] = sums[name] + value if name in sums else value
         counts = {k: self.counts.get(k, 0) + other.counts.get(k, 0) for k in self.counts | other.counts}
         return LossSums(self.total + other.total, sums, counts)
 

@@ -224,7 +224,7 @@ def naive(hidden_ND, student, targets, next_ids_N, terms, scales):
         if term.kind == "divergence":
             p, q = torch.softmax(zt / scale.temperature, -1), torch.softmax(zs / scale.temperature, -1)
             beta, alpha = PARAMETERS["beta"], PARAMETERS["alpha"]
-            d = lambda a, b: (a * (a.log() - b.log())).sum()  # noqa: E731
+            d = lambda a, b: (a * (a.log() - b.log())).sum()
             value = {
                 "forward_kl": lambda: d(p, q),
                 "reverse_kl": lambda: d(q, p),

@@ -45,7 +45,7 @@ def term_sums(
             assert teacher_logits_NV is not None
             temperature = scales[term.name].temperature
             if term.divergence == "forward_kl":
-                sums[term.name] = _ForwardKL.apply(student_logits_NV, teacher_logits_NV, temperature)
+                sums[term.name] = _ForwardKL.apply(student_logits_NV, teacher_logits_NV, temperature)  # type: ignore[no-untyped-call]
                 continue
             teacher_logp_NV = log_softmax(teacher_logits_NV, temperature=temperature)
             student_logp_NV = log_softmax(student_logits_NV, temperature=temperature)
@@ -163,7 +163,7 @@ def chunked_loss(
         sums={term.name: hidden_ND.new_zeros((), dtype=_wide(hidden_ND.dtype)) for term in terms},
     )
     needs_gradient = torch.is_grad_enabled() and (hidden_ND.requires_grad or student_head.weight_VD.requires_grad)
-    total: Tensor = _ChunkedLoss.apply(hidden_ND, student_head.weight_VD, student_head.bias_V, job, needs_gradient)
+    total: Tensor = _ChunkedLoss.apply(hidden_ND, student_head.weight_VD, student_head.bias_V, job, needs_gradient)  # type: ignore[no-untyped-call]
     return total, job.sums
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from tutelage.losses.chunked import CHUNK_POSITIONS, ChunkFunction, chunked_loss
 from tutelage.losses.terms import Scale, Term
 from tutelage.models.head import head_of, trained_hidden
-from tutelage.types import Batch, DenseTargets, LossSums
+from tutelage.types import Batch, CausalLM, DenseTargets, LossSums
 
 
 class Family(nn.Module):
@@ -19,7 +19,7 @@ class Family(nn.Module):
 
     def __init__(
         self,
-        student: nn.Module,
+        student: CausalLM,
         terms: Sequence[Term],
         *,
         n_vocabulary: int,

@@ -6,15 +6,15 @@ Shape legend: B rows, T positions, N = B*T flattened, D hidden size, V vocabular
 import hashlib
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tutelage.errors import ConfigError
-from tutelage.types import Head, TokenView
+from tutelage.types import CausalLM, Head, TokenView
 
 _PROBE_LENGTH = 8
 
 
-def trunk(model: nn.Module, view: TokenView) -> Tensor:
+def trunk(model: CausalLM, view: TokenView) -> Tensor:
     """Last hidden states [B, T, D] of a transformers causal LM, after its final norm, without the head.
 
     Documents packed in one row are kept apart by their restarting positions, from which transformers builds a
@@ -25,12 +25,12 @@ def trunk(model: nn.Module, view: TokenView) -> Tensor:
     return hidden_BTD
 
 
-def trained_hidden(model: nn.Module, view: TokenView) -> Tensor:
+def trained_hidden(model: CausalLM, view: TokenView) -> Tensor:
     """Hidden states [N, D] at the trained positions of a view, in its order."""
     return trunk(model, view).flatten(0, 1).index_select(0, view.index_N)
 
 
-def head_of(model: nn.Module, *, n_vocabulary: int) -> Head:
+def head_of(model: CausalLM, *, n_vocabulary: int) -> Head:
     """The head of a transformers causal LM, cut to the tokenizer's real vocabulary.
 
     Reads soft-capping (`final_logit_softcapping`, Gemma) and scaling (`logit_scale`, Cohere; `logits_scaling`,
@@ -66,7 +66,7 @@ def head_fingerprint(head: Head) -> str:
 
 
 @torch.no_grad()
-def verify_head(model: nn.Module, *, n_vocabulary: int) -> None:
+def verify_head(model: CausalLM, *, n_vocabulary: int) -> None:
     """Check on a few tokens that trunk + head equal the model's own logits, before anything is trained on them.
 
     Raises ConfigError[FUSED_UNSUPPORTED] when a model does something to its logits that `head_of` does not know.

@@ -9,9 +9,10 @@ from torch import nn
 
 from tutelage.errors import ConfigError
 from tutelage.randomness import derive_seed
+from tutelage.types import CausalLM
 
 
-def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+def decoder_layers(model: CausalLM) -> tuple[str, nn.ModuleList]:
     """(name, list) of the decoder layers of a transformers causal LM.
 
     The name is the path inside the model, e.g. `model.layers`.  ConfigError[MODEL_LOAD] when no module list has as many
@@ -41,7 +42,7 @@ def _check_count(n_layers: int, n_kept: int) -> None:
         raise ConfigError("CONFIG", f"student.layers: {n_kept} asked, the teacher has {n_layers}; give 1 to {n_layers}")
 
 
-def from_layers(teacher: nn.Module, layers: Sequence[int]) -> nn.Module:
+def from_layers(teacher: CausalLM, layers: Sequence[int]) -> CausalLM:
     """A new model with the teacher's weights and only the layers named, in the teacher's order and dtype.
 
     Lists in the config with one entry a layer (such as `layer_types`) are cut in the same way.
@@ -74,7 +75,7 @@ def from_layers(teacher: nn.Module, layers: Sequence[int]) -> nn.Module:
     return student.to(next(teacher.parameters()).device)
 
 
-def from_config(config: Mapping[str, Any], *, base: Any, n_vocabulary: int, seed: int) -> nn.Module:
+def from_config(config: Mapping[str, Any], *, base: Any, n_vocabulary: int, seed: int) -> CausalLM:
     """A randomly initialised model: the teacher's config (`base`) with the fields of `config` replaced.
 
     The vocabulary is the tokenizer's real size, so that no row of the head is padding.  float32, eval mode.
@@ -101,9 +102,9 @@ def _stretched(pattern: list[Any], n: int) -> list[Any]:
     return [pattern[i % len(pattern)] for i in range(n)]
 
 
-def _empty(config: Any, *, dtype: torch.dtype) -> nn.Module:
+def _empty(config: Any, *, dtype: torch.dtype) -> CausalLM:
     """A model of that config, eval mode, weights as its initialiser draws them."""
     from transformers import AutoModelForCausalLM
 
-    model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    model: CausalLM = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     return model.eval()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tutelage.errors import IntegrityError, NumericError
 from tutelage.losses.chunked import CHUNK_POSITIONS
@@ -19,7 +19,7 @@ from tutelage.losses.terms import Scale, Term, scale_of
 from tutelage.randomness import derive_seed
 from tutelage.training.optim import Optimizer, OptimizerSettings
 from tutelage.training.precision import ComputePath, MasterWeights
-from tutelage.types import Batch, DenseTargets, LossSums
+from tutelage.types import Batch, CausalLM, DenseTargets, LossSums
 
 _NEGATIVE_KL = -1e-6
 
@@ -51,7 +51,7 @@ class Trainer:
 
     def __init__(
         self,
-        student: nn.Module,
+        student: CausalLM,
         *,
         terms: Sequence[Term],
         teacher: Teacher | None,
@@ -75,7 +75,7 @@ class Trainer:
         if gradient_checkpointing:
             student.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         self._teacher = teacher if any(term.needs_teacher for term in self.terms) else None
-        self._microbatches = microbatches
+        self.microbatches = microbatches
         self._n_steps = optimizer.n_steps
         self._seed = seed
 
@@ -108,7 +108,7 @@ class Trainer:
     def steps(self) -> Iterator[StepStats]:
         """Train to the end, one step an item; the caller may stop, look, evaluate and save between items."""
         while self.step < self._n_steps:
-            yield self.train_step(self._microbatches(self.step))
+            yield self.train_step(self.microbatches(self.step))
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Batch]) -> dict[str, float]:
@@ -126,6 +126,11 @@ class Trainer:
                 "NO_SCORED_TOKENS", "0 scored tokens in the held-out rows; check the mask and max_length"
             )
         return {name: float(value) / sums.counts[name] for name, value in sums.sums.items()}
+
+    def objective(self, losses: dict[str, float]) -> float:
+        """The weighted sum of mean losses as it is trained at the present step: what held-out evaluations compare."""
+        scales = self._scales(1)
+        return sum(scales[t.name].factor * losses[f"{self.name}/{t.name}"] for t in self.terms)
 
     def _scales(self, count: int) -> dict[str, Scale]:
         step = min(self.step, self._n_steps - 1)

@@ -1,0 +1,122 @@
+"""A trained model as a Hugging Face folder that `AutoModelForCausalLM.from_pretrained` loads with no code of ours.
+
+Shape legend: N positions, D hidden size, V vocabulary (real), R rows of the head (R >= V).
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tutelage import console, io
+from tutelage.errors import IntegrityError
+from tutelage.models.head import head_of, trained_hidden, trunk
+from tutelage.models.quiet import quiet_transformers
+from tutelage.types import Batch, CausalLM, TokenView
+
+MAX_PADDING_MASS = 1e-6
+_PROBE_LENGTH = 32
+
+
+@torch.no_grad()
+def with_weights(model: CausalLM, weights: Mapping[str, Tensor], *, dtype: torch.dtype) -> CausalLM:
+    """A copy of `model` on the CPU in `dtype` that holds `weights` (by parameter name)."""
+    other = copy.deepcopy(model).to(device="cpu", dtype=dtype)
+    parameters = dict(other.named_parameters())
+    assert parameters.keys() == weights.keys(), "the weights of another model"
+    for name, value in weights.items():
+        parameters[name].copy_(value)
+    return other.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def padding_mass(model: CausalLM, *, n_vocabulary: int) -> float:
+    """The largest probability that the unmasked head puts on its rows beyond the tokenizer's vocabulary, on a probe."""
+    rows = model.get_output_embeddings().weight.shape[0]
+    if rows == n_vocabulary:
+        return 0.0
+    logits_BTR = model(input_ids=_probe(n_vocabulary), use_cache=False).logits.float()
+    return float(torch.softmax(logits_BTR, -1)[..., n_vocabulary:].sum(-1).max())
+
+
+def cut_padding(model: CausalLM, *, n_vocabulary: int) -> None:
+    """Cut the head's rows beyond the tokenizer's vocabulary when their unmasked mass is 1e-6 or more, with a note."""
+    mass = padding_mass(model, n_vocabulary=n_vocabulary)
+    if mass < MAX_PADDING_MASS:
+        return
+    rows = model.get_output_embeddings().weight.shape[0]
+    model.resize_token_embeddings(n_vocabulary)
+    console.note(
+        "VOCAB_PAD", f"{rows - n_vocabulary} rows beyond the tokenizer's {n_vocabulary} held a mass of {mass:.1e}: cut"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedModel:
+    """A folder that was read back and compared."""
+
+    path: Path
+    n_bytes: int
+
+
+def save_model(model: CausalLM, tokenizer: Any, folder: Path, *, replace: bool = True) -> SavedModel:
+    """Write `model` (in its own dtype) and its tokenizer, whole or not at all, and check what was written.
+
+    Raises IntegrityError[EXPORT_MISMATCH] when the folder read back does not give the same weights and logits bitwise.
+    """
+    io.make_directory(folder.parent)
+    partial = folder.with_name(folder.name + ".partial")
+    io.remove_tree(partial)
+    io.make_directory(partial)
+    with quiet_transformers():
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+    _require_equal(model, partial)
+    io.commit_directory(partial, folder, replace=replace)
+    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return SavedModel(path=folder, n_bytes=weights)
+
+
+@torch.no_grad()
+def difference(a: CausalLM, b: CausalLM, batches: Sequence[Batch], *, n_vocabulary: int) -> dict[str, float]:
+    """KL(a || b) in nats and the share of equal top-1 tokens, means over the trained positions of `batches`."""
+    kl = agree = n = 0.0
+    for batch in batches:
+        logp = [
+            torch.log_softmax(head_of(m, n_vocabulary=n_vocabulary).logits(trained_hidden(m, batch.view)), -1)
+            for m in (a, b)
+        ]
+        kl += float((logp[0].exp() * (logp[0] - logp[1])).sum())
+        agree += float((logp[0].argmax(-1) == logp[1].argmax(-1)).sum())
+        n += batch.n_trained
+    return {"kl_nats": kl / n, "top1_agreement": agree / n}
+
+
+def _probe(n_vocabulary: int) -> Tensor:
+    return (torch.arange(_PROBE_LENGTH)[None] * 7919) % n_vocabulary
+
+
+@torch.no_grad()
+def _require_equal(model: CausalLM, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    with quiet_transformers():
+        again = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=next(model.parameters()).dtype, attn_implementation=model.config._attn_implementation
+        )
+    expected, found = model.state_dict(), again.state_dict()
+    wrong = [name for name in expected if name not in found or not torch.equal(expected[name].cpu(), found[name])]
+    ids_BT = _probe(again.get_output_embeddings().weight.shape[0])
+    view = TokenView.of(ids_BT, ids_BT)
+    if not wrong and not torch.equal(trunk(model.cpu(), view), trunk(again.eval(), view)):
+        wrong = ["the output on a probe"]
+    if wrong:
+        io.remove_tree(folder)
+        raise IntegrityError(
+            "EXPORT_MISMATCH",
+            f"{folder.name} read back differs in {', '.join(wrong[:3])}; nothing was saved; please report the model",
+        )

@@ -1,0 +1,152 @@
+"""The corpus of a recipe: its sources as stores, the split, the training batches and the evaluation sets."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tutelage import io
+from tutelage.data import build as store_builder
+from tutelage.data import split as splits
+from tutelage.data.loader import EvaluationBatch, Loader, evaluation_batches
+from tutelage.data.sources import SourceSpec
+from tutelage.data.store import Store
+from tutelage.models import vocabulary
+from tutelage.models.template import Renderer
+from tutelage.recipe import Recipe, Source
+from tutelage.training.plan import rows_per_step
+from tutelage.types import Batch
+
+Examples = Mapping[str, Sequence[object]]  # objects in memory, by the source's `memory` fingerprint
+# field of a recipe's source -> kind of the data room
+_KINDS = {"text": "text", "jsonl": "jsonl", "python_docs": "python_docs", "memory": "examples"}
+
+
+def _renderer(recipe: Recipe, tokenizer: Any) -> Renderer | None:
+    """The chat template in its sandbox; None where the data cannot hold a conversation."""
+    if not any(source.jsonl is not None or source.memory is not None for source in recipe.data.sources):
+        return None
+    template = recipe.data.chat_template
+    if template is not None and "\n" not in template and Path(template).is_file():
+        template = Path(template).read_text(encoding="utf-8")
+    template = template or tokenizer.chat_template
+    if not isinstance(template, str):
+        return None
+    return Renderer(template, tokenizer.special_tokens_map, control_texts=tokenizer.all_special_tokens)
+
+
+class Corpus:
+    """The recipe's stores, the split, and the batches made from them."""
+
+    def __init__(self, recipe: Recipe, tokenizer: Any, *, examples: Examples) -> None:
+        self._recipe, self._tokenizer, self._examples = recipe, tokenizer, examples
+        self.fingerprint = vocabulary.tokenizer_fingerprint(tokenizer)
+        self._renderer = _renderer(recipe, tokenizer)
+        self.store = self._build(recipe.data.sources)
+        self.held_out_store = self.store
+        held_out = recipe.data.held_out
+        if held_out is not None and held_out.sources is not None:
+            self.held_out_store = self._build(held_out.sources)
+            self.split = splits.by_sources(self.store, self.held_out_store)
+        else:
+            share = held_out.share if held_out is not None else None
+            self.split = splits.by_share(self.store, share or 0.0)
+        self._out_of_domain = self._build(recipe.evaluation.out_of_domain) if recipe.evaluation.out_of_domain else None
+
+    def _build(self, sources: Sequence[Source]) -> Store:
+        data = self._recipe.data
+        return store_builder.build(
+            [self._spec(source) for source in sources],
+            self._tokenizer,
+            fingerprint=self.fingerprint,
+            max_length=data.max_length,
+            renderer=self._renderer,
+            train_on=data.train_on,
+            control_text=data.control_text,
+            max_reject=data.max_reject,
+        )
+
+    def _spec(self, source: Source) -> SourceSpec:
+        columns = {
+            name: value
+            for name, value in (source.columns.model_dump() if source.columns is not None else {}).items()
+            if value is not None
+        }
+        kind = next(kind for kind in _KINDS if getattr(source, kind))
+        return SourceSpec(
+            kind=_KINDS[kind],
+            patterns=source.text or source.jsonl or (),
+            examples=self._examples[source.memory] if source.memory is not None else (),
+            columns=columns,
+            weight=source.weight,
+            name=source.name or "",
+        )
+
+    def probe(self, n_tokens: int) -> list[Batch]:
+        """The first windows of the training data, about so many tokens."""
+        windows = max(1, n_tokens // self._recipe.data.max_length)
+        return self.loader(windows_per_step=windows, micro_batch=windows).step(0)
+
+    @property
+    def pad_id(self) -> int:
+        """Any id serves: padding is never attended to nor trained on."""
+        pad = self._tokenizer.pad_token_id
+        return int(pad if pad is not None else self._tokenizer.eos_token_id or 0)
+
+    def loader(self, *, windows_per_step: int | None = None, micro_batch: int | None = None) -> Loader:
+        """Batches of the training rows, as the recipe says but for what is given."""
+        training, max_length = self._recipe.training, self._recipe.data.max_length
+        windows = windows_per_step or rows_per_step(training, max_length=max_length)
+        return Loader(
+            self.store,
+            rows=self.split.train,
+            max_length=max_length,
+            rows_per_step=windows,
+            micro_batch=micro_batch or training.micro_batch or windows,
+            seed=training.seed,
+            fingerprint=self.fingerprint,
+            pad_id=self.pad_id,
+            weights=[source.weight for source in self._recipe.data.sources],
+        )
+
+    def evaluation_sets(self) -> dict[str, Callable[[], list[EvaluationBatch]]]:
+        """Name -> function that gives the batches, made once: `held_out` and `out_of_domain`, as far as there are."""
+        sets = {}
+        if len(self.split.held_out):
+            sets["held_out"] = self._evaluation(self.held_out_store, self.split.held_out)
+        if self._out_of_domain is not None:
+            rows = splits.by_share(self._out_of_domain, 0.0).train
+            sets["out_of_domain"] = self._evaluation(self._out_of_domain, rows)
+        return sets
+
+    def _evaluation(self, store: Store, rows: Any) -> Callable[[], list[EvaluationBatch]]:
+        limit = self._recipe.evaluation.rows
+        training, max_length = self._recipe.training, self._recipe.data.max_length
+        windows = training.micro_batch or rows_per_step(training, max_length=max_length)
+        made: list[EvaluationBatch] = []
+
+        def batches() -> list[EvaluationBatch]:
+            if not made:
+                made.extend(
+                    evaluation_batches(
+                        store,
+                        rows=_spread(rows, limit),
+                        max_length=max_length,
+                        micro_batch=windows,
+                        fingerprint=self.fingerprint,
+                        pad_id=self.pad_id,
+                    )
+                )
+            return made
+
+        return batches
+
+    def identity(self) -> io.Json:
+        """What the data were, for a resume to compare."""
+        return {"store": Path(self.store.path).name, "held_out": Path(self.held_out_store.path).name}
+
+
+def _spread(rows: Any, limit: int | None) -> Any:
+    """At most `limit` rows, spread evenly over all of them."""
+    if limit is None or len(rows) <= limit:
+        return rows
+    return rows[[i * len(rows) // limit for i in range(limit)]]

@@ -1,0 +1,292 @@
+"""One model trained to the end of its plan: steps, held-out losses, checkpoints, metrics, signals."""
+
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tutelage import console, io
+from tutelage.errors import NumericError, ResourceError, Stopped
+from tutelage.rundir import RunDirectory
+from tutelage.training import checkpoint
+from tutelage.training.trainer import StepStats, Trainer
+from tutelage.types import Batch
+
+_PARTS = ("weights", "optimizer", "progress")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitPlan:
+    """What happens between the steps; every number counts optimizer steps."""
+
+    n_steps: int
+    save_every: int
+    evaluate_every: int | None
+    keep: int = 2
+    patience: int | None = None
+    log_every: int = 10
+    tensorboard: bool = False
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a checkpoint says beside tensors; JSON by `vars`."""
+
+    seconds: float = 0.0
+    n_tokens: int = 0
+    best_step: int | None = None
+    best_loss: float | None = None
+    n_worse: int = 0
+    stopped_early: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitted:
+    """The outcome: `weights` are the masters to save (the average, or the best, where the recipe says so)."""
+
+    weights: dict[str, Tensor]
+    step: int
+    progress: Progress
+    held_out: dict[str, float] = field(default_factory=dict)
+
+
+def fit(
+    trainer: Trainer,
+    *,
+    run: RunDirectory,
+    run_id: str,
+    plan: FitPlan,
+    held_out: Callable[[], Sequence[Batch]] | None,
+    on_step: Callable[[StepStats], None] | None = None,
+) -> Fitted:
+    """Train to the end or to an early stop, from the newest checkpoint of this run if there is one.
+
+    Raises Stopped after saving when SIGINT or SIGTERM came; a second signal ends the process at once.
+    """
+    return _Fit(trainer, run=run, run_id=run_id, plan=plan, held_out=held_out).to_the_end(on_step)
+
+
+class _Fit:
+    """The state of one `fit` call."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        *,
+        run: RunDirectory,
+        run_id: str,
+        plan: FitPlan,
+        held_out: Callable[[], Sequence[Batch]] | None,
+    ) -> None:
+        self.trainer, self.run, self.run_id, self.plan, self.held_out = trainer, run, run_id, plan, held_out
+        self.folder = run.checkpoints / trainer.name
+        self.progress = Progress()
+        self.saved_step: int | None = None
+        self.last_held_out: dict[str, float] = {}
+
+    def to_the_end(self, on_step: Callable[[StepStats], None] | None) -> Fitted:
+        self._restore()
+        writer = _tensorboard(self.run, wanted=self.plan.tensorboard)
+        title = f"training the {self.trainer.name}"
+        with (
+            _signals() as signals,
+            console.Progress(
+                title, total=self.plan.n_steps, done=self.trainer.step, line_every=self.plan.log_every
+            ) as bar,
+        ):
+            while self.trainer.step < self.plan.n_steps and not self.progress.stopped_early:
+                stats = self._step()
+                self._record(stats, writer)
+                bar.update(self.trainer.step, _line(stats))
+                if on_step is not None:
+                    on_step(stats)
+                self._after_step(writer)
+                if signals:
+                    self._stop(signals[0])
+        if self.saved_step != self.trainer.step:
+            self._save()
+        return Fitted(
+            weights=self._chosen_weights(),
+            step=self.trainer.step,
+            progress=self.progress,
+            held_out=self.last_held_out,
+        )
+
+    def _step(self) -> StepStats:
+        batches = self.trainer.microbatches(self.trainer.step)
+        try:
+            return self.trainer.train_step(batches)
+        except NumericError as error:
+            where = self.run.path / "bad" / f"step-{self.trainer.step}.json"
+            io.make_directory(where.parent)
+            rows = [{"row": key} for batch in batches for key in batch.row_keys]
+            ids = [batch.view.ids_BT.tolist() for batch in batches]
+            io.write_json(where, {"error": error.message, "rows": rows, "token_ids": ids})
+            raise NumericError(error.code, f"{error.message}; the batch is in {where}") from error
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise out_of_memory(self.trainer, batches) from error
+        except RuntimeError as error:
+            if "can't allocate memory" in str(error) or "not enough memory" in str(error):
+                raise out_of_memory(self.trainer, batches) from error
+            raise
+
+    def _record(self, stats: StepStats, writer: Any) -> None:
+        name = self.trainer.name
+        self.progress.seconds += stats.seconds
+        self.progress.n_tokens += stats.n_tokens
+        row: dict[str, io.Json] = {
+            "step": stats.step,
+            "model": name,
+            "tokens": self.progress.n_tokens,
+            **stats.losses,
+            f"{name}/total": stats.total,
+            f"{name}/gradient_norm": stats.gradient_norm,
+            f"{name}/learning_rate": stats.learning_rate,
+        }
+        self.run.append_metrics(row)
+        speed = stats.n_tokens / stats.seconds
+        self.run.append_timings({"step": stats.step, "model": name, "seconds": stats.seconds, "rate_tok_per_s": speed})
+        _write_scalars(writer, row)
+
+    def _after_step(self, writer: Any) -> None:
+        step, plan = self.trainer.step, self.plan
+        is_last = step == plan.n_steps
+        improved = False
+        if plan.evaluate_every is not None and (step % plan.evaluate_every == 0 or is_last):
+            improved = self._evaluate(writer)
+        if improved or step % plan.save_every == 0 or is_last or self.progress.stopped_early:
+            self._save()
+
+    def _evaluate(self, writer: Any) -> bool:
+        """Whether the held-out objective (the weighted sum of the terms) is the best so far."""
+        assert self.held_out is not None, "recipe rules: evaluate_every needs held-out rows"
+        name, step = self.trainer.name, self.trainer.step
+        losses = self.trainer.evaluate(self.held_out())
+        self.last_held_out = losses
+        objective = self.trainer.objective(losses)
+        row: dict[str, io.Json] = {"step": step, "model": name, "tokens": self.progress.n_tokens}
+        row |= {f"{name}/held_out/{key.split('/', 1)[1]}": value for key, value in losses.items()}
+        self.run.append_metrics(row)
+        _write_scalars(writer, row)
+        improved = self.progress.best_loss is None or objective < self.progress.best_loss
+        if improved:
+            self.progress.best_step, self.progress.best_loss, self.progress.n_worse = step, objective, 0
+        else:
+            self.progress.n_worse += 1
+            self.progress.stopped_early = self.plan.patience is not None and self.progress.n_worse >= self.plan.patience
+        return improved
+
+    def _save(self) -> None:
+        trainer = self.trainer
+        self.run.sync_metrics()
+        fresh = checkpoint.save(
+            self.folder,
+            step=trainer.step,
+            run_id=self.run_id,
+            tensors={"weights": trainer.masters.state(), "optimizer": trainer.optimizer.state()},
+            state={"progress": dict(self._progress_json())},
+            required=_PARTS,
+        )
+        self.saved_step = trainer.step
+        protect = {self.progress.best_step} if self.progress.best_step is not None else set()
+        checkpoint.rotate(self.folder, run_id=self.run_id, keep=self.plan.keep, protect=protect, fresh=fresh)
+
+    def _progress_json(self) -> Mapping[str, io.Json]:
+        return {name: getattr(self.progress, name) for name in Progress.__dataclass_fields__}
+
+    def _restore(self) -> None:
+        found = checkpoint.newest(self.folder, run_id=self.run_id, required=_PARTS)
+        self.run.rewind_metrics(found.step if found else 0, model=self.trainer.name)
+        if found is None:
+            return
+        self.trainer.masters.load(found.tensors["weights"])
+        self.trainer.optimizer.load(found.tensors["optimizer"])
+        self.trainer.step = self.saved_step = found.step
+        self.progress = Progress(**found.state["progress"])
+        if 0 < found.step < self.plan.n_steps:
+            console.note("RESUMED", f"the {self.trainer.name} goes on from step {found.step} of {self.plan.n_steps}")
+
+    def _stop(self, number: int) -> None:
+        if self.saved_step != self.trainer.step:
+            self._save()
+        raise Stopped(f"saved step {self.trainer.step}; rerun the same command to continue", signal_number=number)
+
+    def _chosen_weights(self) -> dict[str, Tensor]:
+        """The best checkpoint's after an early stop, the moving average where there is one, else the last."""
+        if self.plan.patience is not None and self.progress.best_step not in (None, self.trainer.step):
+            best = self.folder / f"step-{self.progress.best_step:06d}"
+            found = checkpoint.load(best, required=_PARTS)
+            averaged = {
+                k.split("/", 1)[1]: v for k, v in found.tensors["optimizer"].items() if k.startswith("average/")
+            }
+            return averaged or found.tensors["weights"]
+        return self.trainer.optimizer.average or self.trainer.masters.state()
+
+
+def out_of_memory(trainer: Trainer, batches: Sequence[Batch]) -> ResourceError:
+    """The error for an out-of-memory, with the settings that need less."""
+    rows, length = max((tuple(batch.view.ids_BT.shape) for batch in batches), default=(1, 0))
+    less = max(1, rows // 2)
+    where = trainer.compute.device
+    return ResourceError(
+        "MEMORY",
+        f"out of memory on {where} at step {trainer.step} with micro-batches of {rows} x {length} tokens; set "
+        f"training.micro_batch={less} (now {rows}), training.gradient_checkpointing=true, training.chunk=128, or "
+        "training.precision=bfloat16; the same command then needs --force, or starts anew in another --run-dir",
+    )
+
+
+def _line(stats: StepStats) -> str:
+    losses = "  ".join(f"{name.split('/', 1)[1]} {value:.3f}" for name, value in stats.losses.items())
+    return f"{losses}  {stats.n_tokens / stats.seconds:.0f} tok/s"
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """The first SIGINT or SIGTERM is put into the list; the second ends the process at once."""
+    seen: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+
+    def remember(number: int, _frame: object) -> None:
+        seen.append(number)
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)
+        console.say("stopping after this step; once more ends at once")
+
+    before = {each: signal.signal(each, remember) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield seen
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _tensorboard(run: RunDirectory, *, wanted: bool) -> Any:
+    if not wanted:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        from tutelage.errors import ConfigError
+
+        raise ConfigError(
+            "MISSING_EXTRA", 'training.tensorboard needs tensorboard; run: pip install "tutelage[tensorboard]"'
+        ) from error
+    return SummaryWriter(str(run.tensorboard))
+
+
+def _write_scalars(writer: Any, row: Mapping[str, io.Json]) -> None:
+    if writer is None:
+        return
+    for name, value in row.items():
+        if isinstance(value, float) and math.isfinite(value):
+            writer.add_scalar(name, value, row["step"])
+    writer.flush()

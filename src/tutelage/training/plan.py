@@ -1,0 +1,113 @@
+"""What a recipe's numbers mean for the trainer: terms, optimizer settings, steps and intervals."""
+
+from tutelage.data.loader import Loader
+from tutelage.errors import ConfigError
+from tutelage.losses.names import DIVERGENCES
+from tutelage.losses.schedules import Schedule
+from tutelage.losses.terms import Term
+from tutelage.recipe import Recipe
+from tutelage.recipe.sections import LossTerm, Training
+from tutelage.recipe.sections import Schedule as ScheduleSection
+from tutelage.training.fit import FitPlan
+from tutelage.training.optim import OptimizerSettings
+
+_PARAMETER_DEFAULTS = {"beta": 0.5, "alpha": 0.1}
+_WSD_DECAY = 0.2
+
+
+def schedule_of(section: ScheduleSection) -> Schedule:
+    """The pure function behind a schedule section."""
+    return Schedule(
+        kind=section.schedule,
+        start=section.start,
+        end=section.end if section.end is not None else section.start,
+        warmup=section.warmup,
+        decay=section.decay if section.decay is not None else _WSD_DECAY,
+    )
+
+
+def terms_of(loss: tuple[LossTerm, ...]) -> tuple[Term, ...]:
+    """The terms of a recipe's loss; ConfigError when two have one name, because metrics could not tell them apart."""
+    terms = tuple(_term(section) for section in loss)
+    names = [term.name for term in terms]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError("CONFIG", f"loss: {name} stands there twice; give it once with the sum of the weights")
+    return terms
+
+
+def _term(section: LossTerm) -> Term:
+    weight = schedule_of(section.weight)
+    if section.divergence is None:
+        return Term(kind=section.cross_entropy or "ground_truth", weight=weight)
+    parameters = {
+        name: getattr(section, name) if getattr(section, name) is not None else _PARAMETER_DEFAULTS[name]
+        for name in DIVERGENCES[section.divergence]
+    }
+    temperature = schedule_of(section.temperature) if section.temperature else Schedule(start=1.0)
+    return Term(
+        kind="divergence",
+        divergence=section.divergence,
+        parameters=parameters,
+        weight=weight,
+        temperature=temperature,
+    )
+
+
+def rows_per_step(training: Training, *, max_length: int) -> int:
+    """Windows of one optimizer step."""
+    return max(1, training.batch_tokens // max_length)
+
+
+def n_steps_of(training: Training, loader: Loader) -> int:
+    """Optimizer steps of the run: from tokens (without padding), steps or epochs."""
+    if training.steps is not None:
+        return training.steps
+    if training.tokens is not None:
+        return loader.steps_for_tokens(training.tokens)
+    assert training.epochs is not None, "recipe rules: exactly one length"
+    return max(1, loader.steps_for_epochs(training.epochs))
+
+
+def optimizer_settings(training: Training, *, n_steps: int) -> OptimizerSettings:
+    """AdamW as the recipe asks, with its learning-rate schedule down to 0."""
+    schedule = Schedule(
+        kind=training.schedule,
+        start=training.learning_rate,
+        end=0.0,
+        warmup=training.warmup,
+        decay=training.decay if training.decay is not None else _WSD_DECAY,
+    )
+    return OptimizerSettings(
+        schedule=schedule,
+        n_steps=n_steps,
+        weight_decay=training.weight_decay,
+        betas=training.betas,
+        max_grad_norm=training.max_grad_norm,
+        ema=training.ema,
+    )
+
+
+def fit_plan(training: Training, *, n_steps: int) -> FitPlan:
+    """Intervals in steps."""
+    return FitPlan(
+        n_steps=n_steps,
+        save_every=_steps(training.save_every, training, n_steps=n_steps),
+        evaluate_every=(
+            _steps(training.evaluate_every, training, n_steps=n_steps) if training.evaluate_every is not None else None
+        ),
+        keep=training.keep,
+        patience=training.early_stop.patience if training.early_stop is not None else None,
+        log_every=training.log_every,
+        tensorboard=training.tensorboard,
+    )
+
+
+def _steps(interval: float, training: Training, *, n_steps: int) -> int:
+    """Tokens, or a share of the run when below 1, as optimizer steps."""
+    return max(1, round(interval * n_steps if interval < 1 else interval / training.batch_tokens))
+
+
+def control_of(recipe: Recipe) -> tuple[Term, ...]:
+    """The control's only term."""
+    return terms_of(recipe.as_control().loss)

@@ -1,0 +1,244 @@
+"""From a recipe to everything a run needs: tokenizer, data, teacher, the student's start, and what identifies them."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import nn
+
+from tutelage import console, io
+from tutelage.data.loader import EvaluationBatch, Loader
+from tutelage.errors import ConfigError
+from tutelage.models import load, student, vocabulary
+from tutelage.models.head import verify_head
+from tutelage.recipe import Recipe
+from tutelage.recipe import Student as StudentSection
+from tutelage.teachers.live import LiveTeacher, weights_fingerprint
+from tutelage.training.corpus import Corpus, Examples
+from tutelage.training.importance import LayerChoice, choose_layers
+from tutelage.training.precision import ComputePath, choose_compute_path
+from tutelage.types import Batch
+
+_PROBE_TOKENS = 1024  # of the training data, for the importance of layers
+_LIBRARIES = ("torch", "transformers", "tokenizers")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InMemory:
+    """Models and datasets handed to `tutelage.train()` as objects; None where the recipe names them."""
+
+    teacher: nn.Module | None = None
+    student: nn.Module | None = None
+    tokenizer: Any = None
+    examples: Examples = field(default_factory=dict)  # by the source's `memory` fingerprint
+
+
+@dataclass(slots=True, kw_only=True)
+class Prepared:
+    """Everything that the run trains with and measures on."""
+
+    recipe: Recipe
+    compute: ComputePath
+    tokenizer: Any
+    n_vocabulary: int
+    teacher: LiveTeacher | None
+    student: nn.Module  # the start weights, float32, on the CPU; copy before training
+    layers: LayerChoice | None
+    loader: Loader
+    evaluation_sets: dict[str, Callable[[], list[EvaluationBatch]]]
+    provenance: dict[str, io.Json]
+
+    def held_out(self) -> list[Batch]:
+        """The held-out rows as batches, for evaluation while training."""
+        return [item.batch for item in self.evaluation_sets["held_out"]()]
+
+    def start(self) -> nn.Module:
+        """A fresh copy of the student's start."""
+        return copy.deepcopy(self.student)
+
+
+def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | None = None) -> Prepared:
+    """Load, check and measure everything; `earlier` is the provenance of the unfinished run that goes on.
+
+    What was measured for that run (compute path, layers) is taken from there, so that a resumed run is the same run.
+    """
+    training = recipe.training
+    recorded = (earlier or {}).get("compute", {})
+    compute = choose_compute_path(
+        str(recorded.get("weight_dtype", training.precision)),
+        device=str(recorded.get("device", training.device)),
+        threads=training.threads,
+    )
+    _require_one_device(recipe, compute)
+    tokenizer = memory.tokenizer if memory.tokenizer is not None else _tokenizer(recipe)
+    _compare_with_students(recipe, tokenizer)
+    n_vocabulary = vocabulary.real_vocabulary(tokenizer)
+    data = Corpus(recipe, tokenizer, examples=memory.examples)
+    loader = data.loader()
+    teacher_model = _teacher_model(recipe, memory=memory)
+    layers, start = _student_start(
+        recipe,
+        memory=memory,
+        teacher=teacher_model,
+        n_vocabulary=n_vocabulary,
+        compute=compute,
+        probe=lambda: data.probe(_PROBE_TOKENS),
+        earlier=earlier,
+    )
+    teacher = _live(recipe, teacher_model, compute=compute, n_vocabulary=n_vocabulary)
+    verify_head(start, n_vocabulary=n_vocabulary)
+    provenance: dict[str, io.Json] = {
+        "data": data.identity(),
+        "tokenizer": data.fingerprint,
+        "template": vocabulary.template_fingerprint(tokenizer),
+        "teacher": weights_fingerprint(teacher.model) if teacher is not None else None,
+        "student": weights_fingerprint(start),
+        "libraries": {name: metadata.version(name) for name in _LIBRARIES},
+        "compute": dict(compute.as_json()),
+        "world_size": 1,
+        "tutelage": metadata.version("tutelage"),
+        "layers": _layers_json(layers),
+    }
+    return Prepared(
+        recipe=recipe,
+        compute=compute,
+        tokenizer=tokenizer,
+        n_vocabulary=n_vocabulary,
+        teacher=teacher,
+        student=start,
+        layers=layers,
+        loader=loader,
+        evaluation_sets=data.evaluation_sets(),
+        provenance=provenance,
+    )
+
+
+# --- tokenizer and teacher ---
+def _tokenizer(recipe: Recipe) -> Any:
+    section = recipe.teacher if recipe.teacher is not None else recipe.student
+    if section.model is None:
+        raise ConfigError("CONFIG", "a model in memory needs its tokenizer: tutelage.train(…, tokenizer=tokenizer)")
+    return load.load_tokenizer(section.model, revision=section.revision)
+
+
+def _compare_with_students(recipe: Recipe, tokenizer: Any) -> None:
+    """TOKENIZER_MISMATCH before any model loads, when the student brings a tokenizer of its own."""
+    if recipe.student.model is None or recipe.teacher is None:
+        return
+    own = load.load_tokenizer(recipe.student.model, revision=recipe.student.revision)
+    vocabulary.compare_tokenizers(tokenizer, own)
+    vocabulary.compare_ends(tokenizer, own)
+
+
+def _require_one_device(recipe: Recipe, compute: ComputePath) -> None:
+    wanted = recipe.teacher.device if recipe.teacher is not None else "auto"
+    if wanted not in ("auto", compute.device):
+        raise ConfigError(
+            "CONFIG",
+            f"teacher.device: {wanted}, and the student trains on {compute.device}; in this version both share one: "
+            "set training.device, leave teacher.device out",
+        )
+
+
+def _teacher_model(recipe: Recipe, *, memory: InMemory) -> nn.Module | None:
+    if memory.teacher is not None:
+        return memory.teacher
+    if recipe.teacher is None or recipe.teacher.model is None:
+        return None
+    if not (recipe.needs_teacher or recipe.student.layers or recipe.student.config or _is_measured(recipe)):
+        return None
+    return load.load_model(recipe.teacher.model, revision=recipe.teacher.revision, dtype="auto", device="cpu")
+
+
+def _is_measured(recipe: Recipe) -> bool:
+    """A teacher in the recipe is measured beside the student even when no term asks it."""
+    return recipe.teacher is not None
+
+
+def _live(recipe: Recipe, model: nn.Module | None, *, compute: ComputePath, n_vocabulary: int) -> LiveTeacher | None:
+    """The teacher in the compute path's dtype, or in the one that the recipe names."""
+    if model is None or recipe.teacher is None:
+        return None
+    dtype = compute.weight_dtype
+    if recipe.teacher.dtype != "auto":
+        dtype = getattr(torch, recipe.teacher.dtype)
+    return LiveTeacher(model.to(device=compute.device, dtype=dtype), n_vocabulary=n_vocabulary)
+
+
+# --- student ---
+def _student_start(
+    recipe: Recipe,
+    *,
+    memory: InMemory,
+    teacher: nn.Module | None,
+    n_vocabulary: int,
+    compute: ComputePath,
+    probe: Callable[[], list[Batch]],
+    earlier: Mapping[str, Any] | None,
+) -> tuple[LayerChoice | None, nn.Module]:
+    """(how layers were chosen, start weights in float32 or wider on the CPU)."""
+    wide = torch.promote_types(compute.weight_dtype, torch.float32)
+    section, choice = recipe.student, None
+    if memory.student is not None:
+        start = copy.deepcopy(memory.student)
+    elif section.model is not None:
+        start = load.load_model(section.model, revision=section.revision, dtype="float32", device="cpu")
+    elif section.config is not None:
+        base = teacher.config if teacher is not None else None
+        if base is None:
+            raise ConfigError("CONFIG", "student.config: fields of the teacher's config are replaced; give a teacher")
+        start = student.from_config(section.config, base=base, n_vocabulary=n_vocabulary, seed=recipe.training.seed)
+    else:
+        assert teacher is not None, "recipe rules: student.layers needs a teacher"
+        layers, choice = _layers(
+            section, teacher, n_vocabulary=n_vocabulary, compute=compute, probe=probe, earlier=earlier
+        )
+        start = student.from_layers(teacher, layers)
+    return choice, start.to(device="cpu", dtype=wide).eval()
+
+
+def _layers(
+    section: StudentSection,
+    teacher: nn.Module,
+    *,
+    n_vocabulary: int,
+    compute: ComputePath,
+    probe: Callable[[], list[Batch]],
+    earlier: Mapping[str, Any] | None,
+) -> tuple[Sequence[int], LayerChoice | None]:
+    assert section.layers is not None
+    n_layers = len(student.decoder_layers(teacher)[1])
+    if section.layers.listed is not None:
+        return section.layers.listed, None
+    if section.layers.evenly is not None:
+        return student.evenly(n_layers, section.layers.evenly), None
+    assert section.layers.important is not None
+    n_kept = section.layers.important
+    student.evenly(n_layers, n_kept)  # refuses an impossible count before the measurement
+    measured = (earlier or {}).get("layers")
+    if measured:
+        choice = LayerChoice(
+            kept=tuple(measured["kept"]),
+            dropped=tuple((int(layer), float(kl)) for layer, kl in measured["dropped"]),
+            n_positions=int(measured["n_positions"]),
+        )
+        return choice.kept, choice
+    measuring = copy.deepcopy(teacher).to(device=compute.device, dtype=compute.weight_dtype)
+    with console.Progress("measuring which layers matter", total=n_layers - n_kept) as bar:
+        choice = choose_layers(
+            measuring,
+            [batch.to(compute.device) for batch in probe()],
+            n_kept=n_kept,
+            n_vocabulary=n_vocabulary,
+            progress=lambda done, _total: bar.update(done),
+        )
+    return choice.kept, choice
+
+
+def _layers_json(choice: LayerChoice | None) -> io.Json:
+    if choice is None:
+        return None
+    return {"kept": list(choice.kept), "dropped": [list(d) for d in choice.dropped], "n_positions": choice.n_positions}

@@ -1,0 +1,178 @@
+"""A run measured: its models on held-out text, and what each of them says next.
+
+`measure` is used at the end of training; the verb `evaluate` loads the models from the run's folder.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from torch import nn
+
+from tutelage import console, io
+from tutelage.errors import ConfigError, IntegrityError
+from tutelage.evaluation import records, transfer
+from tutelage.evaluation.show import Candidate, ModelView, Prompt, PromptView, Shown, render, show_models
+from tutelage.evaluation.speed import forward_rates
+from tutelage.evaluation.transfer import Transfer
+from tutelage.models import load
+from tutelage.recipe import load_recipe
+from tutelage.reports.table import table_of, to_rich
+from tutelage.reports.text import printed
+from tutelage.rundir import RunDirectory
+from tutelage.training.prepare import InMemory, Prepared, prepare
+
+TEACHER, BEFORE, STUDENT, CONTROL = "teacher", "student_before", "student", "control"
+SHOWN = "next_tokens.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What `evaluate` gives back: the transfer, the next-token view, and where the numbers lie."""
+
+    path: Path
+    transfer: Transfer
+    shown: Shown
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, for programs."""
+        return {"path": str(self.path), **self.transfer.json(), "next_tokens": self.shown.json()}
+
+    def __str__(self) -> str:
+        return printed(self._rendered)
+
+    def _rendered(self, width: int) -> Group:
+        return Group(to_rich(table_of(self.transfer), width=width), "", render(self.shown, width=width))
+
+
+def measure(
+    prepared: Prepared,
+    models: dict[str, nn.Module],
+    *,
+    run: RunDirectory,
+    training_s: dict[str, float],
+    prompts: Sequence[Prompt] = (),
+) -> Measured:
+    """Score `models` (on the compute path, eval mode) on the run's evaluation sets, and write evaluation/."""
+    teacher = TEACHER if TEACHER in models else None
+    sets = {name: make() for name, make in prepared.evaluation_sets.items()}
+    if not sets:
+        raise IntegrityError("NO_SCORED_TOKENS", "no held-out rows to measure on; set data.held_out in the recipe")
+    n_tokens = sum(item.batch.n_trained for items in sets.values() for item in items) * len(models)
+    with console.Progress("measuring on held-out text", total=n_tokens) as bar:
+        scores = transfer.evaluate_models(
+            models,
+            {name: [(item.batch, item.row_N) for item in items] for name, items in sets.items()},
+            teacher=teacher,
+            n_vocabulary=prepared.n_vocabulary,
+            progress=bar.advance,
+        )
+    first = next(iter(sets.values()))[0].batch
+    rates = forward_rates(models, first, n_vocabulary=prepared.n_vocabulary)
+    costs = {
+        name: transfer.cost_of(model, rate_tok_per_s=rates[name], training_s=training_s.get(name))
+        for name, model in models.items()
+    }
+    result = transfer.transfer_of(scores, teacher, costs=costs)
+    transfer.check_unscored(result)
+    io.make_directory(run.evaluation)
+    records.write(run.evaluation, scores, transfer=result)
+    shown = show_models(
+        models,
+        prepared.tokenizer,
+        prompts=[*prompts, *(Prompt(text=text) for text in prepared.recipe.evaluation.prompts)],
+        teacher=teacher,
+        n_vocabulary=prepared.n_vocabulary,
+    )
+    io.write_json(run.evaluation / SHOWN, shown.json())
+    return Measured(path=run.evaluation / records.TRANSFER, transfer=result, shown=shown)
+
+
+def on_path(model: nn.Module, prepared: Prepared) -> nn.Module:
+    """The model on the run's compute path, frozen, in eval mode."""
+    compute = prepared.compute
+    return model.to(device=compute.device, dtype=compute.weight_dtype).eval().requires_grad_(False)
+
+
+def saved_models(run: RunDirectory, prepared: Prepared) -> dict[str, nn.Module]:
+    """Teacher, student before, student and control (as far as there are) in the table's order."""
+    models: dict[str, nn.Module] = {}
+    if prepared.teacher is not None:
+        models[TEACHER] = prepared.teacher.model
+    models[BEFORE] = on_path(prepared.start(), prepared)
+    for name in (STUDENT, CONTROL):
+        if run.model(name).is_dir():
+            models[name] = on_path(load.load_model(str(run.model(name)), dtype="float32", device="cpu"), prepared)
+    return models
+
+
+def evaluate(run_dir: str | Path, *, force: bool = False) -> Measured:
+    """Measure a finished run again, or give back what was measured; `force` measures again in any case.
+
+    Raises ConfigError when there is no finished run, or when it was trained from objects in memory.
+    """
+    run = RunDirectory(run_dir)
+    require_finished(run, "evaluate")
+    stored = _stored(run)
+    if stored is not None and not force:
+        return stored
+    recipe = load_recipe(run.recipe_path)
+    provenance = io.read_json(run.provenance_path)
+    prepared = prepare(recipe, memory=InMemory(), earlier=provenance)
+    summary = io.read_json(run.finished_path)
+    prompts = [Prompt(**view["prompt"]) for view in _shown_json(run).get("prompts", [])]
+    extra = [prompt for prompt in prompts if prompt.text not in recipe.evaluation.prompts]
+    with run.lock():
+        return measure(
+            prepared,
+            saved_models(run, prepared),
+            run=run,
+            training_s=summary.get("training_s", {}),
+            prompts=extra,
+        )
+
+
+def require_finished(run: RunDirectory, verb: str) -> None:
+    """ConfigError when the folder holds no finished run."""
+    state = run.state()
+    if state == "unfinished":
+        raise ConfigError(
+            "CONFIG", f"{run} holds an unfinished run; finish it first with the same `tutelage train` command"
+        )
+    if state == "absent":
+        raise ConfigError(
+            "CONFIG", f"{verb}: {run} holds no run; make one first: tutelage train RECIPE --run-dir {run}"
+        )
+
+
+def _stored(run: RunDirectory) -> Measured | None:
+    if not (run.evaluation / records.TRANSFER).exists() or not (run.evaluation / SHOWN).exists():
+        return None
+    return Measured(
+        path=run.evaluation / records.TRANSFER,
+        transfer=records.read(run.evaluation),
+        shown=_shown(_shown_json(run)),
+    )
+
+
+def _shown_json(run: RunDirectory) -> dict[str, Any]:
+    path = run.evaluation / SHOWN
+    return dict(io.read_json(path)) if path.exists() else {}
+
+
+def _shown(stored: dict[str, Any]) -> Shown:
+    """The next-token view as it was written."""
+    prompts = []
+    for view in stored["prompts"]:
+        models = {
+            name: ModelView(
+                candidates=tuple(Candidate(**candidate) for candidate in answer["candidates"]),
+                kl_nats=answer["kl_nats"],
+                generated=answer["generated"],
+            )
+            for name, answer in view["models"].items()
+        }
+        prompts.append(PromptView(prompt=Prompt(**view["prompt"]), models=models))
+    return Shown(teacher=stored["teacher"], prompts=tuple(prompts))

@@ -1,0 +1,271 @@
+"""The verb `train`: a recipe becomes a student, its control, their measurements and a report, in one run directory."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tutelage import console, io
+from tutelage.errors import ConfigError
+from tutelage.evaluation.show import Prompt
+from tutelage.models import load, save
+from tutelage.recipe import Recipe, load_recipe
+from tutelage.reports.build import Report, write_report
+from tutelage.reports.notebook import to_html
+from tutelage.reports.table import table_of
+from tutelage.rundir import RunDirectory, Started, opened
+from tutelage.teachers.live import weights_fingerprint
+from tutelage.training import checkpoint
+from tutelage.training.fit import Fitted, fit
+from tutelage.training.plan import control_of, fit_plan, n_steps_of, optimizer_settings, terms_of
+from tutelage.training.prepare import InMemory, Prepared, prepare
+from tutelage.training.trainer import Trainer
+from tutelage.verbs.evaluate import BEFORE, CONTROL, STUDENT, TEACHER, Measured, evaluate, measure, on_path
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A finished run; everything is read from its folder when asked."""
+
+    path: Path
+
+    @property
+    def directory(self) -> RunDirectory:
+        """Which file lies where."""
+        return RunDirectory(self.path)
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl: a mapping of `model/term` to nats for each step."""
+        return self.directory.metrics()
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """finished.json: steps, tokens, seconds, what was saved."""
+        return dict(io.read_json(self.directory.finished_path))
+
+    def student(self) -> nn.Module:
+        """The trained student, in the dtype it was saved in, eval mode."""
+        return load.load_model(str(self.directory.model(STUDENT)), dtype="auto", device="cpu")
+
+    def evaluation(self) -> Measured:
+        """The measurements, recomputed from their records."""
+        return evaluate(self.path)
+
+    def report(self) -> Path:
+        """The HTML page."""
+        return self.directory.report_path
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything that was measured, for programs."""
+        return {"run": str(self.path), **self.summary, "evaluation": self.evaluation().as_json()}
+
+    def __str__(self) -> str:
+        return str(self.evaluation())
+
+    def _repr_html_(self) -> str:
+        return to_html(table_of(self.evaluation().transfer))
+
+
+def train(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    *,
+    run_dir: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    force: bool = False,
+    fork: bool = False,
+    resume: bool = False,
+    teacher: nn.Module | None = None,
+    student: nn.Module | None = None,
+    tokenizer: Any = None,
+    data: Sequence[object] | None = None,
+    prompts: Sequence[Prompt] = (),
+) -> Run:
+    """Train as a recipe says and measure the result; an unfinished run of the same recipe goes on by itself.
+
+    `teacher`, `student`, `tokenizer` and `data` (strings, or mappings with the columns of a JSON line) are objects
+    already in memory; the recipe, then a dict, leaves them out.  `run_dir` is by default runs/NAME of the recipe file.
+
+    Raises ConfigError for a wrong recipe or a folder that holds something else, Stopped after a signal, and whatever
+    `docs/errors.md` lists for files, memory and numbers; nothing that was finished is lost.
+    """
+    written, memory = _with_memory(recipe, teacher=teacher, student=student, tokenizer=tokenizer, data=data)
+    checked = load_recipe(written, overrides)
+    folder = _folder(recipe, run_dir)
+    earlier = _earlier(folder, checked, force=force, fork=fork, resume=resume)
+    if earlier == "finished":
+        return Run(folder)
+    prepared = prepare(checked, memory=memory, earlier=earlier)
+    resolved = checked.resolved()
+    with opened(folder, resolved, prepared.provenance, force=force, fork=fork, resume=resume) as started:
+        if started.kind != "nothing_to_do":
+            _train_and_measure(prepared, started, prompts=prompts)
+        return Run(started.run.path)
+
+
+def _with_memory(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    *,
+    teacher: nn.Module | None,
+    student: nn.Module | None,
+    tokenizer: Any,
+    data: Sequence[object] | None,
+) -> tuple[str | Path | Mapping[str, Any] | Recipe, InMemory]:
+    """The recipe with fingerprints where objects stand for its fields."""
+    if teacher is None and student is None and data is None:
+        return recipe, InMemory(tokenizer=tokenizer)
+    if not isinstance(recipe, Mapping):
+        raise ConfigError("CONFIG", "objects in memory need the recipe as a dict without the fields they stand for")
+    written = {key: value for key, value in recipe.items()}
+    if teacher is not None:
+        written["teacher"] = {**_mapping(written.get("teacher")), "memory": weights_fingerprint(teacher)}
+    if student is not None:
+        written["student"] = {**_mapping(written.get("student")), "memory": weights_fingerprint(student)}
+    examples: dict[str, Sequence[object]] = {}
+    if data is not None:
+        text = json.dumps(list(data), sort_keys=True, default=str)
+        fingerprint = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        examples[fingerprint] = data
+        section = _mapping(written.get("data"))
+        written["data"] = {**section, "sources": [*section.get("sources", []), {"memory": fingerprint}]}
+    return written, InMemory(teacher=teacher, student=student, tokenizer=tokenizer, examples=examples)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def _folder(recipe: object, run_dir: str | Path | None) -> Path:
+    if run_dir is not None:
+        return Path(run_dir)
+    return Path("runs") / (Path(recipe).stem if isinstance(recipe, str | Path) else "run")
+
+
+def _earlier(folder: Path, recipe: Recipe, *, force: bool, fork: bool, resume: bool) -> Any:
+    """What is in the folder, before anything is loaded: "finished", the provenance of what goes on, or None.
+
+    Raises ConfigError[EXISTS] at once for a finished run or another recipe.
+    """
+    run = RunDirectory(folder)
+    if resume:
+        run.require_run("--resume")
+    if fork:
+        run.require_run("--fork")
+    if force or fork or run.state() == "absent":
+        return None
+    run.require_same_recipe(recipe.resolved(), resume=resume)
+    if run.state() == "finished":
+        console.note("NOTHING_TO_DO", f"{run}: the run is complete")
+        return "finished"
+    return io.read_json(run.provenance_path)
+
+
+def _train_and_measure(prepared: Prepared, started: Started, *, prompts: Sequence[Prompt]) -> None:
+    run = started.run
+    if started.source is not None:
+        _take_weights(prepared, started.source)
+    student = _train_one(prepared, started, name=STUDENT)
+    fitted = {STUDENT: student}
+    if prepared.recipe.control:
+        fitted[CONTROL] = _train_one(prepared, started, name=CONTROL)
+    if prepared.teacher is not None:
+        prepared.teacher.stop_if_changed(step=student.step)
+    run.choose_student(STUDENT)
+    training_s = {name: outcome.progress.seconds for name, outcome in fitted.items()}
+    measured = None
+    if prepared.evaluation_sets:
+        models = {TEACHER: prepared.teacher.model} if prepared.teacher is not None else {}
+        models[BEFORE] = on_path(prepared.start(), prepared)
+        for name, outcome in fitted.items():
+            wide = next(iter(outcome.weights.values())).dtype
+            models[name] = on_path(save.with_weights(prepared.student, outcome.weights, dtype=wide), prepared)
+        measured = measure(prepared, models, run=run, training_s=training_s, prompts=prompts)
+    summary: dict[str, io.Json] = {
+        "step": student.step,
+        "tokens": student.progress.n_tokens,
+        "training_s": dict(training_s),
+        "stopped_early": student.progress.stopped_early,
+        "best_step": student.progress.best_step,
+        "save_dtype": _saved_smaller(prepared, student, run),
+    }
+    if measured is not None:
+        write_report(run.report_path, _report(run, measured))
+    run.finish(summary)
+
+
+def _report(run: RunDirectory, measured: Measured) -> Report:
+    return Report(
+        run=str(run),
+        transfer=measured.transfer,
+        shown=measured.shown,
+        metrics=run.metrics(),
+        recipe=run.recipe_path.read_text(encoding="utf-8"),
+        provenance=io.read_json(run.provenance_path),
+    )
+
+
+def _train_one(prepared: Prepared, started: Started, *, name: str) -> Fitted:
+    """Train the student or the control from the same start to the end, and save it."""
+    recipe, run = prepared.recipe, started.run
+    training = recipe.training
+    n_steps = n_steps_of(training, prepared.loader)
+    trainer = Trainer(
+        prepared.start(),
+        terms=control_of(recipe) if name == CONTROL else terms_of(recipe.loss),
+        teacher=prepared.teacher,
+        microbatches=prepared.loader.step,
+        compute=prepared.compute,
+        optimizer=optimizer_settings(training, n_steps=n_steps),
+        n_vocabulary=prepared.n_vocabulary,
+        seed=training.seed,
+        name=name,
+        chunk_positions=training.chunk,
+        gradient_checkpointing=training.gradient_checkpointing,
+    )
+    fitted = fit(
+        trainer,
+        run=run,
+        run_id=started.run_id,
+        plan=fit_plan(training, n_steps=n_steps),
+        held_out=prepared.held_out if "held_out" in prepared.evaluation_sets else None,
+    )
+    wide = next(iter(fitted.weights.values())).dtype
+    model = save.with_weights(prepared.student, fitted.weights, dtype=wide)
+    save.cut_padding(model, n_vocabulary=prepared.n_vocabulary)
+    save.save_model(model, prepared.tokenizer, run.model(name))
+    return fitted
+
+
+def _saved_smaller(prepared: Prepared, fitted: Fitted, run: RunDirectory) -> io.Json:
+    """`training.save_dtype`: a second file set, with its measured difference from the master weights."""
+    wanted = prepared.recipe.training.save_dtype
+    if wanted is None:
+        return None
+    wide = save.with_weights(prepared.student, fitted.weights, dtype=next(iter(fitted.weights.values())).dtype)
+    small = save.with_weights(prepared.student, fitted.weights, dtype=getattr(torch, wanted))
+    saved = save.save_model(small, prepared.tokenizer, run.model(f"{STUDENT}-{wanted}"))
+    difference: io.Json = None
+    if "held_out" in prepared.evaluation_sets:
+        difference = save.difference(wide, small, prepared.held_out()[:4], n_vocabulary=prepared.n_vocabulary)
+    return {"dtype": wanted, "bytes": saved.n_bytes, "path": str(saved.path), "difference": difference}
+
+
+def _take_weights(prepared: Prepared, source: RunDirectory) -> None:
+    """A fork starts from the source's student: its newest checkpoint, or what it saved."""
+    found = checkpoint.newest(source.checkpoints / STUDENT, run_id=source.run_id, required=("weights",))
+    if found is None:
+        raise ConfigError("CONFIG", f"--fork: {source} has no checkpoint yet; leave --fork out")
+    own = dict(prepared.student.named_parameters())
+    if own.keys() != found.tensors["weights"].keys() or any(
+        own[name].shape != tensor.shape for name, tensor in found.tensors["weights"].items()
+    ):
+        raise ConfigError("CONFIG", f"--fork: the student of {source} has another shape than this recipe's")
+    prepared.student = save.with_weights(
+        prepared.student, found.tensors["weights"], dtype=next(iter(own.values())).dtype
+    )
+    console.note("RESUMED", f"a fork of {source} from its step {found.step}")

@@ -3,6 +3,7 @@
 import itertools
 import time
 from collections import Counter
+from functools import cache
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from tutelage.types import IGNORED, Batch
 PAD = 1
 
 
+@cache
 def random_store(*, n_rows: int = 30, seed: int = 0, masked: bool = True, max_length: int = 16) -> Store:
     rng = np.random.default_rng(seed)
     rows = [rng.integers(2, 48, rng.integers(2, max_length + 1)).tolist() for _ in range(n_rows)]
@@ -97,6 +99,7 @@ def test_a_resumed_loader_gives_the_exact_ordered_suffix_from_every_step():
     assert not same(loader_of(store, seed=1).step(0), steps[0])
 
 
+@settings(max_examples=30)
 @given(st.integers(1, 7), st.integers(0, 6))
 def test_the_windows_of_a_step_do_not_depend_on_the_micro_batch(micro_batch, step):
     store = random_store()
@@ -215,6 +218,7 @@ def test_evaluation_holds_each_row_asked_for_exactly_once():
     assert [counts[n] for n in range(4)] == store.n_trained[rows].tolist()
 
 
+@settings(max_examples=30)
 @given(st.integers(1, 2000), st.integers(1, 5))
 def test_the_steps_for_a_budget_are_the_fewest_that_see_so_many_tokens(tokens, rows_per_step):
     loader = loader_of(random_store(), rows_per_step=rows_per_step)

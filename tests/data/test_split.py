@@ -22,7 +22,7 @@ def documents(store: Store, rows) -> set[bytes]:
 words = st.lists(st.sampled_from(["the", "cat", "sat", "on", "a", "mat", "Dog"]), min_size=1, max_size=12)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(st.lists(words, min_size=3, max_size=20, unique_by=lambda w: " ".join(w).lower()), st.floats(0.05, 0.95))
 def test_no_document_is_on_both_sides_not_even_a_copy_in_other_case_or_white_space(texts, share):
     copies = ["\n ".join(text).upper() for text in texts[::2]]

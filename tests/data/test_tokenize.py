@@ -5,7 +5,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
@@ -63,6 +63,7 @@ def test_a_chat_has_only_the_templates_control_tokens(question, answer):
 
 
 @pytest.mark.parametrize("pad_is_end", [True, False])
+@settings(max_examples=30)
 @given(content=words)
 def test_a_document_ends_with_a_trained_end_token_whatever_the_padding_is(pad_is_end, content):
     row = row_of(text(content), tokenizer(pad_is_end=pad_is_end))
@@ -84,6 +85,7 @@ def test_two_begin_tokens_are_refused():
     assert caught.value.code == "DOUBLE_BOS"
 
 
+@settings(max_examples=40)
 @given(st.lists(words, min_size=2, max_size=6))
 def test_trained_tokens_are_the_answers_and_their_ends_counted_independently(contents):
     contents = contents[: len(contents) // 2 * 2]
@@ -95,6 +97,7 @@ def test_trained_tokens_are_the_answers_and_their_ends_counted_independently(con
     assert spelled == "".join(answer + END for answer in answers)
 
 
+@settings(max_examples=40)
 @given(st.lists(st.text("the catdog.", min_size=1, max_size=9).map(str.strip).filter(bool), min_size=2, max_size=4))
 def test_a_chat_without_nasty_text_has_the_ids_of_the_whole_rendered_text(contents):
     messages = [{"role": m.role, "content": m.content} for m in chat(*contents).messages]
@@ -196,6 +199,7 @@ def test_a_long_text_is_encoded_in_pieces_that_spell_it():
     assert tokenizer().decode(row.ids[:-1].tolist(), clean_up_tokenization_spaces=False) == content
 
 
+@settings(max_examples=60)
 @given(st.integers(2, 40), st.integers(2, 9), st.data())
 def test_every_token_but_the_first_is_trained_in_exactly_one_window(length, max_length, data):
     mask = np.array(data.draw(st.lists(st.booleans(), min_size=length, max_size=length)))

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ def score(models: dict[str, nn.Module], *, size: int = 4, chunk: int = 7) -> dic
     return score_models(models, batches, teacher="teacher", n_vocabulary=N_VOCABULARY, chunk=chunk)
 
 
-def naive(model: nn.Module, teacher: nn.Module) -> dict[str, float]:
+def naive(model: nn.Module, teacher: nn.Module) -> dict[str, Any]:
     """The five numbers by an independent loop: one sequence, one position at a time, plain softmax in float64."""
     nll = kl = 0.0
     agree, n = 0, 0
@@ -40,7 +41,14 @@ def naive(model: nn.Module, teacher: nn.Module) -> dict[str, float]:
             cells.setdefault(cell, []).append((max(q), q.index(max(q)) == true))
             n += 1
     gaps = (abs(sum(c for c, _ in cell) - sum(ok for _, ok in cell)) for cell in cells.values())
-    return {"loss": nll / n, "kl": kl / n, "agree": agree / n, "ece": sum(gaps) / n, "brier": brier_sum / n}
+    return {
+        "loss": nll / n,
+        "kl": kl / n,
+        "agree": agree / n,
+        "ece": sum(gaps) / n,
+        "brier": brier_sum / n,
+        "bins": {k: len(c) for k, c in cells.items()},
+    }
 
 
 def test_every_metric_equals_an_independent_loop_over_positions(teacher, student):
@@ -51,6 +59,8 @@ def test_every_metric_equals_an_independent_loop_over_positions(teacher, student
     assert kl_to_teacher.compute(scores).value == pytest.approx(expected["kl"], rel=1e-12)
     assert top1_agreement.compute(scores).value == pytest.approx(expected["agree"], rel=1e-12)
     assert ece.compute(scores).value == pytest.approx(expected["ece"], rel=1e-12)
+    pooled = [sum(s.bin_n[k] for s in scores) for k in range(N_BINS)]
+    assert {k: n for k, n in enumerate(pooled) if n} == expected["bins"]
     assert brier.compute(scores).value == pytest.approx(expected["brier"], rel=1e-12)
 
 

@@ -13,6 +13,7 @@ STATS = "tests/evaluation/test_stats.py::"
 TOKENS = "tests/data/test_tokenize.py::"
 LOADER = "tests/data/test_loader.py::"
 IO = "tests/test_io.py::"
+FUSED = "tests/losses/test_fused.py::"
 CHECKPOINT = "tests/training/test_checkpoint.py::"
 
 
@@ -120,6 +121,25 @@ _DIVERGENCES = (
         old="tail_N1 = torch.where(nothing_left_N, -math.inf, safe_NV.logsumexp(-1, keepdim=True))",
         new="tail_N1 = torch.log(1 - kept_logp_NK.exp().sum(-1, keepdim=True))",
         oracles=(LOSSES + "test_merging_the_tail_never_increases_a_divergence[reverse_kl]",),
+    ),
+)
+
+_FUSED = (
+    Mutant(
+        id="M58",
+        what="closed form: temperature applied to one side",
+        file="losses/fused.py",
+        old="factors=(student_head_scale / temperature, teacher_head_scale / temperature, student_head_scale),",
+        new="factors=(student_head_scale / temperature, teacher_head_scale, student_head_scale),",
+        oracles=(FUSED + "test_losses_and_gradient_are_those_of_the_definition",),
+    ),
+    Mutant(
+        id="M59",
+        what="closed form: the gradient without 1 / T",
+        file="losses/fused.py",
+        old="soft=soft_scale * student_head_scale / temperature,",
+        new="soft=soft_scale * student_head_scale,",
+        oracles=(FUSED + "test_losses_and_gradient_are_those_of_the_definition",),
     ),
 )
 
@@ -347,6 +367,14 @@ _FILES = (
 
 _EVALUATION = (
     Mutant(
+        id="M44",
+        what="text of a model unescaped in the report",
+        file="reports/build.py",
+        old="autoescape=True,",
+        new="autoescape=False,",
+        oracles=("tests/reports/test_build.py::test_no_text_adds_a_tag_an_attribute_or_an_address_to_the_page",),
+    ),
+    Mutant(
         id="M57",
         what="standard error that counts tokens",
         file="evaluation/metrics/top1_agreement.py",
@@ -356,4 +384,4 @@ _EVALUATION = (
     ),
 )
 
-MUTANTS: tuple[Mutant, ...] = (*_DIVERGENCES, *_STEP, *_DATA, *_FILES, *_EVALUATION)
+MUTANTS: tuple[Mutant, ...] = (*_DIVERGENCES, *_FUSED, *_STEP, *_DATA, *_FILES, *_EVALUATION)

@@ -192,7 +192,7 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ),
     (
         data(sources=[{"text": "a.txt", "python_docs": True}]),
-        "data.sources[0] needs exactly one of text, jsonl, python_docs; found text and python_docs",
+        "data.sources[0] needs exactly one of text, jsonl, python_docs, python_source; found text and python_docs",
     ),
     (
         data(sources=[{"jsonl": "a.jsonl", "prompt": "q"}]),
@@ -266,7 +266,7 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ),
     (
         data(sources=[{"text": "a.txt", "hub": "x"}]),
-        "data.sources[0].hub is not in this version (0.1.0); it knows text, jsonl, python_docs, columns, name, weight",
+        "data.sources[0].hub is not in this version (0.1.0); it knows text, jsonl, python_docs, python_source, separator, columns, name, weight",
     ),
     (
         {"student": {"config": {"auto_map": {"a": "b"}}}},

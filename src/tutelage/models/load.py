@@ -140,7 +140,6 @@ def load_model(
         model: nn.Module = AutoModelForCausalLM.from_pretrained(
             found.folder,
             dtype=wanted,
-            attn_implementation="sdpa",
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=allows_code(code_revision),

@@ -106,5 +106,5 @@ def _empty(config: Any, *, dtype: torch.dtype) -> CausalLM:
     """A model of that config, eval mode, weights as its initialiser draws them."""
     from transformers import AutoModelForCausalLM
 
-    model: CausalLM = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    model: CausalLM = AutoModelForCausalLM.from_config(config, dtype=dtype)
     return model.eval()

@@ -105,13 +105,15 @@ def _sources(section: Tree, path: Path, *, name: str, measured: bool) -> Iterato
     names: dict[str, int] = {}
     for i, source in _items(section, name):
         here = (*path, name, i)
-        yield from _exactly_one(source, "text", "jsonl", "python_docs", "memory", path=here)
+        yield from _exactly_one(source, "text", "jsonl", "python_docs", "python_source", "memory", path=here)
         if source.get("weight") not in (None, 1) and (measured or len(section[name]) == 1):
             why = "where nothing is trained: every row is measured" if measured else "with one source"
             yield _dead((*here, "weight"), why)
         called = source.get("name")
         if isinstance(called, str) and names.setdefault(called, i) != i:
             yield Problem((*here, "name"), f"repeats {name}[{names[called]}].name {called!r}; tables need two names")
+        if source.get("separator") is not None and source.get("text") is None:
+            yield _dead((*here, "separator"), "without text")
         columns = _section(source, "columns")
         if columns and source.get("jsonl") is None:
             yield _dead((*here, "columns"), "without jsonl")

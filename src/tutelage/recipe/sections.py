@@ -89,14 +89,22 @@ class Columns(Section):
 
 
 class Source(Section):
-    """Where examples come from: exactly one of `text`, `jsonl`, `python_docs`."""
+    """Where examples come from: exactly one of `text`, `jsonl`, `python_docs`, `python_source`."""
 
     text: Globs | None = Field(
         default=None, description="text files, one document each; patterns such as `corpus/**/*.txt`"
     )
     jsonl: Globs | None = Field(default=None, description="files with one JSON object a line")
     python_docs: Literal[True] | None = Field(default=None, description="Python's own documentation, no download")
+    python_source: Literal[True] | None = Field(
+        default=None, description="the standard library's code: text unlike documentation, to measure on"
+    )
     memory: str | None = Field(default=None, description=_MEMORY)
+    separator: str | None = Field(
+        default=None,
+        min_length=1,
+        description="what cuts a text file into documents, such as a blank line; null: a file is one",
+    )
     columns: Columns | None = Field(default=None, description="field names of a JSON line; also accepted beside jsonl:")
     name: str | None = Field(default=None, min_length=1, description="how tables call it; null: its pattern")
     weight: float = Field(default=1.0, gt=0, description="how often its rows are drawn, against the other sources")

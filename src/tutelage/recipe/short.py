@@ -43,9 +43,9 @@ def held_out(value: Any) -> Any:
 
 
 def source(value: Any) -> Any:
-    """`python_docs` is `{python_docs: true}`; column names beside `jsonl:` belong to `columns:`."""
-    if value == "python_docs":
-        return {"python_docs": True}
+    """`python_docs` is `{python_docs: true}` (so `python_source`); column names beside `jsonl:` belong to `columns:`."""
+    if value in ("python_docs", "python_source"):
+        return {value: True}
     if not isinstance(value, dict) or "jsonl" not in value or not isinstance(value.get("columns", {}), dict):
         return value
     moved = {k: v for k, v in value.items() if k in _COLUMNS}

@@ -18,7 +18,13 @@ from tutelage.types import Batch
 
 Examples = Mapping[str, Sequence[object]]  # objects in memory, by the source's `memory` fingerprint
 # field of a recipe's source -> kind of the data room
-_KINDS = {"text": "text", "jsonl": "jsonl", "python_docs": "python_docs", "memory": "examples"}
+_KINDS = {
+    "text": "text",
+    "jsonl": "jsonl",
+    "python_docs": "python_docs",
+    "python_source": "python_source",
+    "memory": "examples",
+}
 
 
 def _renderer(recipe: Recipe, tokenizer: Any) -> Renderer | None:
@@ -77,6 +83,7 @@ class Corpus:
             patterns=source.text or source.jsonl or (),
             examples=self._examples[source.memory] if source.memory is not None else (),
             columns=columns,
+            separator=source.separator or "",
             weight=source.weight,
             name=source.name or "",
         )

@@ -15,14 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tutelage.losses.divergences import forward_kl
 from tutelage.losses.support import log_softmax
 from tutelage.models.head import head_of, trained_hidden
 from tutelage.models.student import decoder_layers
 from tutelage.types import Batch, CausalLM, Head
 
 _REMEASURED = 5  # candidates of the last round that are measured again
-_CHUNK = 256
+_COMPARED = 256  # positions at which distributions are compared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,8 +83,10 @@ class _Probe:
         self._start = 0
         self._resume_from: Any = None
         self._inputs: list[Any] | None = None
-        self._whole: list[Tensor] = []
-        self.n_positions = sum(batch.n_trained for batch in batches)
+        self._whole: list[_Whole] = []
+        n_trained = sum(batch.n_trained for batch in batches)
+        self._stride = max(1, n_trained // _COMPARED)
+        self.n_positions = sum(len(range(0, batch.n_trained, self._stride)) for batch in batches)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -94,7 +95,7 @@ class _Probe:
         for index, layer in enumerate(self._layers):
             layer.forward = self._skippable(index, originals[index])
         try:
-            self._whole = [trained_hidden(self._model, batch.view) for batch in self._batches]
+            self._whole = [_Whole.of(self._head.logits(self._compared(batch))) for batch in self._batches]
             yield
         finally:
             for layer in self._layers:
@@ -127,16 +128,31 @@ class _Probe:
         """Mean KL(whole teacher || without `skipped`) in nats; layers before `start` are as in `prefix`."""
         self._skipped, self._start = skipped, start
         total = 0.0
-        for batch, inputs, whole_ND in zip(self._batches, prefix, self._whole, strict=True):
+        for batch, inputs, whole in zip(self._batches, prefix, self._whole, strict=True):
             self._resume_from = inputs[start]
-            total += self._kl(whole_ND, trained_hidden(self._model, batch.view))
+            total += whole.kl(self._head.logits(self._compared(batch)))
         self._start, self._resume_from = 0, None
         return total / self.n_positions
 
-    def _kl(self, whole_ND: Tensor, hidden_ND: Tensor) -> float:
-        total = 0.0
-        for start in range(0, whole_ND.shape[0], _CHUNK):
-            teacher_logp_NV = log_softmax(self._head.logits(whole_ND[start : start + _CHUNK]))
-            student_logp_NV = log_softmax(self._head.logits(hidden_ND[start : start + _CHUNK]))
-            total += float(forward_kl(teacher_logp_NV, student_logp_NV).double().sum())
-        return total
+    def _compared(self, batch: Batch) -> Tensor:
+        """Hidden states [N, D] at every stride-th trained position."""
+        return trained_hidden(self._model, batch.view)[:: self._stride]
+
+
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """The whole teacher's distributions, kept so that a comparison costs one product and one logsumexp."""
+
+    probability_NV: Tensor
+    negative_entropy: float
+
+    @classmethod
+    def of(cls, logits_NV: Tensor) -> "_Whole":
+        """From the teacher's logits."""
+        logp_NV = log_softmax(logits_NV)
+        return cls(logp_NV.exp(), float((logp_NV.exp() * logp_NV).double().sum()))
+
+    def kl(self, logits_NV: Tensor) -> float:
+        """Sum over positions of KL(whole teacher || softmax(logits)), in nats."""
+        cross = (self.probability_NV * logits_NV).sum(-1) - logits_NV.logsumexp(-1)
+        return self.negative_entropy - float(cross.double().sum())

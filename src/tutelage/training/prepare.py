@@ -22,7 +22,7 @@ from tutelage.training.importance import LayerChoice, choose_layers
 from tutelage.training.precision import ComputePath, choose_compute_path
 from tutelage.types import Batch
 
-_PROBE_TOKENS = 1024  # of the training data, for the importance of layers
+_PROBE_TOKENS = 768  # of the training data, for the importance of layers
 _LIBRARIES = ("torch", "transformers", "tokenizers")
 
 

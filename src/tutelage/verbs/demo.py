@@ -34,7 +34,7 @@ def recipe(*, tokens: int = TOKENS, seed: int = 0) -> dict[str, Any]:
     return {
         "teacher": TEACHER,
         "student": {"layers": 20},
-        "data": {"sources": [{"python_docs": True}], "held_out": 0.02, "max_length": 256},
+        "data": {"sources": [{"python_docs": True}], "held_out": 0.05, "max_length": 256},
         "loss": [{"divergence": "forward_kl", "weight": 1.0, "temperature": 1.0}],
         "training": {
             "tokens": tokens,
@@ -49,7 +49,7 @@ def recipe(*, tokens: int = TOKENS, seed: int = 0) -> dict[str, Any]:
             "seed": seed,
         },
         "control": True,
-        "evaluation": {"rows": 48},
+        "evaluation": {"rows": 40, "out_of_domain": [{"python_source": True}]},
     }
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from tutelage import console, io
 from tutelage.errors import ConfigError, IntegrityError
 from tutelage.evaluation import records, transfer
-from tutelage.evaluation.show import Candidate, ModelView, Prompt, PromptView, Shown, render, show_models
+from tutelage.evaluation.show import Prompt, Shown, render, show_models
 from tutelage.evaluation.speed import forward_rates
 from tutelage.evaluation.transfer import Transfer
 from tutelage.models import load
@@ -76,9 +76,9 @@ def measure(
         for name, model in models.items()
     }
     result = transfer.transfer_of(scores, teacher, costs=costs)
-    transfer.check_unscored(result)
     io.make_directory(run.evaluation)
-    records.write(run.evaluation, scores, transfer=result)
+    records.write(run.evaluation, scores, transfer=result)  # first: an unscored sequence must not cost the others
+    transfer.check_unscored(result)
     shown = show_models(
         models,
         prepared.tokenizer,
@@ -153,26 +153,10 @@ def _stored(run: RunDirectory) -> Measured | None:
     return Measured(
         path=run.evaluation / records.TRANSFER,
         transfer=records.read(run.evaluation),
-        shown=_shown(_shown_json(run)),
+        shown=Shown.of_json(_shown_json(run)),
     )
 
 
 def _shown_json(run: RunDirectory) -> dict[str, Any]:
     path = run.evaluation / SHOWN
     return dict(io.read_json(path)) if path.exists() else {}
-
-
-def _shown(stored: dict[str, Any]) -> Shown:
-    """The next-token view as it was written."""
-    prompts = []
-    for view in stored["prompts"]:
-        models = {
-            name: ModelView(
-                candidates=tuple(Candidate(**candidate) for candidate in answer["candidates"]),
-                kl_nats=answer["kl_nats"],
-                generated=answer["generated"],
-            )
-            for name, answer in view["models"].items()
-        }
-        prompts.append(PromptView(prompt=Prompt(**view["prompt"]), models=models))
-    return Shown(teacher=stored["teacher"], prompts=tuple(prompts))

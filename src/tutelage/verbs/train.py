@@ -16,8 +16,7 @@ from tutelage.evaluation.show import Prompt
 from tutelage.models import load, save
 from tutelage.recipe import Recipe, load_recipe
 from tutelage.reports.build import Report, write_report
-from tutelage.reports.notebook import to_html
-from tutelage.reports.table import table_of
+from tutelage.reports.table import table_of, to_html
 from tutelage.rundir import RunDirectory, Started, opened
 from tutelage.teachers.live import weights_fingerprint
 from tutelage.training import checkpoint

@@ -38,7 +38,16 @@ TAGGED = (
     "{% for m in messages %}{% if m['role'] == 'assistant' %}A:{% generation %}{{ ' ' + m['content'] + '</s>' }}"
     "{% endgeneration %}{% else %}U: {{ m['content'] }}{% endif %}\n{% endfor %}"
 )
-TEMPLATES = {"chatml": CHATML, "llama3": LLAMA3, "mistral": MISTRAL, "tagged": TAGGED}
+LINES = """{# white space around blocks, loop controls, JSON #}
+{%- set ns = namespace(n=0) %}
+{% for message in messages %}
+    {% set ns.n = ns.n + 1 %}
+    {% if loop.index > 50 %}{% break %}{% endif %}
+{{ {"n": ns.n, "<": "é"} | tojson }} {{ message.role }}: {{ message.content }}
+{% endfor %}
+that was all
+"""
+TEMPLATES = {"lines": LINES, "chatml": CHATML, "llama3": LLAMA3, "mistral": MISTRAL, "tagged": TAGGED}
 CONTROL = ("<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>")
 
 

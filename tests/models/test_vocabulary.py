@@ -21,7 +21,9 @@ def test_a_fingerprint_survives_saving_padding_and_truncation(tmp_path: Path) ->
     vocabulary.compare_tokenizers(own, read)
 
 
-@pytest.mark.parametrize("change", ["token", "order", "merge", "normalizer", "pre_tokenizer", "added", "template"])
+@pytest.mark.parametrize(
+    "change", ["token", "order", "word", "merge", "normalizer", "pre_tokenizer", "added", "template"]
+)
 def test_a_fingerprint_changes_with_what_decides_the_ids_and_only_then(change: str) -> None:
     from tokenizers import AddedToken, normalizers, pre_tokenizers
 
@@ -31,8 +33,10 @@ def test_a_fingerprint_changes_with_what_decides_the_ids_and_only_then(change: s
             other = tokenizer(words=("ab", "ce"))
         case "order":
             other = tokenizer(words=("cd", "ab"))
-        case "merge":
+        case "word":
             other = tokenizer(words=("ab", "cd", "ef"))
+        case "merge":
+            other = tokenizer(merged=False)
         case "normalizer":
             other.backend_tokenizer.normalizer = normalizers.Lowercase()
         case "pre_tokenizer":

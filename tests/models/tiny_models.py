@@ -18,13 +18,15 @@ CHATML = (
 SPECIAL = ("<|im_start|>", "<|im_end|>")
 
 
-def tokenizer(*, words: tuple[str, ...] = ("ab", "cd"), placeholders: int = 0, template: str | None = CHATML) -> Any:
-    """Byte-level BPE with one merge a word; `placeholders` adds what a GGUF tokenizer invents at the end."""
+def tokenizer(
+    *, words: tuple[str, ...] = ("ab", "cd"), placeholders: int = 0, template: str | None = CHATML, merged: bool = True
+) -> Any:
+    """Byte-level BPE with one merge a word (or none); `placeholders` adds what a GGUF tokenizer invents at the end."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: number for number, token in enumerate([*SPECIAL, *alphabet, *words])}
     for _ in range(placeholders):
         vocab[f"[PAD{len(vocab)}]"] = len(vocab)
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=[(word[0], word[1]) for word in words]))
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[(word[0], word[1]) for word in words if merged]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     made = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=SPECIAL[0], eos_token=SPECIAL[1])

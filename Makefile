@@ -46,8 +46,9 @@ format: environment
 docs: environment
 	$(BIN)/python -m tutelage._docs
 
-bench: environment
-	$(BIN)/python scripts/bench.py
+bench:
+	@PYTHON="$(PYTHON)" sh scripts/environment.sh bench
+	@.bench-venv/bin/python benchmarks/train_step.py
 
 clean:
 	rm -rf .venv .bench-venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Makes `.venv` once: a finished environment carries a stamp, anything else is made anew.
+"""Makes `.venv`, or with the argument `bench` `.bench-venv`, once: a finished environment carries a stamp.
 
 The stamp is a hash of what went in (the declared dependencies, constraints.txt, this file, the Python, the folder): a
 changed pin, a newer Python or a moved clone makes it again, and an interrupted installation is never taken for a
@@ -33,11 +33,16 @@ PIP = (
     "-c",
     "constraints.txt",
 )
+RIVALS = "benchmarks/requirements.txt"
 WAIT_S = 30  # a line of progress at least this often
 
 
-def main() -> int:
-    """Exit status 0 when `.venv` is ready."""
+def main(arguments: list[str]) -> int:
+    """Exit status 0 when the environment is ready."""
+    if arguments not in ([], ["bench"]):
+        return _fail(f"unknown argument {arguments[0]}; known: bench")
+    bench = arguments == ["bench"]
+    venv = ROOT / (".bench-venv" if bench else ".venv")
     try:
         import fcntl
     except ImportError:
@@ -46,12 +51,12 @@ def main() -> int:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            _say("another make is preparing .venv; waiting for it")
+            _say("another make is preparing an environment; waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
-        return 0 if _is_ready() else _make()
+        return 0 if _is_ready(venv) else _make(venv, bench=bench)
 
 
-def stamp_key() -> str:
+def stamp_key(venv: Path) -> str:
     """Hash of everything that decides what is inside the environment."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     metadata = {k: v for k, v in project["project"].items() if k not in {"description", "keywords", "readme"}}
@@ -59,35 +64,37 @@ def stamp_key() -> str:
         json.dumps([project["build-system"], metadata], sort_keys=True),
         (ROOT / "constraints.txt").read_text(),
         Path(__file__).read_text(),
-        f"{sys.version} {sys.base_prefix} {ROOT}",
+        (ROOT / RIVALS).read_text() if venv.name == ".bench-venv" else "",
+        f"{sys.version} {sys.base_prefix} {venv}",
     ]
     return hashlib.sha256("\0".join(inputs).encode()).hexdigest()
 
 
-def _is_ready() -> bool:
-    stamp = ROOT / ".venv" / "ready"
-    return stamp.is_file() and stamp.read_text() == stamp_key() and (ROOT / ".venv/bin/python").exists()
+def _is_ready(venv: Path) -> bool:
+    stamp = venv / "ready"
+    return stamp.is_file() and stamp.read_text() == stamp_key(venv) and (venv / "bin/python").exists()
 
 
-def _make() -> int:
-    venv = ROOT / ".venv"
+def _make(venv: Path, *, bench: bool) -> int:
     if venv.exists():
-        _say("removing a .venv that is unfinished or out of date")
+        _say(f"removing a {venv.name} that is unfinished or out of date")
         shutil.rmtree(venv)
     started_s = time.monotonic()
     version = ".".join(map(str, sys.version_info[:3]))
-    if not _run(f"1/3  a fresh environment in .venv (Python {version})", [sys.executable, "-m", "venv", str(venv)]):
+    if not _run(
+        f"1/3  a fresh environment in {venv.name} (Python {version})", [sys.executable, "-m", "venv", str(venv)]
+    ):
         return _fail("venv failed; its own words stand above. Debian, Ubuntu: sudo apt-get install python3-venv")
     python = str(venv / "bin" / "python")
     if not _install_torch(python):
         return _fail(f"{TORCH} could not be installed; its own words stand above. Is the network up? Run make again")
-    everything = [python, *PIP, "--no-build-isolation", "-e", ".[dev]"]
+    everything = [python, *PIP, "--no-build-isolation", "-e", ".[dev]", *(["-r", RIVALS] if bench else [])]
     if not _run("3/3  transformers, matplotlib, … and tutelage itself (about 60 packages, 100 MB)", everything):
         return _fail(
             "the packages could not be installed; pip's own words stand above. Is the network up? Run make again"
         )
     aside = venv / "ready.partial"
-    aside.write_text(stamp_key())
+    aside.write_text(stamp_key(venv))
     aside.replace(venv / "ready")
     _say(f"ready after {time.monotonic() - started_s:.0f} s; the next make starts at once")
     return 0
@@ -141,4 +148,4 @@ def _fail(line: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -2,6 +2,7 @@
 # Finds a Python that can make the environment, or says what to install; then hands over to environment.py.
 # PYTHON=/path/to/python3 names one.
 set -u
+which=${1:-}
 cd "$(dirname "$0")/.." || exit 2
 unset PYTHONHOME PYTHONPATH
 
@@ -36,4 +37,4 @@ done
     stop "$found ($minor) cannot make virtual environments. Install the missing part: Debian, Ubuntu: sudo apt-get install python$minor-venv (or python3-venv); other systems: a Python with venv and ensurepip. Or name another: make PYTHON=/path/to/python3 demo"
 }
 
-exec "$found" scripts/environment.py
+exec "$found" scripts/environment.py $which

@@ -48,6 +48,7 @@ def main(arguments: list[str]) -> int:
     except ImportError:
         return _fail("native Windows is not supported; inside WSL (untested) the same commands should work")
     with (ROOT / "constraints.txt").open("r+") as lock:
+        os.set_inheritable(lock.fileno(), True)  # a pip that outlives a killed make keeps the next one waiting
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -126,7 +127,9 @@ def _run(what: str, command: list[str], *, output: IO[str] | None = None) -> boo
     started_s = time.monotonic()
     hidden = {"PYTHONPATH", "PYTHONHOME", "PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_REQUIRE_VIRTUALENV"}
     environment = {k: v for k, v in os.environ.items() if k not in hidden}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stderr=output)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stderr=output, close_fds=False
+    )
     try:
         while True:
             try:

@@ -14,20 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tutelage.losses import divergences
+from tutelage.losses import divergences, fused
 from tutelage.losses.support import log_softmax
-from tutelage.losses.terms import Scale, Term
+from tutelage.losses.terms import ChunkResult, Scale, Term
 from tutelage.types import DenseTargets, Head
 
 CHUNK_POSITIONS = 512
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChunkResult:
-    """Of one chunk: each term's plain sum (0-dim, float32 or wider), and d(total)/d(student product), [n, V]."""
-
-    sums: dict[str, Tensor]
-    gradient_NV: Tensor | None
 
 
 def term_sums(
@@ -119,7 +111,7 @@ ChunkFunction = Callable[..., ChunkResult]
 
 def chunk_function(terms: Sequence[Term], *, heads: Sequence[Head | None]) -> ChunkFunction:
     """The closed form where it serves these terms and heads, else the plain functions."""
-    return plain_chunk
+    return fused.fused_chunk if fused.serves(terms, heads=heads) else plain_chunk
 
 
 @dataclass(slots=True)

@@ -23,7 +23,7 @@ from typing import Any  # the arguments of a numba function, which is untyped
 import torch
 from torch import Tensor
 
-from tutelage.losses.terms import Scale, Term
+from tutelage.losses.terms import ChunkResult, Scale, Term
 from tutelage.types import Head
 
 _BLOCK_ELEMENTS = 1 << 18  # of each tensor in a block of rows of the plain way: a few of them fit a core's cache
@@ -105,7 +105,7 @@ def serves(terms: Sequence[Term], *, heads: Sequence[Head | None]) -> bool:
     return divergences in ([], ["forward_kl"]) and plain_heads
 
 
-def fused_sums(
+def fused_chunk(
     terms: Sequence[Term],
     *,
     scales: Mapping[str, Scale],
@@ -115,7 +115,7 @@ def fused_sums(
     teacher_head: Head | None,
     next_ids_N: Tensor,
     gradient: bool,
-) -> tuple[dict[str, Tensor], Tensor | None]:
+) -> ChunkResult:
     """Each term's plain sum, and the gradient of the total, which overwrites `student_product_NV`."""
     soft = next((term for term in terms if term.kind == "divergence"), None)
     hard_terms = [term for term in terms if term.kind != "divergence"]
@@ -140,7 +140,7 @@ def fused_sums(
     sums = {term.name: value for term, value in zip(hard_terms, result.hard_sums_H, strict=True)}
     if soft is not None:
         sums[soft.name] = result.soft_sum
-    return sums, result.gradient_NV
+    return ChunkResult(sums=sums, gradient_NV=result.gradient_NV)
 
 
 @cache

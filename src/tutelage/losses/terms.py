@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from torch import Tensor
+
 from tutelage.losses.divergences import temperature_power
 from tutelage.losses.schedules import Schedule, constant
 
@@ -40,6 +42,14 @@ class Scale:
 
     factor: float
     temperature: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkResult:
+    """Of one chunk: each term's plain sum (0-dim, float32 or wider), and d(total)/d(student product), [n, V]."""
+
+    sums: dict[str, Tensor]
+    gradient_NV: Tensor | None
 
 
 def scale_of(term: Term, *, step: int, n_steps: int, count: int) -> Scale:

@@ -8,10 +8,13 @@ import hashlib
 import torch
 from torch import Tensor
 
-from tutelage.errors import ConfigError
+from tutelage import console
+from tutelage.errors import ConfigError, IntegrityError
 from tutelage.types import CausalLM, Head, TokenView
 
 _PROBE_LENGTH = 8
+_SPREAD_LENGTH = 32
+_MOST_PADDING_MASS = 1e-4
 
 
 def trunk(model: CausalLM, view: TokenView) -> Tensor:
@@ -54,6 +57,40 @@ def head_of(model: CausalLM, *, n_vocabulary: int) -> Head:
         n_vocabulary=n_vocabulary,
         scale=scale / float(divisor) if divisor else scale,
         soft_cap=getattr(config, "final_logit_softcapping", None),
+    )
+
+
+@torch.no_grad()
+def padding_mass(model: CausalLM, *, n_vocabulary: int) -> float:
+    """The largest probability that the unmasked head puts on its rows beyond the tokenizer's vocabulary, on a probe."""
+    if model.get_output_embeddings().weight.shape[0] == n_vocabulary:
+        return 0.0
+    ids_BT = spread_ids(n_vocabulary).to(next(model.parameters()).device)
+    logits_BTR = model(input_ids=ids_BT, use_cache=False).logits.float()
+    return float(torch.softmax(logits_BTR, -1)[..., n_vocabulary:].sum(-1).max())
+
+
+def spread_ids(n_vocabulary: int) -> Tensor:
+    """A fixed row of ids [1, T] from all over the vocabulary: a probe that needs no text."""
+    return (torch.arange(_SPREAD_LENGTH)[None] * 7919) % n_vocabulary
+
+
+def refuse_padding_mass(model: CausalLM, *, n_vocabulary: int) -> None:
+    """Warn of head rows beyond the tokenizer's vocabulary; IntegrityError[VOCAB_PAD] when they carry more than 1e-4."""
+    rows = model.get_output_embeddings().weight.shape[0]
+    if rows == n_vocabulary:
+        return
+    mass = padding_mass(model, n_vocabulary=n_vocabulary)
+    if mass > _MOST_PADDING_MASS:
+        raise IntegrityError(
+            "VOCAB_PAD",
+            f"the teacher puts {mass:.1e} on {rows - n_vocabulary} ids that its tokenizer does not have; "
+            "wrong tokenizer for this model?",
+        )
+    console.warning(
+        "VOCAB_PAD",
+        f"teacher {rows} rows, tokenizer {n_vocabulary} tokens: {rows - n_vocabulary} unused ids dropped "
+        f"(max teacher mass {mass:.0e})",
     )
 
 

@@ -14,12 +14,11 @@ from torch import Tensor
 
 from tutelage import console, io
 from tutelage.errors import IntegrityError
-from tutelage.models.head import head_of, trained_hidden, trunk
+from tutelage.models.head import head_of, padding_mass, spread_ids, trained_hidden, trunk
 from tutelage.models.quiet import quiet_transformers
 from tutelage.types import Batch, CausalLM, TokenView
 
 MAX_PADDING_MASS = 1e-6
-_PROBE_LENGTH = 32
 
 
 @torch.no_grad()
@@ -31,16 +30,6 @@ def with_weights(model: CausalLM, weights: Mapping[str, Tensor], *, dtype: torch
     for name, value in weights.items():
         parameters[name].copy_(value)
     return other.eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def padding_mass(model: CausalLM, *, n_vocabulary: int) -> float:
-    """The largest probability that the unmasked head puts on its rows beyond the tokenizer's vocabulary, on a probe."""
-    rows = model.get_output_embeddings().weight.shape[0]
-    if rows == n_vocabulary:
-        return 0.0
-    logits_BTR = model(input_ids=_probe(n_vocabulary), use_cache=False).logits.float()
-    return float(torch.softmax(logits_BTR, -1)[..., n_vocabulary:].sum(-1).max())
 
 
 def cut_padding(model: CausalLM, *, n_vocabulary: int) -> None:
@@ -96,10 +85,6 @@ def difference(a: CausalLM, b: CausalLM, batches: Sequence[Batch], *, n_vocabula
     return {"kl_nats": kl / n, "top1_agreement": agree / n}
 
 
-def _probe(n_vocabulary: int) -> Tensor:
-    return (torch.arange(_PROBE_LENGTH)[None] * 7919) % n_vocabulary
-
-
 @torch.no_grad()
 def _require_equal(model: CausalLM, folder: Path) -> None:
     from transformers import AutoModelForCausalLM
@@ -110,7 +95,7 @@ def _require_equal(model: CausalLM, folder: Path) -> None:
         )
     expected, found = model.state_dict(), again.state_dict()
     wrong = [name for name in expected if name not in found or not torch.equal(expected[name].cpu(), found[name])]
-    ids_BT = _probe(again.get_output_embeddings().weight.shape[0])
+    ids_BT = spread_ids(again.get_output_embeddings().weight.shape[0])
     view = TokenView.of(ids_BT, ids_BT)
     if not wrong and not torch.equal(trunk(model.cpu(), view), trunk(again.eval(), view)):
         wrong = ["the output on a probe"]

@@ -43,7 +43,7 @@ def held_out(value: Any) -> Any:
 
 
 def source(value: Any) -> Any:
-    """`python_docs` is `{python_docs: true}` (so `python_source`); column names beside `jsonl:` belong to `columns:`."""
+    """`python_docs` is `{python_docs: true}`, as is `python_source`; columns beside `jsonl:` belong to `columns:`."""
     if value in ("python_docs", "python_source"):
         return {value: True}
     if not isinstance(value, dict) or "jsonl" not in value or not isinstance(value.get("columns", {}), dict):

@@ -31,15 +31,10 @@ def _renderer(recipe: Recipe, tokenizer: Any) -> Renderer | None:
     """The chat template in its sandbox; None where the data cannot hold a conversation."""
     if not any(source.jsonl is not None or source.memory is not None for source in recipe.data.sources):
         return None
-    template = recipe.data.chat_template
-    if template is not None and "\n" not in template and Path(template).is_file():
-        template = Path(template).read_text(encoding="utf-8")
-    template = template or tokenizer.chat_template
-    if not isinstance(template, str):
-        return None
-    return Renderer(template, tokenizer.special_tokens_map, control_texts=tokenizer.all_special_tokens)
+    return Renderer.of(tokenizer, template=recipe.data.chat_template)
 
 
+# --- the corpus ---
 class Corpus:
     """The recipe's stores, the split, and the batches made from them."""
 

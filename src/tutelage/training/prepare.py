@@ -13,14 +13,14 @@ from tutelage import console, io
 from tutelage.data.loader import EvaluationBatch, Loader
 from tutelage.errors import ConfigError
 from tutelage.models import load, student, vocabulary
-from tutelage.models.head import verify_head
+from tutelage.models.head import refuse_padding_mass, verify_head
 from tutelage.recipe import Recipe
 from tutelage.recipe import Student as StudentSection
 from tutelage.teachers.live import LiveTeacher, weights_fingerprint
 from tutelage.training.corpus import Corpus, Examples
 from tutelage.training.importance import LayerChoice, choose_layers
 from tutelage.training.precision import ComputePath, choose_compute_path
-from tutelage.types import Batch
+from tutelage.types import Batch, CausalLM
 
 _PROBE_TOKENS = 768  # of the training data, for the importance of layers
 _LIBRARIES = ("torch", "transformers", "tokenizers")
@@ -45,7 +45,7 @@ class Prepared:
     tokenizer: Any
     n_vocabulary: int
     teacher: LiveTeacher | None
-    student: nn.Module  # the start weights, float32, on the CPU; copy before training
+    student: CausalLM  # the start weights, float32, on the CPU; copy before training
     layers: LayerChoice | None
     loader: Loader
     evaluation_sets: dict[str, Callable[[], list[EvaluationBatch]]]
@@ -55,7 +55,7 @@ class Prepared:
         """The held-out rows as batches, for evaluation while training."""
         return [item.batch for item in self.evaluation_sets["held_out"]()]
 
-    def start(self) -> nn.Module:
+    def start(self) -> CausalLM:
         """A fresh copy of the student's start."""
         return copy.deepcopy(self.student)
 
@@ -74,7 +74,7 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
     )
     _require_one_device(recipe, compute)
     tokenizer = memory.tokenizer if memory.tokenizer is not None else _tokenizer(recipe)
-    _compare_with_students(recipe, tokenizer)
+    stop_ids = _compare_with_students(recipe, tokenizer)
     n_vocabulary = vocabulary.real_vocabulary(tokenizer)
     data = Corpus(recipe, tokenizer, examples=memory.examples)
     loader = data.loader()
@@ -90,6 +90,10 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
     )
     teacher = _live(recipe, teacher_model, compute=compute, n_vocabulary=n_vocabulary)
     verify_head(start, n_vocabulary=n_vocabulary)
+    if teacher is not None:
+        refuse_padding_mass(teacher.model, n_vocabulary=n_vocabulary)
+    if len(stop_ids) > 1:
+        start.generation_config.eos_token_id = list(stop_ids)
     provenance: dict[str, io.Json] = {
         "data": data.identity(),
         "tokenizer": data.fingerprint,
@@ -124,13 +128,18 @@ def _tokenizer(recipe: Recipe) -> Any:
     return load.load_tokenizer(section.model, revision=section.revision)
 
 
-def _compare_with_students(recipe: Recipe, tokenizer: Any) -> None:
-    """TOKENIZER_MISMATCH before any model loads, when the student brings a tokenizer of its own."""
+def _compare_with_students(recipe: Recipe, tokenizer: Any) -> tuple[int, ...]:
+    """The ids that a student with a tokenizer of its own has to stop on; () without one.
+
+    Raises IntegrityError[TOKENIZER_MISMATCH] or [TEMPLATE_MISMATCH] before any model loads.
+    """
     if recipe.student.model is None or recipe.teacher is None:
-        return
+        return ()
     own = load.load_tokenizer(recipe.student.model, revision=recipe.student.revision)
     vocabulary.compare_tokenizers(tokenizer, own)
-    vocabulary.compare_ends(tokenizer, own)
+    if recipe.data.chat_template is None:
+        vocabulary.compare_templates(tokenizer, own)
+    return vocabulary.compare_ends(tokenizer, own)
 
 
 def _require_one_device(recipe: Recipe, compute: ComputePath) -> None:
@@ -178,7 +187,7 @@ def _student_start(
     compute: ComputePath,
     probe: Callable[[], list[Batch]],
     earlier: Mapping[str, Any] | None,
-) -> tuple[LayerChoice | None, nn.Module]:
+) -> tuple[LayerChoice | None, CausalLM]:
     """(how layers were chosen, start weights in float32 or wider on the CPU)."""
     wide = torch.promote_types(compute.weight_dtype, torch.float32)
     section, choice = recipe.student, None

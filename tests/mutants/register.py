@@ -13,6 +13,7 @@ STATS = "tests/evaluation/test_stats.py::"
 TOKENS = "tests/data/test_tokenize.py::"
 LOADER = "tests/data/test_loader.py::"
 IO = "tests/test_io.py::"
+KILLED = "tests/oracles/test_killed_run.py::"
 FUSED = "tests/losses/test_fused.py::"
 CHECKPOINT = "tests/training/test_checkpoint.py::"
 
@@ -268,6 +269,33 @@ _STEP = (
     ),
 )
 
+_LOOP = (
+    Mutant(
+        id="M28",
+        what="the schedule's place not restored",
+        file="training/fit.py",
+        old="self.trainer.step = self.saved_step = found.step",
+        new="self.saved_step = found.step",
+        oracles=(KILLED + "test_a_run_killed_here_and_there_ends_in_the_same_bits[300]",),
+    ),
+    Mutant(
+        id="M60",
+        what="metrics of steps that were lost stay in the file",
+        file="training/fit.py",
+        old="self.run.rewind_metrics(found.step if found else 0, model=self.trainer.name)",
+        new="pass",
+        oracles=(KILLED + "test_a_run_killed_here_and_there_ends_in_the_same_bits[300]",),
+    ),
+    Mutant(
+        id="M61",
+        what="the moving average of the weights starts anew after a resume",
+        file="training/optim.py",
+        old='self.average[name].copy_(state[f"average/{name}"])',
+        new="self.average[name].copy_(parameter)",
+        oracles=(KILLED + "test_a_run_killed_here_and_there_ends_in_the_same_bits[300]",),
+    ),
+)
+
 _DATA = (
     Mutant(
         id="M15",
@@ -384,4 +412,4 @@ _EVALUATION = (
     ),
 )
 
-MUTANTS: tuple[Mutant, ...] = (*_DIVERGENCES, *_FUSED, *_STEP, *_DATA, *_FILES, *_EVALUATION)
+MUTANTS: tuple[Mutant, ...] = (*_DIVERGENCES, *_FUSED, *_STEP, *_LOOP, *_DATA, *_FILES, *_EVALUATION)

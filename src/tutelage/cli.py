@@ -340,6 +340,8 @@ def _unforeseen(error: Exception) -> TutelageError:
 
 def main(arguments: list[str] | None = None) -> int:
     """The program: runs one verb and gives the exit code."""
+    # Before torch is imported: threads that spin while they wait make a shared machine several times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = sys.argv[1:] if arguments is None else arguments
 
     verbs = [command.callback.__name__ for command in app.registered_commands if command.callback is not None]

@@ -65,7 +65,17 @@ class Run:
         return {"run": str(self.path), **self.summary, "evaluation": self.evaluation().as_json()}
 
     def __str__(self) -> str:
-        return str(self.evaluation())
+        summary = self.summary
+        trained = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in summary["training_s"].items())
+        lines = [f"trained: {summary['step']} steps, {summary['tokens']:,} tokens ({trained})"]
+        if self.report().exists():
+            lines = [str(self.evaluation()), *lines, f"report:  {self.report()}  (opens offline)"]
+        student = self.directory.student
+        lines += [
+            f"student: {student}  (transformers: AutoModelForCausalLM.from_pretrained)",
+            f'next:    tutelage show {self.path} "any beginning of a text"',
+        ]
+        return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         return to_html(table_of(self.evaluation().transfer))

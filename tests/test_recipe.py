@@ -266,7 +266,7 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ),
     (
         data(sources=[{"text": "a.txt", "hub": "x"}]),
-        "data.sources[0].hub is not in this version (0.1.0); it knows text, jsonl, python_docs, python_source, separator, columns, name, weight",
+        "data.sources[0].hub is not in this version (0.1.0); it knows text, jsonl, python_docs, python_source, separator, limit, columns, name, weight",
     ),
     (
         {"student": {"config": {"auto_map": {"a": "b"}}}},

@@ -105,6 +105,7 @@ class Source(Section):
         min_length=1,
         description="what cuts a text file into documents, such as a blank line; null: a file is one",
     )
+    limit: Count | None = Field(default=None, description="the first so many documents only; null: all")
     columns: Columns | None = Field(default=None, description="field names of a JSON line; also accepted beside jsonl:")
     name: str | None = Field(default=None, min_length=1, description="how tables call it; null: its pattern")
     weight: float = Field(default=1.0, gt=0, description="how often its rows are drawn, against the other sources")

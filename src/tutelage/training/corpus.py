@@ -79,6 +79,7 @@ class Corpus:
             examples=self._examples[source.memory] if source.memory is not None else (),
             columns=columns,
             separator=source.separator or "",
+            limit=source.limit,
             weight=source.weight,
             name=source.name or "",
         )

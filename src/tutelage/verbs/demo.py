@@ -49,7 +49,7 @@ def recipe(*, tokens: int = TOKENS, seed: int = 0) -> dict[str, Any]:
             "seed": seed,
         },
         "control": True,
-        "evaluation": {"rows": 40, "out_of_domain": [{"python_source": True}]},
+        "evaluation": {"rows": 40, "out_of_domain": [{"python_source": True, "limit": 60}]},
     }
 
 

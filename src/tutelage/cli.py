@@ -6,6 +6,7 @@ Nothing heavy is imported before a verb needs it: `tutelage --help` answers in a
 """
 
 import json
+import os
 import platform
 import sys
 from collections.abc import Callable, Mapping

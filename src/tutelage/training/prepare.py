@@ -13,7 +13,7 @@ from tutelage import console, io
 from tutelage.data.loader import EvaluationBatch, Loader
 from tutelage.errors import ConfigError
 from tutelage.models import load, student, vocabulary
-from tutelage.models.head import refuse_padding_mass, verify_head
+from tutelage.models.head import refuse_padding_mass, verify_head, verify_packing
 from tutelage.recipe import Recipe
 from tutelage.recipe import Student as StudentSection
 from tutelage.teachers.live import LiveTeacher, weights_fingerprint
@@ -88,8 +88,12 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
         probe=lambda: data.probe(_PROBE_TOKENS),
         earlier=earlier,
     )
-    teacher = _live(recipe, teacher_model, compute=compute, n_vocabulary=n_vocabulary)
-    verify_head(start, n_vocabulary=n_vocabulary)
+    teacher = _live(
+        recipe, teacher_model, compute=compute, n_vocabulary=n_vocabulary, in_memory=memory.teacher is not None
+    )
+    for model in [start] if teacher is None else [start, teacher.model]:
+        verify_head(model, n_vocabulary=n_vocabulary)
+        verify_packing(model, n_vocabulary=n_vocabulary)
     if teacher is not None:
         refuse_padding_mass(teacher.model, n_vocabulary=n_vocabulary)
     if len(stop_ids) > 1:
@@ -153,27 +157,29 @@ def _require_one_device(recipe: Recipe, compute: ComputePath) -> None:
 
 
 def _teacher_model(recipe: Recipe, *, memory: InMemory) -> nn.Module | None:
+    """The teacher in the dtype it was saved in; a recipe that names one has it measured even if no term asks it."""
     if memory.teacher is not None:
         return memory.teacher
     if recipe.teacher is None or recipe.teacher.model is None:
         return None
-    if not (recipe.needs_teacher or recipe.student.layers or recipe.student.config or _is_measured(recipe)):
-        return None
     return load.load_model(recipe.teacher.model, revision=recipe.teacher.revision, dtype="auto", device="cpu")
 
 
-def _is_measured(recipe: Recipe) -> bool:
-    """A teacher in the recipe is measured beside the student even when no term asks it."""
-    return recipe.teacher is not None
+def _live(
+    recipe: Recipe, model: CausalLM | None, *, compute: ComputePath, n_vocabulary: int, in_memory: bool
+) -> LiveTeacher | None:
+    """The teacher on the compute path's device, in its dtype or in the one that the recipe names.
 
-
-def _live(recipe: Recipe, model: nn.Module | None, *, compute: ComputePath, n_vocabulary: int) -> LiveTeacher | None:
-    """The teacher in the compute path's dtype, or in the one that the recipe names."""
+    A model handed over in memory keeps its own dtype unless the recipe names one, and is copied before it is changed.
+    """
     if model is None or recipe.teacher is None:
         return None
-    dtype = compute.weight_dtype
+    first = next(model.parameters())
+    dtype = first.dtype if in_memory else compute.weight_dtype
     if recipe.teacher.dtype != "auto":
         dtype = getattr(torch, recipe.teacher.dtype)
+    if in_memory and (first.device.type != torch.device(compute.device).type or first.dtype != dtype):
+        model = copy.deepcopy(model)
     return LiveTeacher(model.to(device=compute.device, dtype=dtype), n_vocabulary=n_vocabulary)
 
 

@@ -15,6 +15,7 @@ from tutelage.types import CausalLM, Head, TokenView
 _PROBE_LENGTH = 8
 _SPREAD_LENGTH = 32
 _MOST_PADDING_MASS = 1e-4
+_ROUNDINGS = 2.0  # by how many roundings of its dtype a document may differ behind another one
 
 
 def trunk(model: CausalLM, view: TokenView) -> Tensor:
@@ -119,4 +120,29 @@ def verify_head(model: CausalLM, *, n_vocabulary: int) -> None:
             "FUSED_UNSUPPORTED",
             f"{type(model).__name__} changes its logits in a way this version does not know "
             f"(difference {largest:.3g} to trunk + head); please report the model's name",
+        )
+
+
+@torch.no_grad()
+def verify_packing(model: CausalLM, *, n_vocabulary: int) -> None:
+    """Check that a document's hidden states do not depend on the document before it in the same row.
+
+    transformers builds the mask from restarting positions for most architectures, but not for all (BLOOM, OPT, Mamba,
+    …), and says nothing where it does not.  Raises ConfigError[PACKING].
+    """
+    device = next(model.parameters()).device
+    ids_BT = spread_ids(n_vocabulary).to(device)
+    n_first = ids_BT.shape[1] - _PROBE_LENGTH
+    positions_BT = torch.cat([torch.arange(n_first), torch.arange(_PROBE_LENGTH)])[None].to(device)
+    hidden = []
+    for shift in (0, 1):
+        changed_BT = torch.cat([(ids_BT[:, :n_first] + shift) % n_vocabulary, ids_BT[:, n_first:]], dim=1)
+        hidden.append(trunk(model, TokenView.of(changed_BT, changed_BT, positions_BT))[0, n_first:].float())
+    largest, size = (hidden[0] - hidden[1]).abs().max().item(), hidden[0].abs().max().item()
+    if not largest <= _ROUNDINGS * torch.finfo(next(model.parameters()).dtype).eps * max(1.0, size):
+        raise ConfigError(
+            "PACKING",
+            f"{type(model).__name__} lets documents that share a row see each other (difference {largest:.1e}, "
+            "expected 0): training would mix them; use a model whose attention follows position_ids, such as Llama, "
+            "Qwen, Gemma, Mistral or GPT-2",
         )

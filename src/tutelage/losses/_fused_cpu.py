@@ -1,6 +1,6 @@
 """The compiled CPU loop of `fused.py`: softmax, losses and gradient of a row while it lies in the core's cache.
 
-Compiled by numba on first use (about 8 s a dtype, then cached beside this file), so a user needs no C compiler.  A row
+Compiled by numba on first use (about 5 s a dtype, then cached beside this file), so a user needs no C compiler.  A row
 is read once from memory, in blocks of BLOCK columns: a running maximum replaces the usual separate pass for it,
 exponentials go to a float32 scratch row, block sums to float64.  A second loop turns the scratch into the gradient.
 
@@ -9,6 +9,7 @@ are subtracted, so equal products give exactly 0.  A NaN or +inf in a product ma
 NaN, never a wrong number.  bfloat16 is passed as int16 bits, since numba has no such type.
 """
 
+from functools import partial
 from typing import Any  # numba is untyped: its decorators and array types are Any to the checker
 
 import numpy as np
@@ -17,6 +18,10 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 BLOCK = 2048  # columns; two scratch blocks and two input blocks stay in the first-level cache
+
+# Division by 0 gives inf or NaN as in numpy; functions that only `rows` calls need no way in from Python (a third of
+# the compilation).
+_inner = partial(njit, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 _LOG2_E = np.float32(1.4426950408889634)
 _LN2_HIGH = np.float32(0.693145751953125)  # ln 2 in two parts: n * HIGH is exact, so the rest of x - n ln 2 is too
@@ -91,7 +96,7 @@ def _exp(x: Any) -> Any:
     return y * bits_to_float(np.int32((whole + _127) << _23))
 
 
-exp = njit(error_model="numpy", fastmath={"contract"})(_exp)
+exp = _inner(fastmath={"contract"})(_exp)
 
 
 def _maximum(row: Any) -> Any:
@@ -104,7 +109,7 @@ def _maximum(row: Any) -> Any:
     return bits_to_float(np.int32(largest ^ ((largest >> np.int32(31)) & _INT32_MAX)))
 
 
-maximum = njit(error_model="numpy")(_maximum)
+maximum = _inner()(_maximum)
 
 
 def _exponentials(row: Any, out: Any, factor: Any, shift: Any) -> Any:
@@ -118,7 +123,7 @@ def _exponentials(row: Any, out: Any, factor: Any, shift: Any) -> Any:
     return total
 
 
-exponentials = njit(error_model="numpy", fastmath={"reassoc"})(_exponentials)
+exponentials = _inner(fastmath={"reassoc"})(_exponentials)
 
 
 def _pair(student: Any, teacher: Any, factors: Any, q: Any, p: Any, q_shift: Any, p_shift: Any) -> Any:
@@ -139,7 +144,7 @@ def _pair(student: Any, teacher: Any, factors: Any, q: Any, p: Any, q_shift: Any
     return q_sum, p_sum, dot
 
 
-pair = njit(error_model="numpy", fastmath={"reassoc"})(_pair)
+pair = _inner(fastmath={"reassoc"})(_pair)
 
 
 def _write_soft(out: Any, q: Any, p: Any, over_q: Any, over_p: Any, soft: Any, hard: Any) -> None:
@@ -150,7 +155,7 @@ def _write_soft(out: Any, q: Any, p: Any, over_q: Any, over_p: Any, soft: Any, h
         out[j] = narrow((probability - p[j] * over_p) * soft + probability * hard, out[j])
 
 
-write_soft = njit(error_model="numpy")(_write_soft)
+write_soft = _inner()(_write_soft)
 
 
 def _write_two(out: Any, q: Any, p: Any, h: Any, over_q: Any, over_p: Any, over_h: Any, soft: Any, hard: Any) -> None:
@@ -160,7 +165,7 @@ def _write_two(out: Any, q: Any, p: Any, h: Any, over_q: Any, over_p: Any, over_
         out[j] = narrow((q[j] * over_q - p[j] * over_p) * soft + h[j] * over_h * hard, out[j])
 
 
-write_two = njit(error_model="numpy")(_write_two)
+write_two = _inner()(_write_two)
 
 
 def _write_hard(out: Any, q: Any, over_q: Any, hard: Any) -> None:
@@ -169,7 +174,7 @@ def _write_hard(out: Any, q: Any, over_q: Any, hard: Any) -> None:
         out[j] = narrow(q[j] * over_q * hard, out[j])
 
 
-write_hard = njit(error_model="numpy")(_write_hard)
+write_hard = _inner()(_write_hard)
 
 
 def _raise_peak(state: Any, stream: Any, peak: Any) -> Any:
@@ -183,7 +188,7 @@ def _raise_peak(state: Any, stream: Any, peak: Any) -> Any:
     return np.float32(state[stream])
 
 
-raise_peak = njit(error_model="numpy")(_raise_peak)
+raise_peak = _inner()(_raise_peak)
 
 
 def _read_row(student: Any, teacher: Any, factors: Any, active: Any, e: Any, peaks: Any, state: Any) -> None:
@@ -215,7 +220,7 @@ def _read_row(student: Any, teacher: Any, factors: Any, active: Any, e: Any, pea
             state[5] += exponentials(block, e[2][low:high], factors[2], shift)
 
 
-read_row = njit(error_model="numpy")(_read_row)
+read_row = _inner()(_read_row)
 
 
 def _norms(peaks: Any, state: Any, k: Any) -> Any:
@@ -226,7 +231,7 @@ def _norms(peaks: Any, state: Any, k: Any) -> Any:
     return over_q, over_p, over_h
 
 
-norms = njit(error_model="numpy")(_norms)
+norms = _inner()(_norms)
 
 
 def _write_row(out: Any, active: Any, e: Any, peaks: Any, state: Any, soft: Any, hard: Any) -> None:
@@ -243,7 +248,7 @@ def _write_row(out: Any, active: Any, e: Any, peaks: Any, state: Any, soft: Any,
             write_hard(out[low:high], q, over_q, hard)
 
 
-write_row = njit(error_model="numpy")(_write_row)
+write_row = _inner()(_write_row)
 
 
 def _subtract_one_hot(
@@ -264,7 +269,7 @@ def _subtract_one_hot(
         out[token] = narrow(value, out[token])
 
 
-subtract_one_hot = njit(error_model="numpy")(_subtract_one_hot)
+subtract_one_hot = _inner()(_subtract_one_hot)
 
 
 def _rows(

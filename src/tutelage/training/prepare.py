@@ -65,6 +65,7 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
 
     What was measured for that run (compute path, layers) is taken from there, so that a resumed run is the same run.
     """
+    _require_objects(recipe, memory)
     training = recipe.training
     recorded = (earlier or {}).get("compute", {})
     compute = choose_compute_path(
@@ -124,6 +125,25 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
     )
 
 
+def _require_objects(recipe: Recipe, memory: InMemory) -> None:
+    """ConfigError when the recipe was made with objects in memory that are not there."""
+    lacking = [
+        f"data ({source.memory[:8]})"
+        for source in recipe.data.sources
+        if source.memory and source.memory not in memory.examples
+    ]
+    lacking += (
+        ["the teacher"] if recipe.teacher is not None and recipe.teacher.memory and memory.teacher is None else []
+    )
+    lacking += ["the student"] if recipe.student.memory and memory.student is None else []
+    if lacking:
+        raise ConfigError(
+            "CONFIG",
+            f"the recipe was made with objects in memory, and {', '.join(lacking)} cannot be read from a file; "
+            "call tutelage.train() with them again",
+        )
+
+
 # --- tokenizer and teacher ---
 def _tokenizer(recipe: Recipe) -> Any:
     section = recipe.teacher if recipe.teacher is not None else recipe.student
@@ -168,19 +188,21 @@ def _teacher_model(recipe: Recipe, *, memory: InMemory) -> nn.Module | None:
 def _live(
     recipe: Recipe, model: CausalLM | None, *, compute: ComputePath, n_vocabulary: int, in_memory: bool
 ) -> LiveTeacher | None:
-    """The teacher on the compute path's device, in its dtype or in the one that the recipe names.
-
-    A model handed over in memory keeps its own dtype unless the recipe names one, and is copied before it is changed.
-    """
+    """The teacher on the compute path, or in the dtype that the recipe names; a lent one stays as its owner has it."""
     if model is None or recipe.teacher is None:
         return None
-    first = next(model.parameters())
-    dtype = first.dtype if in_memory else compute.weight_dtype
+    dtype = compute.weight_dtype
     if recipe.teacher.dtype != "auto":
         dtype = getattr(torch, recipe.teacher.dtype)
-    if in_memory and (first.device.type != torch.device(compute.device).type or first.dtype != dtype):
-        model = copy.deepcopy(model)
-    return LiveTeacher(model.to(device=compute.device, dtype=dtype), n_vocabulary=n_vocabulary)
+    own = _on_same_weights(model) if in_memory else model
+    return LiveTeacher(own.to(device=compute.device, dtype=dtype), n_vocabulary=n_vocabulary)
+
+
+def _on_same_weights(model: CausalLM) -> CausalLM:
+    """A model of our own on the caller's weights: to convert, freeze or switch it leaves the caller's alone."""
+    shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    shared |= {id(buffer): buffer.detach() for buffer in model.buffers()}
+    return copy.deepcopy(model, shared)
 
 
 # --- student ---

@@ -16,7 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.mutants.register import MUTANTS, Mutant
+from tests.mutants.mutant import Mutant
+from tests.mutants.register import MUTANTS
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: what its threads hold does not survive a fork
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,0 +1,160 @@
+"""Bugs of the step, of its types and heads, and of the loop around it."""
+
+from tests.mutants.mutant import Mutant
+
+LOSSES = "tests/losses/test_oracles.py::"
+STEPS = "tests/training/test_trainer.py::"
+PLAIN = "tests/oracles/test_plain_loop.py::"
+KILLED = "tests/oracles/test_killed_run.py::"
+
+STEP = (
+    Mutant(
+        id="M9",
+        what="mean of the means of micro-batches",
+        file="training/trainer.py",
+        after="def train_step",
+        old="loss_sums = self.family(batch, targets, scales)",
+        new="loss_sums = self.family(batch, targets, self._scales(batch.n_trained * len(microbatches)))",
+        oracles=(STEPS + "test_a_step_does_not_depend_on_how_it_is_cut_into_micro_batches[2x2]",),
+    ),
+    Mutant(
+        id="M10",
+        what="division by the number of micro-batches forgotten",
+        file="training/trainer.py",
+        after="def train_step",
+        old="loss_sums = self.family(batch, targets, scales)",
+        new="loss_sums = self.family(batch, targets, self._scales(batch.n_trained))",
+        oracles=(STEPS + "test_a_step_does_not_depend_on_how_it_is_cut_into_micro_batches[2x2]",),
+    ),
+    Mutant(
+        id="M12",
+        what="tokens counted from the labels before the shift",
+        file="types.py",
+        old="return int(self.view.index_N.numel())",
+        new="return int((self.view.labels_BT != IGNORED).sum())",
+        oracles=(PLAIN + "test_the_first_step_is_that_of_a_plain_pytorch_loop",),
+    ),
+    Mutant(
+        id="M13",
+        what="labels not shifted",
+        file="types.py",
+        old="shifted_BT[:, :-1] = labels_BT[:, 1:]",
+        new="shifted_BT[:, :] = labels_BT",
+        oracles=(STEPS + "test_gradient_reaches_exactly_the_positions_before_a_label",),
+    ),
+    Mutant(
+        id="M19",
+        what="teacher left in train mode",
+        file="teachers/live.py",
+        old="self.model = model.eval().requires_grad_(False)",
+        new="self.model = model.requires_grad_(False)",
+        oracles=(STEPS + "test_a_teacher_handed_over_in_train_mode_is_frozen_and_unchanged",),
+    ),
+    Mutant(
+        id="M20",
+        what="teacher with gradients",
+        file="teachers/live.py",
+        old="self.model = model.eval().requires_grad_(False)",
+        new="self.model = model.eval()",
+        oracles=(STEPS + "test_a_teacher_handed_over_in_train_mode_is_frozen_and_unchanged",),
+    ),
+    Mutant(
+        id="M23",
+        what="ignored labels trained",
+        file="types.py",
+        old="index_N = (shifted_BT.reshape(-1) != IGNORED).nonzero().squeeze(-1)",
+        new="index_N = torch.arange(shifted_BT.numel())",
+        oracles=(STEPS + "test_gradient_reaches_exactly_the_positions_before_a_label",),
+    ),
+    Mutant(
+        id="M24",
+        what="the chunked loss reads other weights than the model's head",
+        file="models/head.py",
+        old="weight_VD=output.weight,",
+        new="weight_VD=model.get_input_embeddings().weight,",
+        oracles=(PLAIN + "test_the_head_of_an_untied_model_is_its_output_matrix",),
+    ),
+    Mutant(
+        id="M25",
+        what="soft-cap skipped",
+        file="types.py",
+        old="if self.soft_cap is not None:",
+        new="if False:",
+        oracles=(STEPS + "test_trunk_and_head_equal_the_models_own_logits",),
+    ),
+    Mutant(
+        id="M26",
+        what="dropout seeded from the global generator",
+        file="training/trainer.py",
+        old='torch.manual_seed(derive_seed(self._seed, "dropout", self.name, self.step))',
+        new="torch.manual_seed(int(torch.randint(2**31, ())))",
+        oracles=(STEPS + "test_resume_from_every_step_is_bitwise_the_uninterrupted_run",),
+    ),
+    Mutant(
+        id="M27",
+        what="the step left out of the derived seed",
+        file="training/trainer.py",
+        old='torch.manual_seed(derive_seed(self._seed, "dropout", self.name, self.step))',
+        new='torch.manual_seed(derive_seed(self._seed, "dropout", self.name))',
+        oracles=(PLAIN + "test_every_step_draws_its_own_dropout",),
+    ),
+    Mutant(
+        id="M29",
+        what="Adam's moments zeroed on load",
+        file="training/optim.py",
+        old='self._adamw.state[parameter] = {k: state[f"{k}/{name}"].to(_home(k, parameter)) for k in keys}',
+        new='self._adamw.state[parameter] = {k: torch.zeros_like(state[f"{k}/{name}"]) for k in keys}',
+        oracles=(STEPS + "test_resume_from_every_step_is_bitwise_the_uninterrupted_run",),
+    ),
+    Mutant(
+        id="M47",
+        what="the padded rows of a head take part",
+        file="types.py",
+        old="weight_VD = self.weight_VD[: self.n_vocabulary]",
+        new="weight_VD = self.weight_VD",
+        oracles=("tests/evaluation/test_score.py::test_padded_rows_of_a_head_take_no_part",),
+    ),
+    Mutant(
+        id="M49",
+        what="gradient divided by the token count twice",
+        file="losses/terms.py",
+        old="return Scale(factor=factor / count if count else 0.0, temperature=temperature)",
+        new="return Scale(factor=factor / count**2 if count else 0.0, temperature=temperature)",
+        oracles=(PLAIN + "test_the_first_step_is_that_of_a_plain_pytorch_loop",),
+    ),
+    Mutant(
+        id="M52",
+        what="a batch without tokens gives a zero without a graph",
+        file="losses/chunked.py",
+        old="return total, job.sums",
+        new="return (total if len(hidden_ND) else total.detach()), job.sums",
+        oracles=(LOSSES + "test_no_position_gives_a_zero_that_depends_on_the_student",),
+    ),
+)
+
+LOOP = (
+    Mutant(
+        id="M28",
+        what="the schedule's place not restored",
+        file="training/fit.py",
+        old="self.trainer.step = self.saved_step = found.step",
+        new="self.saved_step = found.step",
+        oracles=(KILLED + "test_a_run_killed_here_and_there_ends_in_the_same_bits[300]",),
+    ),
+    Mutant(
+        id="M60",
+        what="metrics of steps that were lost stay in the file",
+        file="training/fit.py",
+        old="self.run.rewind_metrics(found.step if found else 0, model=self.trainer.name)",
+        new="pass",
+        oracles=(KILLED + "test_a_run_killed_here_and_there_ends_in_the_same_bits[300]",),
+    ),
+    Mutant(
+        id="M61",
+        what="the moving average of the weights starts anew after a resume",
+        file="training/optim.py",
+        old='self.average[name].copy_(state[f"average/{name}"])',
+        new="self.average[name].copy_(parameter)",
+        oracles=(KILLED + "test_a_run_killed_here_and_there_ends_in_the_same_bits[300]",),
+    ),
+)

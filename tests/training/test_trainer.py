@@ -10,6 +10,7 @@ from tests import tiny
 from tutelage.errors import IntegrityError, NumericError
 from tutelage.losses.schedules import Schedule, constant
 from tutelage.losses.terms import Term
+from tutelage.models.cast import cast
 from tutelage.models.head import head_of, trunk, verify_head
 from tutelage.teachers.live import LiveTeacher, weights_fingerprint
 from tutelage.training.optim import OptimizerSettings
@@ -161,7 +162,7 @@ def test_a_teacher_distilled_into_its_own_copy_stays_bitwise(dtype, make):
     teacher = make(seed=1, dtype=torch.float32 if dtype != torch.float64 else dtype)
     student = copy.deepcopy(teacher)
     before = {n: p.clone() for n, p in student.named_parameters()}
-    t = trainer(student, teacher=live(teacher.to(dtype)), terms=(SOFT,), dtype=dtype)
+    t = trainer(student, teacher=live(cast(teacher, dtype)), terms=(SOFT,), dtype=dtype)
     for stats in t.steps():
         assert stats.losses == {"student/forward_kl": 0.0}
         assert stats.gradient_norm == 0.0

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tutelage import console, io
 from tutelage.errors import IntegrityError
+from tutelage.models.cast import cast
 from tutelage.models.head import head_of, padding_mass, spread_ids, trained_hidden, trunk
 from tutelage.models.quiet import quiet_transformers
 from tutelage.types import Batch, CausalLM, TokenView
@@ -24,7 +25,7 @@ MAX_PADDING_MASS = 1e-6
 @torch.no_grad()
 def with_weights(model: CausalLM, weights: Mapping[str, Tensor], *, dtype: torch.dtype) -> CausalLM:
     """A copy of `model` on the CPU in `dtype` that holds `weights` (by parameter name)."""
-    other = copy.deepcopy(model).to(device="cpu", dtype=dtype)
+    other = cast(copy.deepcopy(model), dtype, device="cpu")
     parameters = dict(other.named_parameters())
     assert parameters.keys() == weights.keys(), "the weights of another model"
     for name, value in weights.items():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.errors import ConfigError
+from tutelage.models.cast import cast
 
 _MEASURE_S = 1.0  # for each of two dtypes
 _MEASURE_SIZE = 768
@@ -83,9 +84,9 @@ class MasterWeights:
             self.parameters = {
                 name: nn.Parameter(p.detach().to(torch.float32, copy=True)) for name, p in model.named_parameters()
             }
-            model.to(weight_dtype)
+            cast(model, weight_dtype)
         else:
-            model.to(weight_dtype)
+            cast(model, weight_dtype)
             self.parameters = dict(model.named_parameters())
 
     @torch.no_grad()

@@ -13,6 +13,7 @@ from tutelage import console, io
 from tutelage.data.loader import EvaluationBatch, Loader
 from tutelage.errors import ConfigError
 from tutelage.models import load, student, vocabulary
+from tutelage.models.cast import cast
 from tutelage.models.head import refuse_padding_mass, verify_head, verify_packing
 from tutelage.recipe import Recipe
 from tutelage.recipe import Student as StudentSection
@@ -92,11 +93,7 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
     teacher = _live(
         recipe, teacher_model, compute=compute, n_vocabulary=n_vocabulary, in_memory=memory.teacher is not None
     )
-    for model in [start] if teacher is None else [start, teacher.model]:
-        verify_head(model, n_vocabulary=n_vocabulary)
-        verify_packing(model, n_vocabulary=n_vocabulary)
-    if teacher is not None:
-        refuse_padding_mass(teacher.model, n_vocabulary=n_vocabulary)
+    _verify(start, teacher, n_vocabulary=n_vocabulary)
     if len(stop_ids) > 1:
         start.generation_config.eos_token_id = list(stop_ids)
     provenance: dict[str, io.Json] = {
@@ -195,7 +192,7 @@ def _live(
     if recipe.teacher.dtype != "auto":
         dtype = getattr(torch, recipe.teacher.dtype)
     own = _on_same_weights(model) if in_memory else model
-    return LiveTeacher(own.to(device=compute.device, dtype=dtype), n_vocabulary=n_vocabulary)
+    return LiveTeacher(cast(own, dtype, device=compute.device), n_vocabulary=n_vocabulary)
 
 
 def _on_same_weights(model: CausalLM) -> CausalLM:
@@ -203,6 +200,15 @@ def _on_same_weights(model: CausalLM) -> CausalLM:
     shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
     shared |= {id(buffer): buffer.detach() for buffer in model.buffers()}
     return copy.deepcopy(model, shared)
+
+
+def _verify(start: CausalLM, teacher: LiveTeacher | None, *, n_vocabulary: int) -> None:
+    """Refuse models that training would take for something else: their head, their packing, their vocabulary."""
+    for model in [start] if teacher is None else [start, teacher.model]:
+        verify_head(model, n_vocabulary=n_vocabulary)
+        verify_packing(model, n_vocabulary=n_vocabulary)
+    if teacher is not None:
+        refuse_padding_mass(teacher.model, n_vocabulary=n_vocabulary)
 
 
 # --- student ---
@@ -234,7 +240,7 @@ def _student_start(
             section, teacher, n_vocabulary=n_vocabulary, compute=compute, probe=probe, earlier=earlier
         )
         start = student.from_layers(teacher, layers)
-    return choice, start.to(device="cpu", dtype=wide).eval()
+    return choice, cast(start, wide, device="cpu").eval()
 
 
 def _layers(
@@ -263,7 +269,7 @@ def _layers(
             n_positions=int(measured["n_positions"]),
         )
         return choice.kept, choice
-    measuring = copy.deepcopy(teacher).to(device=compute.device, dtype=compute.weight_dtype)
+    measuring = cast(copy.deepcopy(teacher), compute.weight_dtype, device=compute.device)
     with console.Progress("measuring which layers matter", total=n_layers - n_kept) as bar:
         choice = choose_layers(
             measuring,

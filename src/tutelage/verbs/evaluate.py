@@ -18,6 +18,7 @@ from tutelage.evaluation.show import Prompt, Shown, render, show_models
 from tutelage.evaluation.speed import forward_rates
 from tutelage.evaluation.transfer import Transfer
 from tutelage.models import load
+from tutelage.models.cast import cast
 from tutelage.recipe import load_recipe
 from tutelage.reports.table import table_of, to_rich
 from tutelage.reports.text import printed
@@ -93,7 +94,8 @@ def measure(
 def on_path(model: nn.Module, prepared: Prepared) -> nn.Module:
     """The model on the run's compute path, frozen, in eval mode."""
     compute = prepared.compute
-    return model.to(device=compute.device, dtype=compute.weight_dtype).eval().requires_grad_(False)
+    placed: nn.Module = cast(model, compute.weight_dtype, device=compute.device)
+    return placed.eval().requires_grad_(False)
 
 
 def saved_models(run: RunDirectory, prepared: Prepared) -> dict[str, nn.Module]:

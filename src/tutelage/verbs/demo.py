@@ -12,7 +12,7 @@ from tutelage import console
 from tutelage.evaluation.show import Prompt
 from tutelage.verbs.train import Run, train
 
-TOKENS = 49_152
+TOKENS = 32_768
 TEACHER = "package:smollm2-135m-instruct"
 IN_DOMAIN = "like the training text (documentation)"
 OUT_OF_DOMAIN = "unlike the training text"
@@ -44,7 +44,7 @@ def recipe(*, tokens: int = TOKENS, seed: int = 0) -> dict[str, Any]:
             "warmup": 0.1,
             "decay": 0.4,
             "save_every": 0.5,
-            "keep": 1,
+            "keep": 2,
             "log_every": 4,
             "seed": seed,
         },

@@ -24,6 +24,7 @@ from tutelage.reports.table import table_of, to_rich
 from tutelage.reports.text import printed
 from tutelage.rundir import RunDirectory
 from tutelage.training.prepare import InMemory, Prepared, prepare
+from tutelage.verbs import fork as forks
 
 TEACHER, BEFORE, STUDENT, CONTROL = "teacher", "student_before", "student", "control"
 SHOWN = "next_tokens.json"
@@ -61,7 +62,7 @@ def measure(
     sets = {name: make() for name, make in prepared.evaluation_sets.items()}
     if not sets:
         raise IntegrityError("NO_SCORED_TOKENS", "no held-out rows to measure on; set data.held_out in the recipe")
-    n_tokens = sum(item.batch.n_trained for items in sets.values() for item in items) * len(models)
+    n_tokens = sum(item.batch.n_trained for items in sets.values() for item in items)
     with console.Progress("measuring on held-out text", total=n_tokens) as bar:
         scores = transfer.evaluate_models(
             models,
@@ -106,7 +107,7 @@ def saved_models(run: RunDirectory, prepared: Prepared) -> dict[str, nn.Module]:
     models[BEFORE] = on_path(prepared.start(), prepared)
     for name in (STUDENT, CONTROL):
         if run.model(name).is_dir():
-            models[name] = on_path(load.load_model(str(run.model(name)), dtype="float32", device="cpu"), prepared)
+            models[name] = on_path(load.load_model(str(run.model(name)), dtype="auto", device="cpu"), prepared)
     return models
 
 
@@ -123,6 +124,7 @@ def evaluate(run_dir: str | Path, *, force: bool = False) -> Measured:
     recipe = load_recipe(run.recipe_path)
     provenance = io.read_json(run.provenance_path)
     prepared = prepare(recipe, memory=InMemory(), earlier=provenance)
+    forks.start_from_kept(prepared, run)
     summary = io.read_json(run.finished_path)
     prompts = [Prompt(**view["prompt"]) for view in _shown_json(run).get("prompts", [])]
     extra = [prompt for prompt in prompts if prompt.text not in recipe.evaluation.prompts]

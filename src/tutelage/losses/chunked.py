@@ -141,8 +141,18 @@ def chunked_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """(total, sums): the scaled loss with a graph to hidden states and head, and each term's plain sum in nats.
 
+    `hidden_ND` [N, D] are the student's hidden states at the trained positions, `next_ids_N` [N] the true next tokens
+    (int64, none of them -100), `targets` the teacher's hidden states at the same positions with its head (None when no
+    term needs a teacher).  total = sum over terms of `scales[NAME].factor` * sums[NAME], 0-dim, float32 or wider;
+    `sums[NAME]` is detached and has neither weight nor T**k in it, NAME is `Term.name`.  `scale_of` makes a scale.
+    Gradients are formed in the forward, so backward works once and has no second derivative.
     N = 0 gives a zero that still depends on the student, so that backward works on every rank.
+
+    Raises ValueError when shapes, targets, scales or terms do not fit together, IndexError for an id outside the head.
     """
+    _check(hidden_ND, targets, student_head=student_head, next_ids_N=next_ids_N, terms=terms, scales=scales)
+    if chunk_positions < 1:
+        raise ValueError(f"chunk_positions {chunk_positions}, expected at least 1")
     teacher_head = targets.head if targets is not None else None
     job = _Job(
         terms=terms,
@@ -157,6 +167,37 @@ def chunked_loss(
     needs_gradient = torch.is_grad_enabled() and (hidden_ND.requires_grad or student_head.weight_VD.requires_grad)
     total: Tensor = _ChunkedLoss.apply(hidden_ND, student_head.weight_VD, student_head.bias_V, job, needs_gradient)  # type: ignore[no-untyped-call]
     return total, job.sums
+
+
+def _check(
+    hidden_ND: Tensor,
+    targets: DenseTargets | None,
+    *,
+    student_head: Head,
+    next_ids_N: Tensor,
+    terms: Sequence[Term],
+    scales: Mapping[str, Scale],
+) -> None:
+    """ValueError for what would broadcast, be left out or be added twice without a word."""
+    names = [term.name for term in terms]
+    asking = [term.name for term in terms if term.needs_teacher]
+    if hidden_ND.ndim != 2 or next_ids_N.shape != hidden_ND.shape[:1]:
+        found = f"{tuple(hidden_ND.shape)} with next tokens {tuple(next_ids_N.shape)}"
+        raise ValueError(f"hidden states {found}, expected [N, D] with [N]: the trained positions alone")
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"terms {names}, expected at least one and no name twice: add the weights of equal terms")
+    if missing := [name for name in names if name not in scales]:
+        raise ValueError(f"scales for {sorted(scales)}, expected one for each term: {', '.join(missing)} missing")
+    if targets is None:
+        if asking:
+            raise ValueError(f"no targets, expected the teacher's hidden states and head: {', '.join(asking)} asks")
+        return
+    if targets.hidden_ND.ndim != 2 or targets.hidden_ND.shape[0] != hidden_ND.shape[0]:
+        found = f"{tuple(targets.hidden_ND.shape)} of the teacher, {tuple(hidden_ND.shape)} of the student"
+        raise ValueError(f"hidden states {found}, expected the same N: one row for each trained position")
+    if targets.head.n_vocabulary != student_head.n_vocabulary:
+        found = f"{targets.head.n_vocabulary} and {student_head.n_vocabulary}"
+        raise ValueError(f"n_vocabulary {found} of teacher and student, expected one: the tokenizer's real size")
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -60,27 +60,36 @@ def _mixture(a_logp_NS: Tensor, b_logp_NS: Tensor, *, a_share: float) -> Tensor:
 def jensen_shannon(teacher_logp_NS: Tensor, student_logp_NS: Tensor, *, beta: float = 0.5) -> Tensor:
     """beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q; shape [N], in nats, in [0, H(beta)].
 
-    0 < beta < 1 (the ends are `forward_kl` and `reverse_kl` by name).  JSD / beta tends to forward KL as beta -> 0,
-    JSD / (1 - beta) to reverse KL as beta -> 1.  GKD, arXiv:2306.13649.
+    ValueError unless 0 < beta < 1 (the ends are `forward_kl` and `reverse_kl` by name).  JSD / beta tends to forward KL
+    as beta -> 0, JSD / (1 - beta) to reverse KL as beta -> 1.  GKD, arXiv:2306.13649.
     """
+    if not 0.0 < beta < 1.0:
+        raise ValueError(f"beta {beta}, expected 0 < beta < 1; at 0 use forward_kl, at 1 reverse_kl")
     mixture_logp_NS = _mixture(teacher_logp_NS, student_logp_NS, a_share=beta)
     from_teacher_N = forward_kl(teacher_logp_NS, mixture_logp_NS)
     return beta * from_teacher_N + (1.0 - beta) * forward_kl(student_logp_NS, mixture_logp_NS)
 
 
+def _require_share(alpha: float, *, end: str) -> None:
+    if not 0.0 < alpha < 1.0:
+        raise ValueError(f"alpha {alpha}, expected 0 < alpha < 1; at 0 use {end}")
+
+
 def skew_kl(teacher_logp_NS: Tensor, student_logp_NS: Tensor, *, alpha: float = 0.1) -> Tensor:
     """KL(p || alpha p + (1 - alpha) q) per position, shape [N], in nats, at most -log(alpha); 0 < alpha < 1.
 
-    DistiLLM's skew KL, arXiv:2402.03898.
+    ValueError for another alpha.  DistiLLM's skew KL, arXiv:2402.03898.
     """
+    _require_share(alpha, end="forward_kl")
     return forward_kl(teacher_logp_NS, _mixture(teacher_logp_NS, student_logp_NS, a_share=alpha))
 
 
 def skew_reverse_kl(teacher_logp_NS: Tensor, student_logp_NS: Tensor, *, alpha: float = 0.1) -> Tensor:
     """KL(q || alpha q + (1 - alpha) p) per position, shape [N], in nats, at most -log(alpha); 0 < alpha < 1.
 
-    DistiLLM's skew reverse KL, arXiv:2402.03898.
+    ValueError for another alpha.  DistiLLM's skew reverse KL, arXiv:2402.03898.
     """
+    _require_share(alpha, end="reverse_kl")
     return forward_kl(student_logp_NS, _mixture(student_logp_NS, teacher_logp_NS, a_share=alpha))
 
 

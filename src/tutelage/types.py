@@ -127,7 +127,7 @@ class DenseTargets:
 
 @dataclass(frozen=True, slots=True)
 class LossSums:
-    """Sums over trained positions; only `training/step` divides, and it does so in the scales before the forward.
+    """Sums over trained positions; only `Trainer.train_step` divides, and it does so in the scales before the forward.
 
     `total` is the only tensor with a graph and is already scaled.  `sums[NAME]` is the plain sum over positions in
     nats (no weight, no T**k), detached; `counts[NAME]` its number of positions.  NAME is `model/term`.

@@ -1,6 +1,7 @@
 """The losses as somebody else's training loop uses them: what does not fit is said, never broadcast or left out."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,3 +64,15 @@ def test_a_share_outside_of_0_to_1_is_refused_with_the_divergence_to_use(name, s
     logp = torch.log_softmax(random(2, V, seed=5), -1)
     with pytest.raises(ValueError, match=r"expected 0 < .* < 1; at 0 use \w+_kl"):
         getattr(losses, name)(logp, logp, **dict.fromkeys(losses.DIVERGENCES[name], share))
+
+
+def test_the_code_of_the_page_about_losses_runs():
+    page = (Path(__file__).parents[2] / "docs" / "losses.md").read_text(encoding="utf-8")
+    blocks = page.split("```python\n")[1:]
+    assert len(blocks) == 2
+    for block in blocks:
+        found: dict[str, object] = {}
+        exec(block.split("```")[0], found)
+    mean_kl = found["mean_kl"]
+    assert isinstance(mean_kl, float)
+    assert 0 < mean_kl < 5

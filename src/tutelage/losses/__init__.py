@@ -2,7 +2,7 @@
 
     from tutelage import losses
     losses.forward_kl(teacher_logp, student_logp)          # [N, V] log-probabilities -> [N] nats
-    total, sums = losses.chunked_loss(hidden, student_head=..., targets=..., ...)
+    total, sums = losses.chunked_loss(hidden, student_head=..., targets=..., ...)      # docs/losses.md: a whole loop
 
 The names are imported on first use, so that reading a recipe needs no torch.
 """

@@ -5,11 +5,15 @@ Whatever can go wrong ends as one line `error[CODE]: …` and the exit code of `
 Nothing heavy is imported before a verb needs it: `tutelage --help` answers in a fraction of a second.
 """
 
+import errno
 import json
 import os
 import platform
+import signal
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Protocol
 
@@ -294,7 +298,8 @@ def check_platform(system: str) -> None:
 def guarded(action: Callable[[], object], *, debug: bool, help_command: str = "tutelage --help") -> int:
     """Runs a verb; its exit code.  Whatever goes wrong is one line on stderr."""
     try:
-        code = action()
+        with _stopped_by_sigterm():
+            code = action()
         if code == 130:  # typer's word for Ctrl-C
             raise KeyboardInterrupt
     except TutelageError as error:
@@ -310,6 +315,23 @@ def guarded(action: Callable[[], object], *, debug: bool, help_command: str = "t
     except Exception as error:  # the last line of defence: nobody sees a bare traceback
         return _failed(_unforeseen(error), debug=debug)
     return code if isinstance(code, int) else 0
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM outside the training loop, which saves first: the stack unwinds and locks are let go."""
+
+    def stop(number: int, _frame: object) -> None:
+        raise Stopped("terminated; rerun the same command to continue", signal_number=number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _failed(error: TutelageError, *, debug: bool) -> int:
@@ -332,6 +354,8 @@ def _unforeseen(error: Exception) -> TutelageError:
             "out of memory; lower training.micro_batch or training.chunk, set training.gradient_checkpointing=true, "
             "or use training.precision=bfloat16, then rerun the same command",
         )
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in text:
+        return ResourceError("DISK_FULL", f"no space left ({text[:200]}); make room and rerun the same command")
     place = error.__traceback__
     while place is not None and place.tb_next is not None:
         place = place.tb_next

@@ -4,6 +4,7 @@
           metrics.jsonl     what repeats, a line a step       timings.jsonl     what does not: speeds
           checkpoints/      step-000100/ …                    models/NAME/      saved models; student -> models/NAME
           evaluation/       transfer.json, records.*          report.html       finished.json     written last
+          bad/              batches that gave no finite number
 
 `provenance.json` is written first and marks the folder as ours; with `recipe.yaml` the run exists; `finished.json`
 closes it.  A folder that holds anything else is never written to, and `--force` removes only what is in this list.
@@ -60,6 +61,7 @@ class RunDirectory:
         self.student = self.path / "student"
         self.evaluation = self.path / "evaluation"
         self.tensorboard = self.path / "tensorboard"
+        self.bad = self.path / "bad"
         self.report_path = self.path / "report.html"
         self._lock_path = self.path / ".lock"
         self._owner_path = self.path / ".owner.json"
@@ -170,7 +172,7 @@ class RunDirectory:
         # In this order: half a removed run must look neither finished nor like one that can go on.
         for path in (self.finished_path, self.recipe_path, self.metrics_path, self.timings_path, self.report_path):
             io.remove_file(path)
-        for path in (self.checkpoints, self.student, self.models, self.evaluation, self.tensorboard):
+        for path in (self.checkpoints, self.student, self.models, self.evaluation, self.tensorboard, self.bad):
             io.remove_tree(path)
 
     def require_same_recipe(self, recipe: Mapping[str, io.Json], *, resume: bool) -> None:

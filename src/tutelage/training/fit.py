@@ -92,7 +92,7 @@ class _Fit:
 
     def to_the_end(self, on_step: Callable[[StepStats], None] | None) -> Fitted:
         self._restore()
-        writer = _tensorboard(self.run, wanted=self.plan.tensorboard)
+        writer = _tensorboard(self.run, wanted=self.plan.tensorboard, step=self.trainer.step)
         title = f"training the {self.trainer.name}"
         with (
             _signals() as signals,
@@ -123,7 +123,7 @@ class _Fit:
         try:
             return self.trainer.train_step(batches)
         except NumericError as error:
-            where = self.run.path / "bad" / f"step-{self.trainer.step}.json"
+            where = self.run.bad / f"step-{self.trainer.step}.json"
             io.make_directory(where.parent)
             rows = [{"row": key} for batch in batches for key in batch.row_keys]
             ids = [batch.view.ids_BT.tolist() for batch in batches]
@@ -269,7 +269,7 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(each, handler)
 
 
-def _tensorboard(run: RunDirectory, *, wanted: bool) -> Any:
+def _tensorboard(run: RunDirectory, *, wanted: bool, step: int) -> Any:
     if not wanted:
         return None
     try:
@@ -280,7 +280,7 @@ def _tensorboard(run: RunDirectory, *, wanted: bool) -> Any:
         raise ConfigError(
             "MISSING_EXTRA", 'training.tensorboard needs tensorboard; run: pip install "tutelage[tensorboard]"'
         ) from error
-    return SummaryWriter(str(run.tensorboard))
+    return SummaryWriter(str(run.tensorboard), purge_step=step + 1)
 
 
 def _write_scalars(writer: Any, row: Mapping[str, io.Json]) -> None:

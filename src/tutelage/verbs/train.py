@@ -1,6 +1,7 @@
 """The verb `train`: a recipe becomes a student, its control, their measurements and a report, in one run directory."""
 
 import hashlib
+import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,11 +20,11 @@ from tutelage.reports.build import Report, write_report
 from tutelage.reports.table import table_of, to_html
 from tutelage.rundir import RunDirectory, Started, opened
 from tutelage.teachers.live import weights_fingerprint
-from tutelage.training import checkpoint
 from tutelage.training.fit import Fitted, fit
 from tutelage.training.plan import control_of, fit_plan, n_steps_of, optimizer_settings, terms_of
 from tutelage.training.prepare import InMemory, Prepared, prepare
 from tutelage.training.trainer import Trainer
+from tutelage.verbs import fork as forks
 from tutelage.verbs.evaluate import BEFORE, CONTROL, STUDENT, TEACHER, Measured, evaluate, measure, on_path
 
 
@@ -52,9 +53,9 @@ class Run:
         """The trained student, in the dtype it was saved in, eval mode."""
         return load.load_model(str(self.directory.model(STUDENT)), dtype="auto", device="cpu")
 
-    def evaluation(self) -> Measured:
-        """The measurements, recomputed from their records."""
-        return evaluate(self.path)
+    def evaluation(self) -> Measured | None:
+        """The measurements, recomputed from their records; None when the recipe keeps nothing to measure on."""
+        return evaluate(self.path) if self.directory.evaluation.is_dir() else None
 
     def report(self) -> Path:
         """The HTML page."""
@@ -62,14 +63,15 @@ class Run:
 
     def as_json(self) -> dict[str, Any]:
         """Everything that was measured, for programs."""
-        return {"run": str(self.path), **self.summary, "evaluation": self.evaluation().as_json()}
+        measured = self.evaluation()
+        return {"run": str(self.path), **self.summary, "evaluation": measured.as_json() if measured else None}
 
     def __str__(self) -> str:
         summary = self.summary
         trained = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in summary["training_s"].items())
         lines = [f"trained: {summary['step']} steps, {summary['tokens']:,} tokens ({trained})"]
-        if self.report().exists():
-            lines = [str(self.evaluation()), *lines, f"report:  {self.report()}  (opens offline)"]
+        if measured := self.evaluation():
+            lines = [str(measured), *lines, f"report:  {self.report()}  (opens offline)"]
         student = self.directory.student
         lines += [
             f"student: {student}  (transformers: AutoModelForCausalLM.from_pretrained)",
@@ -78,7 +80,8 @@ class Run:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        return to_html(table_of(self.evaluation().transfer))
+        measured = self.evaluation()
+        return to_html(table_of(measured.transfer)) if measured else f"<pre>{html.escape(str(self))}</pre>"
 
 
 def train(
@@ -176,8 +179,7 @@ def _earlier(folder: Path, recipe: Recipe, *, force: bool, fork: bool, resume: b
 
 def _train_and_measure(prepared: Prepared, started: Started, *, prompts: Sequence[Prompt]) -> None:
     run = started.run
-    if started.source is not None:
-        _take_weights(prepared, started.source)
+    forks.start_from_source(prepared, started, name=STUDENT)
     student = _train_one(prepared, started, name=STUDENT)
     fitted = {STUDENT: student}
     if prepared.recipe.control:
@@ -257,24 +259,9 @@ def _saved_smaller(prepared: Prepared, fitted: Fitted, run: RunDirectory) -> io.
         return None
     wide = save.with_weights(prepared.student, fitted.weights, dtype=next(iter(fitted.weights.values())).dtype)
     small = save.with_weights(prepared.student, fitted.weights, dtype=getattr(torch, wanted))
+    save.cut_padding(small, n_vocabulary=prepared.n_vocabulary)
     saved = save.save_model(small, prepared.tokenizer, run.model(f"{STUDENT}-{wanted}"))
     difference: io.Json = None
     if "held_out" in prepared.evaluation_sets:
         difference = save.difference(wide, small, prepared.held_out()[:4], n_vocabulary=prepared.n_vocabulary)
     return {"dtype": wanted, "bytes": saved.n_bytes, "path": str(saved.path), "difference": difference}
-
-
-def _take_weights(prepared: Prepared, source: RunDirectory) -> None:
-    """A fork starts from the source's student: its newest checkpoint, or what it saved."""
-    found = checkpoint.newest(source.checkpoints / STUDENT, run_id=source.run_id, required=("weights",))
-    if found is None:
-        raise ConfigError("CONFIG", f"--fork: {source} has no checkpoint yet; leave --fork out")
-    own = dict(prepared.student.named_parameters())
-    if own.keys() != found.tensors["weights"].keys() or any(
-        own[name].shape != tensor.shape for name, tensor in found.tensors["weights"].items()
-    ):
-        raise ConfigError("CONFIG", f"--fork: the student of {source} has another shape than this recipe's")
-    prepared.student = save.with_weights(
-        prepared.student, found.tensors["weights"], dtype=next(iter(own.values())).dtype
-    )
-    console.note("RESUMED", f"a fork of {source} from its step {found.step}")

@@ -6,7 +6,7 @@ from transformers import BloomConfig, BloomForCausalLM, MambaConfig, MambaForCau
 
 from tests import tiny
 from tutelage.errors import ConfigError
-from tutelage.models.head import verify_packing
+from tutelage.models.head import refuse_too_long, verify_packing
 
 V = 48
 
@@ -37,3 +37,10 @@ def test_a_model_that_mixes_packed_documents_is_refused(make):
 @pytest.mark.parametrize("make", [tiny.llama, tiny.gemma2, tiny.gpt2])
 def test_a_model_that_keeps_packed_documents_apart_is_accepted(make, dtype):
     verify_packing(make().to(dtype), n_vocabulary=V)
+
+
+@pytest.mark.parametrize("make", [tiny.llama, tiny.gemma2, tiny.gpt2])
+def test_windows_longer_than_the_models_positions_are_refused(make):
+    refuse_too_long(make(), max_length=128)
+    with pytest.raises(ConfigError, match="data.max_length: 129, and .* has 128 positions; set data.max_length=128"):
+        refuse_too_long(make(), max_length=129)

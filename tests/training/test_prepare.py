@@ -15,14 +15,14 @@ from tutelage.training.prepare import InMemory, Prepared, prepare
 TEXTS = [f"{i} ab cd abcd efgh {i * i} ijkl mnop" for i in range(40)]
 
 
-def prepared(*, teacher: nn.Module, student: nn.Module, precision: str = "float32") -> Prepared:
+def prepared(*, teacher: nn.Module, student: nn.Module, precision: str = "float32", max_length: int = 32) -> Prepared:
     recipe = load_recipe(
         {
             "teacher": {"memory": weights_fingerprint(teacher)},
             "student": {"memory": weights_fingerprint(student)},
-            "data": {"sources": [{"memory": "texts"}], "held_out": 0.2, "max_length": 32},
+            "data": {"sources": [{"memory": "texts"}], "held_out": 0.2, "max_length": max_length},
             "loss": ["forward_kl"],
-            "training": {"steps": 1, "batch_tokens": 64, "learning_rate": 1e-3, "precision": precision},
+            "training": {"steps": 1, "batch_tokens": 2 * max_length, "learning_rate": 1e-3, "precision": precision},
         }
     )
     memory = InMemory(teacher=teacher, student=student, tokenizer=tokenizer(), examples={"texts": TEXTS})
@@ -67,3 +67,10 @@ def test_the_lent_teacher_costs_no_second_copy_of_its_weights():
     assert made.teacher is not None
     ours = {p.data_ptr() for p in made.teacher.model.parameters()}
     assert ours == {p.data_ptr() for p in teacher.parameters()}
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_neither_teacher_nor_student_gets_more_positions_than_it_has(role):
+    models = {"teacher": llama(seed=0), "student": llama(seed=1), role: opt()}
+    with pytest.raises(ConfigError, match="OPTForCausalLM has 64 positions"):
+        prepared(**models, max_length=65)

@@ -123,6 +123,17 @@ def verify_head(model: CausalLM, *, n_vocabulary: int) -> None:
         )
 
 
+def refuse_too_long(model: CausalLM, *, max_length: int) -> None:
+    """Raise ConfigError when windows are longer than the positions that the model's config says it has."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and max_length > positions:
+        raise ConfigError(
+            "CONFIG",
+            f"data.max_length: {max_length}, and {type(model).__name__} has {positions} positions; "
+            f"set data.max_length={positions} or less",
+        )
+
+
 @torch.no_grad()
 def verify_packing(model: CausalLM, *, n_vocabulary: int) -> None:
     """Check that a document's hidden states do not depend on the document before it in the same row.

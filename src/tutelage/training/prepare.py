@@ -14,7 +14,7 @@ from tutelage.data.loader import EvaluationBatch, Loader
 from tutelage.errors import ConfigError
 from tutelage.models import load, student, vocabulary
 from tutelage.models.cast import cast
-from tutelage.models.head import refuse_padding_mass, verify_head, verify_packing
+from tutelage.models.head import refuse_padding_mass, refuse_too_long, verify_head, verify_packing
 from tutelage.recipe import Recipe
 from tutelage.recipe import Student as StudentSection
 from tutelage.teachers.live import LiveTeacher, weights_fingerprint
@@ -93,7 +93,7 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
     teacher = _live(
         recipe, teacher_model, compute=compute, n_vocabulary=n_vocabulary, in_memory=memory.teacher is not None
     )
-    _verify(start, teacher, n_vocabulary=n_vocabulary)
+    _verify(start, teacher, n_vocabulary=n_vocabulary, max_length=recipe.data.max_length)
     if len(stop_ids) > 1:
         start.generation_config.eos_token_id = list(stop_ids)
     provenance: dict[str, io.Json] = {
@@ -202,9 +202,10 @@ def _on_same_weights(model: CausalLM) -> CausalLM:
     return copy.deepcopy(model, shared)
 
 
-def _verify(start: CausalLM, teacher: LiveTeacher | None, *, n_vocabulary: int) -> None:
-    """Refuse models that training would take for something else: their head, their packing, their vocabulary."""
+def _verify(start: CausalLM, teacher: LiveTeacher | None, *, n_vocabulary: int, max_length: int) -> None:
+    """Refuse models that training would take for something else: length, head, packing, vocabulary."""
     for model in [start] if teacher is None else [start, teacher.model]:
+        refuse_too_long(model, max_length=max_length)
         verify_head(model, n_vocabulary=n_vocabulary)
         verify_packing(model, n_vocabulary=n_vocabulary)
     if teacher is not None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks import measure
-from tutelage.losses.chunked import CHUNK_POSITIONS, chunked_loss
+from tutelage.losses.chunked import CHUNK_POSITIONS, GROUP_POSITIONS, Workspace, chunked_loss
 from tutelage.losses.terms import Scale, Term
 from tutelage.types import DenseTargets, Head
 
@@ -67,6 +67,9 @@ class Problem:
         return gradient_ND, gradient_VD
 
 
+WORKSPACE = Workspace()  # one for all steps, as `Family` keeps it
+
+
 def ours(problem: Problem) -> Tensor:
     n_vocabulary = problem.weight_VD.shape[0]
     teacher_head = Head(weight_VD=problem.teacher_weight_VE, bias_V=None, n_vocabulary=n_vocabulary)
@@ -77,6 +80,7 @@ def ours(problem: Problem) -> Tensor:
         next_ids_N=problem.next_ids_N,
         terms=(Term(kind="divergence", divergence="forward_kl"),),
         scales={"forward_kl": Scale(factor=1 / problem.hidden_ND.shape[0])},
+        workspace=WORKSPACE,
     )
     return total
 
@@ -170,7 +174,11 @@ def gradient_errors(dtype: torch.dtype) -> dict[str, dict[str, float]]:
 
 
 def contenders(problem: Problem) -> dict[str, Callable[[], object]]:
-    floors = {"floor": Floor(), "floor_fresh": Floor(reuse=False), "floor_grouped": Floor(chunks_per_group=4)}
+    floors = {
+        "floor": Floor(),
+        "floor_fresh": Floor(reuse=False),
+        "floor_grouped": Floor(chunks_per_group=GROUP_POSITIONS // CHUNK_POSITIONS),
+    }
     calls: dict[str, Callable[[], object]] = {name: lambda f=f: f(problem) for name, f in floors.items()}
     for name, loss in losses().items():
         calls[name] = lambda loss=loss: problem.gradients(loss)

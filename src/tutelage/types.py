@@ -94,11 +94,19 @@ class Head:
     soft_cap: float | None = None
     fingerprint: str = ""
 
-    def product(self, hidden_ND: Tensor) -> Tensor:
-        """The bare product with the real rows, shape [N, V], in the dtype of the weight."""
+    def product(self, hidden_ND: Tensor, *, out_NV: Tensor | None = None) -> Tensor:
+        """The bare product with the real rows, shape [N, V], in the dtype of the weight.
+
+        `out_NV` receives it (without a graph): fresh memory of this size costs as much as the product itself.
+        """
         weight_VD = self.weight_VD[: self.n_vocabulary]
         bias_V = self.bias_V[: self.n_vocabulary] if self.bias_V is not None else None
-        return torch.nn.functional.linear(hidden_ND.to(weight_VD.dtype), weight_VD, bias_V)
+        hidden_ND = hidden_ND.to(weight_VD.dtype)
+        if out_NV is None:
+            return torch.nn.functional.linear(hidden_ND, weight_VD, bias_V)
+        if bias_V is not None:
+            return torch.addmm(bias_V, hidden_ND, weight_VD.t(), out=out_NV)
+        return torch.mm(hidden_ND, weight_VD.t(), out=out_NV)
 
     def finish(self, product_NV: Tensor) -> Tensor:
         """Logits [N, V] in float32 or wider, scaled and soft-capped as the model's config says."""

@@ -20,6 +20,7 @@ from tutelage.losses.terms import ChunkResult, Scale, Term
 from tutelage.types import DenseTargets, Head
 
 CHUNK_POSITIONS = 512
+GROUP_POSITIONS = 1024  # positions whose gradients wait for one product into the weight; a constant, not the batch
 
 
 def term_sums(
@@ -114,6 +115,22 @@ def chunk_function(terms: Sequence[Term], *, heads: Sequence[Head | None]) -> Ch
     return fused.fused_chunk if fused.serves(terms, heads=heads) else plain_chunk
 
 
+class Workspace:
+    """Tensors kept between chunks and steps: the memory of a fresh one costs as much as the product written to it."""
+
+    def __init__(self) -> None:
+        self._tensors: dict[str, Tensor] = {}
+
+    def tensor(self, name: str, like: Tensor, *, rows: int, columns: int) -> Tensor:
+        """An uninitialised [rows, columns], dtype and device of `like`: the one of before where it is large enough."""
+        kept = self._tensors.get(name)
+        wanted = (like.dtype, like.device, columns, torch.is_inference_mode_enabled())
+        if kept is None or (kept.dtype, kept.device, kept.shape[1], kept.is_inference()) != wanted or len(kept) < rows:
+            self._tensors.pop(name, None)
+            kept = self._tensors[name] = like.new_empty((rows, columns)).detach()
+        return kept[:rows]
+
+
 @dataclass(slots=True)
 class _Job:
     """What one call of the chunked loss works on; sums come back through it."""
@@ -126,6 +143,7 @@ class _Job:
     chunk_positions: int
     chunk: ChunkFunction
     sums: dict[str, Tensor]
+    workspace: Workspace
 
 
 def chunked_loss(
@@ -138,6 +156,7 @@ def chunked_loss(
     scales: Mapping[str, Scale],
     chunk_positions: int = CHUNK_POSITIONS,
     chunk: ChunkFunction | None = None,
+    workspace: Workspace | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """(total, sums): the scaled loss with a graph to hidden states and head, and each term's plain sum in nats.
 
@@ -146,6 +165,7 @@ def chunked_loss(
     term needs a teacher).  total = sum over terms of `scales[NAME].factor` * sums[NAME], 0-dim, float32 or wider;
     `sums[NAME]` is detached and has neither weight nor T**k in it, NAME is `Term.name`.  `scale_of` makes a scale.
     Gradients are formed in the forward, so backward works once and has no second derivative.
+    `workspace` keeps the large tensors from call to call: give one and the same at every step.
     N = 0 gives a zero that still depends on the student, so that backward works on every rank.
 
     Raises ValueError when shapes, targets, scales or terms do not fit together, IndexError for an id outside the head.
@@ -163,6 +183,7 @@ def chunked_loss(
         chunk_positions=chunk_positions,
         chunk=chunk or chunk_function(terms, heads=(student_head, teacher_head)),
         sums={term.name: hidden_ND.new_zeros((), dtype=_wide(hidden_ND.dtype)) for term in terms},
+        workspace=workspace or Workspace(),
     )
     needs_gradient = torch.is_grad_enabled() and (hidden_ND.requires_grad or student_head.weight_VD.requires_grad)
     total: Tensor = _ChunkedLoss.apply(hidden_ND, student_head.weight_VD, student_head.bias_V, job, needs_gradient)  # type: ignore[no-untyped-call]
@@ -205,42 +226,21 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Forms every gradient in its forward, chunk by chunk; backward only multiplies them by the incoming scalar."""
+    """Forms every gradient in its forward, group by group; backward only multiplies them by the incoming scalar."""
 
     @staticmethod
     def forward(  # type: ignore[no-untyped-def]  # torch's ctx has no public type
         ctx, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, job: _Job, needs_gradient: bool
     ) -> Tensor:
-        head = job.student_head
-        n_rows = head.n_vocabulary
-        hidden_gradient_ND = torch.zeros_like(hidden_ND) if needs_gradient else None
-        weight_gradient_VD = torch.zeros_like(weight_VD, dtype=_wide(weight_VD.dtype)) if needs_gradient else None
-        bias_gradient_V = torch.zeros_like(bias_V) if needs_gradient and bias_V is not None else None
-        for start in range(0, hidden_ND.shape[0], job.chunk_positions):
-            stop = start + job.chunk_positions
-            chunk_hidden_ND = hidden_ND[start:stop].to(weight_VD.dtype)
-            result = job.chunk(
-                job.terms,
-                scales=job.scales,
-                student_product_NV=head.product(chunk_hidden_ND),
-                teacher_product_NV=job.targets.head.product(job.targets.hidden_ND[start:stop]) if job.targets else None,
-                student_head=head,
-                teacher_head=job.targets.head if job.targets else None,
-                next_ids_N=job.next_ids_N[start:stop],
-                gradient=needs_gradient,
-            )
-            for name, value in result.sums.items():
-                job.sums[name] = job.sums[name] + value
-            if result.gradient_NV is None or hidden_gradient_ND is None or weight_gradient_VD is None:
-                continue
-            gradient_NV = result.gradient_NV.to(weight_VD.dtype)
-            hidden_gradient_ND[start:stop] = gradient_NV @ weight_VD[:n_rows]
-            _add_product(weight_gradient_VD[:n_rows], gradient_NV.t(), chunk_hidden_ND)
-            if bias_gradient_V is not None:
-                bias_gradient_V[:n_rows] += gradient_NV.sum(0)
-        if needs_gradient:
-            assert weight_gradient_VD is not None
-            ctx.gradients = (hidden_gradient_ND, weight_gradient_VD.to(weight_VD.dtype), bias_gradient_V)
+        gradients = _Gradients.zero(hidden_ND, weight_VD, bias_V) if needs_gradient else None
+        group_positions = max(1, GROUP_POSITIONS // job.chunk_positions) * job.chunk_positions
+        for start in range(0, hidden_ND.shape[0], group_positions):
+            group = slice(start, min(start + group_positions, hidden_ND.shape[0]))
+            gradient_NV = _group_products(hidden_ND.to(weight_VD.dtype), group, job=job, gradient=needs_gradient)
+            if gradients is not None:
+                gradients.add(gradient_NV, group, head=job.student_head, hidden_ND=hidden_ND, job=job)
+        if gradients is not None:
+            ctx.gradients = gradients.finish(weight_VD.dtype)
         total = hidden_ND.new_zeros((), dtype=_wide(hidden_ND.dtype))
         for name, value in job.sums.items():
             total = total + job.scales[name].factor * value
@@ -248,14 +248,81 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_total: Tensor):  # type: ignore[no-untyped-def]
-        gradients = [None if g is None else g * grad_total.to(g.dtype) for g in ctx.gradients]
+        is_one = grad_total.device.type == "cpu" and grad_total.item() == 1.0
+        gradients = [g if g is None or is_one else g.mul_(grad_total.to(g.dtype)) for g in ctx.gradients]
         ctx.gradients = None
         return (*gradients, None, None)
 
 
-def _add_product(out_wide: Tensor, a: Tensor, b: Tensor) -> None:
-    """out += a @ b, accumulated in the dtype of `out` (float32 or wider) over the chunks."""
-    if a.dtype == out_wide.dtype:
-        out_wide.addmm_(a, b)
-    else:
-        out_wide += a @ b
+def _group_products(hidden_ND: Tensor, group: slice, *, job: _Job, gradient: bool) -> Tensor:
+    """Sums of a group's chunks into the job; returns d(total)/d(student product) of the whole group."""
+    head, targets = job.student_head, job.targets
+    group_NV = job.workspace.tensor("student", head.weight_VD, rows=group.stop - group.start, columns=head.n_vocabulary)
+    for start in range(group.start, group.stop, job.chunk_positions):
+        chunk = slice(start, min(start + job.chunk_positions, group.stop))
+        product_NV = group_NV[chunk.start - group.start : chunk.stop - group.start]
+        teacher_NV = None
+        if targets is not None:
+            weight_VD = targets.head.weight_VD
+            n_rows, n_columns = chunk.stop - chunk.start, targets.head.n_vocabulary
+            teacher_NV = job.workspace.tensor("teacher", weight_VD, rows=n_rows, columns=n_columns)
+            targets.head.product(targets.hidden_ND[chunk], out_NV=teacher_NV)
+        result = job.chunk(
+            job.terms,
+            scales=job.scales,
+            student_product_NV=head.product(hidden_ND[chunk], out_NV=product_NV),
+            teacher_product_NV=teacher_NV,
+            student_head=head,
+            teacher_head=targets.head if targets is not None else None,
+            next_ids_N=job.next_ids_N[chunk],
+            gradient=gradient,
+        )
+        for name, value in result.sums.items():
+            job.sums[name] = job.sums[name] + value
+        if result.gradient_NV is not None and result.gradient_NV is not product_NV:
+            product_NV.copy_(result.gradient_NV)
+    return group_NV
+
+
+@dataclass(slots=True)
+class _Gradients:
+    """Gradients of hidden states, weight and bias, summed over groups; in float32 or wider as soon as there are two."""
+
+    hidden_ND: Tensor
+    weight_VD: Tensor | None
+    bias_V: Tensor | None
+    weight_shape: torch.Size
+
+    @classmethod
+    def zero(cls, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> "_Gradients":
+        """Before the first group."""
+        bias_gradient_V = torch.zeros_like(bias_V, dtype=_wide(bias_V.dtype)) if bias_V is not None else None
+        return cls(torch.zeros_like(hidden_ND), None, bias_gradient_V, weight_VD.shape)
+
+    def add(self, gradient_NV: Tensor, group: slice, *, head: Head, hidden_ND: Tensor, job: _Job) -> None:
+        """The two products of the backward pass, over a group: the larger, the cheaper the sum into the weight's."""
+        n_rows = head.n_vocabulary
+        weight_VD = head.weight_VD[:n_rows]
+        self.hidden_ND[group] = gradient_NV @ weight_VD
+        first = self.weight_VD is None
+        if self.weight_VD is None:
+            one_group = group.start == 0 and group.stop == hidden_ND.shape[0]
+            dtype = weight_VD.dtype if one_group else _wide(weight_VD.dtype)
+            self.weight_VD = weight_VD.new_empty(self.weight_shape, dtype=dtype)
+            self.weight_VD[n_rows:] = 0
+        group_hidden_ND = hidden_ND[group].to(weight_VD.dtype)
+        if self.weight_VD.dtype == weight_VD.dtype:
+            out_VD = self.weight_VD[:n_rows]
+            torch.addmm(out_VD, gradient_NV.t(), group_hidden_ND, beta=0 if first else 1, out=out_VD)
+        else:
+            part_VD = job.workspace.tensor("weight", weight_VD, rows=n_rows, columns=weight_VD.shape[1])
+            torch.mm(gradient_NV.t(), group_hidden_ND, out=part_VD)
+            self.weight_VD[:n_rows].copy_(part_VD) if first else self.weight_VD[:n_rows].add_(part_VD)
+        if self.bias_V is not None:
+            self.bias_V[:n_rows] += gradient_NV.sum(0, dtype=self.bias_V.dtype)
+
+    def finish(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
+        """In the dtype of the weight, as autograd wants them."""
+        if self.weight_VD is None:
+            self.weight_VD = self.hidden_ND.new_zeros(self.weight_shape, dtype=dtype)
+        return self.hidden_ND, self.weight_VD.to(dtype), self.bias_V.to(dtype) if self.bias_V is not None else None

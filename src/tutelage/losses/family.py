@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from tutelage.losses.chunked import CHUNK_POSITIONS, ChunkFunction, chunked_loss
+from tutelage.losses.chunked import CHUNK_POSITIONS, ChunkFunction, Workspace, chunked_loss
 from tutelage.losses.terms import Scale, Term
 from tutelage.models.head import head_of, trained_hidden
 from tutelage.types import Batch, CausalLM, DenseTargets, LossSums
@@ -34,6 +34,7 @@ class Family(nn.Module):
         self._n_vocabulary = n_vocabulary
         self._chunk_positions = chunk_positions
         self._chunk = chunk
+        self._workspace = Workspace()
 
     def forward(self, batch: Batch, targets: DenseTargets | None, scales: Mapping[str, Scale]) -> LossSums:
         """Scaled total (with a graph) and each term's plain sum and count over the batch's trained positions."""
@@ -47,6 +48,7 @@ class Family(nn.Module):
             scales=scales,
             chunk_positions=self._chunk_positions,
             chunk=self._chunk,
+            workspace=self._workspace,
         )
         return LossSums(
             total=total,

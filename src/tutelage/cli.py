@@ -354,7 +354,7 @@ def _unforeseen(error: Exception) -> TutelageError:
             "out of memory; lower training.micro_batch or training.chunk, set training.gradient_checkpointing=true, "
             "or use training.precision=bfloat16, then rerun the same command",
         )
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in text:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceError("DISK_FULL", f"no space left ({text[:200]}); make room and rerun the same command")
     place = error.__traceback__
     while place is not None and place.tb_next is not None:

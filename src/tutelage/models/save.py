@@ -4,22 +4,27 @@ Shape legend: N positions, D hidden size, V vocabulary (real), R rows of the hea
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+import errno
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from tutelage import console, io
-from tutelage.errors import IntegrityError
+from tutelage.errors import IntegrityError, ResourceError
 from tutelage.models.cast import cast
 from tutelage.models.head import head_of, padding_mass, spread_ids, trained_hidden, trunk
 from tutelage.models.quiet import quiet_transformers
 from tutelage.types import Batch, CausalLM, TokenView
 
 MAX_PADDING_MASS = 1e-6
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how safetensors words what the system said
 
 
 @torch.no_grad()
@@ -62,13 +67,27 @@ def save_model(model: CausalLM, tokenizer: Any, folder: Path, *, replace: bool =
     partial = folder.with_name(folder.name + ".partial")
     io.remove_tree(partial)
     io.make_directory(partial)
-    with quiet_transformers():
+    with _full_disk(folder), quiet_transformers():
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
     _require_equal(model, partial)
     io.commit_directory(partial, folder, replace=replace)
     weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return SavedModel(path=folder, n_bytes=weights)
+
+
+@contextmanager
+def _full_disk(folder: Path) -> Iterator[None]:
+    """What transformers and safetensors raise when they cannot write becomes one line."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        worded = _OS_ERROR.search(str(error))
+        number = error.errno if isinstance(error, OSError) else int(worded[1]) if worded else None
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            message = f"no space left to write {folder} ({errno.errorcode[number]}); make room"
+            raise ResourceError("DISK_FULL", f"{message} and rerun the same command to continue") from error
+        raise ResourceError("IO", f"cannot write {folder} ({error}); check the path and its permissions") from error
 
 
 @torch.no_grad()

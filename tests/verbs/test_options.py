@@ -1,0 +1,131 @@
+"""Fields of the recipe that change how a run goes: each does what it says, in a whole run."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import tutelage
+from tests.verbs.test_train import assert_equal_weights, masters, weights_of
+from tests.verbs.tiny_runs import call, chats, recipe
+from tutelage.training import checkpoint
+
+QUICK = {"evaluation": {"prompts": []}}
+pytestmark = pytest.mark.slow
+
+
+def train(base, tmp_path, **fields):
+    return tutelage.train(recipe(base, **{**QUICK, **fields}), run_dir=tmp_path / "run")
+
+
+def test_a_run_that_no_longer_improves_stops_and_its_best_weights_are_saved(base, tmp_path):
+    training = {
+        "steps": 9, "learning_rate": 2.0, "schedule": "constant", "warmup": 0.0, "evaluate_every": 0.1, "keep": 1,
+        "early_stop": {"patience": 2},
+    }  # fmt: skip
+    run = train(base, tmp_path, training=training)
+    best = run.summary["best_step"]
+    assert run.summary["stopped_early"]
+    assert run.summary["step"] == best + 2 < 9
+    steps = sorted(path.name for path in (run.path / "checkpoints/student").iterdir())
+    assert steps == [f"step-{best:06d}", f"step-{best + 2:06d}"]  # the best one stays, however few are kept
+    found = checkpoint.load(run.path / "checkpoints/student" / steps[0], required=("weights",))
+    assert_equal_weights(weights_of(run.path / "student"), found.tensors["weights"])
+    held_out = [row for row in run.metrics if "student/held_out/forward_kl" in row]
+    assert [row["step"] for row in held_out] == list(range(1, best + 3))
+
+
+def test_the_moving_average_is_what_is_saved(base, tmp_path):
+    run = train(base, tmp_path, training={"ema": 0.5, "save_every": 1, "keep": 4})
+    average: dict[str, torch.Tensor] = {}
+    start = weights_of(base / "teacher")
+    for step in range(1, 5):
+        found = checkpoint.load(run.path / f"checkpoints/student/step-{step:06d}", required=("weights",))
+        for name, value in found.tensors["weights"].items():
+            old = average.get(name, start[name.replace("layers.1.", "layers.3.")].detach())
+            average[name] = 0.5 * old + 0.5 * value
+    saved = weights_of(run.path / "student")
+    assert saved.keys() == average.keys()
+    for name, value in saved.items():
+        torch.testing.assert_close(value.detach(), average[name], rtol=1e-5, atol=1e-6)
+    assert any(not torch.equal(saved[name], value) for name, value in masters(run).items())
+
+
+def test_bfloat16_trains_from_wide_masters_and_a_second_set_of_files_is_saved_with_its_difference(base, tmp_path):
+    run = train(base, tmp_path, training={"precision": "bfloat16", "save_dtype": "bfloat16"})
+    assert_equal_weights(weights_of(run.path / "student"), masters(run))
+    assert run.student().dtype == torch.float32
+    small = run.summary["save_dtype"]
+    assert small["dtype"] == "bfloat16"
+    assert 0 < small["difference"]["kl_nats"] < 0.01
+    assert small["difference"]["top1_agreement"] > 0.9
+    loaded = AutoModelForCausalLM.from_pretrained(small["path"], dtype="auto")
+    assert loaded.dtype == torch.bfloat16
+    for name, parameter in loaded.named_parameters():
+        assert torch.equal(parameter, masters(run)[name].bfloat16())
+
+
+def test_gradient_checkpointing_and_micro_batches_change_no_bit_that_matters(base, tmp_path):
+    runs = []
+    for name, training in {
+        "plain": {},
+        "checkpointing": {"gradient_checkpointing": True},
+        "wide": {"micro_batch": 2},
+    }.items():
+        whole = recipe(base, **QUICK, training={"precision": "float64", **training})
+        runs.append(tutelage.train(whole, run_dir=tmp_path / name))
+    plain = weights_of(runs[0].path / "student")
+    assert_equal_weights(weights_of(runs[1].path / "student"), plain)
+    for name, value in weights_of(runs[2].path / "student").items():
+        torch.testing.assert_close(value, plain[name], rtol=0, atol=1e-9)
+
+
+def test_tensorboard_gets_what_the_metrics_say(base, tmp_path):
+    run = train(base, tmp_path, training={"tensorboard": True, "evaluate_every": 0.5})
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run.path / "tensorboard"))
+    events.Reload()
+    for name in ("student/forward_kl", "student/held_out/forward_kl"):
+        written = {event.step: event.value for event in events.Scalars(name)}
+        metrics = {row["step"]: row[name] for row in run.metrics if name in row}
+        assert written == pytest.approx(metrics, rel=1e-6)
+
+
+def test_answers_of_chats_weighted_sources_held_out_and_foreign_text_are_told_apart(base, tmp_path):
+    for name, lines in {
+        "chats": chats(20),
+        "held": chats(6, seed=5),
+        "other": [{"text": f"{i} + {i}"} for i in range(6)],
+    }.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    conversations = {"columns": {"messages": "messages"}}
+    data = {
+        "sources": [
+            {"jsonl": str(tmp_path / "chats.jsonl"), "weight": 3.0, **conversations},
+            {"text": str(base / "corpus/1*.txt"), "name": "corpus"},
+        ],
+        "held_out": [{"jsonl": str(tmp_path / "held.jsonl"), **conversations}],
+        "train_on": "answers",
+    }
+    foreign = {"prompts": [], "out_of_domain": [{"jsonl": str(tmp_path / "other.jsonl")}], "rows": 4}
+    run = train(base, tmp_path, data=data, evaluation=foreign, control=True)
+    sets = run.evaluation().transfer.json()["sets"]
+    assert set(sets) == {"held_out", "out_of_domain"}
+    assert {s["n_sequences"] for s in sets.values()} == {4}
+    answers = sum(len(chat["messages"][1]["content"]) for chat in chats(6, seed=5))
+    assert sets["held_out"]["n_tokens"] < answers  # prompts are longer than what a token saves
+
+
+def test_a_run_without_held_out_text_is_trained_and_says_so(base, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(recipe(base, data={"held_out": None})))
+    code, out, err = call("train", path, "--run-dir", tmp_path / "run", "--json")
+    assert code == 0, err
+    assert json.loads(out)["evaluation"] is None
+    run = tutelage.Run(tmp_path / "run")
+    assert run.evaluation() is None
+    assert not run.report().exists()
+    assert "trained: 4 steps" in str(run)
+    assert run._repr_html_().startswith("<pre>")

@@ -135,21 +135,35 @@ def _with_memory(
         raise ConfigError("CONFIG", "objects in memory need the recipe as a dict without the fields they stand for")
     written = {key: value for key, value in recipe.items()}
     if teacher is not None:
-        written["teacher"] = {**_mapping(written.get("teacher")), "memory": weights_fingerprint(teacher)}
+        written["teacher"] = {**_beside(written, "teacher"), "memory": _fingerprint("teacher", teacher)}
     if student is not None:
-        written["student"] = {**_mapping(written.get("student")), "memory": weights_fingerprint(student)}
+        written["student"] = {**_beside(written, "student"), "memory": _fingerprint("student", student)}
     examples: dict[str, Sequence[object]] = {}
     if data is not None:
+        if isinstance(data, str):
+            raise ConfigError("CONFIG", "data is one string; expected a list of texts: data=[text]")
         text = json.dumps(list(data), sort_keys=True, default=str)
         fingerprint = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
         examples[fingerprint] = data
-        section = _mapping(written.get("data"))
+        section = _beside(written, "data")
         written["data"] = {**section, "sources": [*section.get("sources", []), {"memory": fingerprint}]}
     return written, InMemory(teacher=teacher, student=student, tokenizer=tokenizer, examples=examples)
 
 
-def _mapping(value: Any) -> dict[str, Any]:
-    return dict(value) if isinstance(value, Mapping) else {}
+def _beside(written: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What a section says beside the object that stands for its model or sources."""
+    section = written.get(name, {})
+    if not isinstance(section, Mapping):
+        raise ConfigError("CONFIG", f"{name} is given twice: {section!r} in the recipe, and as an object; give one")
+    return dict(section)
+
+
+def _fingerprint(name: str, model: nn.Module) -> str:
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            "CONFIG", f"{name}= is {type(model).__name__}, expected a model; a name or path stands in the recipe"
+        )
+    return weights_fingerprint(model)
 
 
 def _folder(recipe: object, run_dir: str | Path | None) -> Path:

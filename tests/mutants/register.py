@@ -8,5 +8,6 @@ from tests.mutants.data_and_files import DATA, EVALUATION, FILES
 from tests.mutants.losses import DIVERGENCES, FUSED
 from tests.mutants.mutant import Mutant
 from tests.mutants.training import LOOP, STEP
+from tests.mutants.verbs import RUNS
 
-MUTANTS: tuple[Mutant, ...] = (*DIVERGENCES, *FUSED, *STEP, *LOOP, *DATA, *FILES, *EVALUATION)
+MUTANTS: tuple[Mutant, ...] = (*DIVERGENCES, *FUSED, *STEP, *LOOP, *DATA, *FILES, *EVALUATION, *RUNS)

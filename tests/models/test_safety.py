@@ -92,6 +92,13 @@ def test_a_config_that_asks_for_code_is_refused_and_no_code_runs(
     assert not (tmp_path / "canary").exists()
 
 
+def test_the_refusal_of_code_names_no_flag_that_no_verb_has(model: Path) -> None:
+    edit_json(model / "config.json", auto_map={"AutoModelForCausalLM": "modeling_x.X"})
+    (finding,) = audit(model)
+    assert "use one whose architecture transformers has" in finding.message
+    assert "--" not in finding.message.replace(str(model), "")
+
+
 def test_code_is_allowed_only_by_an_exact_commit(model: Path) -> None:
     edit_json(model / "config.json", auto_map={"AutoModelForCausalLM": "modeling_x.X"})
     for revision in (None, "main", "v1.0", SHA[:39], SHA.upper()):

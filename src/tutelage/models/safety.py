@@ -152,10 +152,10 @@ def _json_files(folder: Path, *, code_revision: str | None) -> Iterator[Finding]
         elif path == config and not (isinstance(value, dict) and isinstance(value.get("model_type"), str)):
             yield _error("MODEL_LOAD", f"{path} has no model_type; expected the config of a Hugging Face model")
         elif (code := _asks_for_code(value)) and not allows_code(code_revision):
-            yield _error("REMOTE_CODE", f"{path} asks to import {code}; {_ALLOW_CODE}")
+            yield _error("REMOTE_CODE", f"{path} asks to import {code}; {_NO_CODE}")
 
 
-_ALLOW_CODE = "pass --trust-remote-code with --revision SHA (a full commit hash) to allow it"
+_NO_CODE = "no verb runs the code of a model; use one whose architecture transformers has"
 
 
 def allows_code(code_revision: str | None) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tutelage import console
-from tutelage.errors import ConfigError, IntegrityError
+from tutelage.errors import ConfigError, IntegrityError, NumericError
 from tutelage.types import CausalLM, Head, TokenView
 
 _PROBE_LENGTH = 8
@@ -107,12 +107,15 @@ def head_fingerprint(head: Head) -> str:
 def verify_head(model: CausalLM, *, n_vocabulary: int) -> None:
     """Check on a few tokens that trunk + head equal the model's own logits, before anything is trained on them.
 
-    Raises ConfigError[FUSED_UNSUPPORTED] when a model does something to its logits that `head_of` does not know.
+    Raises ConfigError[FUSED_UNSUPPORTED] when a model does something to its logits that `head_of` does not know, and
+    NumericError[NONFINITE] for a model that is broken before any training.
     """
     device = next(model.parameters()).device
     ids_BT = torch.arange(_PROBE_LENGTH, device=device)[None] % n_vocabulary
     view = TokenView.of(ids_BT, ids_BT)
     own_NV = model(input_ids=ids_BT, use_cache=False).logits[0, :, :n_vocabulary].float()
+    if own_NV.isnan().any():
+        raise NumericError("NONFINITE", f"{type(model).__name__} gives NaN logits as it is loaded; get the model again")
     ours_NV = head_of(model, n_vocabulary=n_vocabulary).logits(trunk(model, view)[0]).float()
     largest = (own_NV - ours_NV).abs().max().item()
     if not largest <= 1e-2 * max(1.0, own_NV.abs().max().item()):

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import tutelage
+from tests.instruments import faults
 from tests.verbs.test_train import assert_equal_weights, masters, weights_of
 from tests.verbs.tiny_runs import call, chats, recipe
 from tutelage.training import checkpoint
@@ -34,6 +35,31 @@ def test_a_run_that_no_longer_improves_stops_and_its_best_weights_are_saved(base
     assert_equal_weights(weights_of(run.path / "student"), found.tensors["weights"])
     held_out = [row for row in run.metrics if "student/held_out/forward_kl" in row]
     assert [row["step"] for row in held_out] == list(range(1, best + 3))
+
+
+def test_a_best_step_that_was_damaged_and_trained_again_is_the_one_that_is_saved(base, tmp_path):
+    training = {
+        "steps": 9, "learning_rate": 2.0, "schedule": "constant", "warmup": 0.0, "evaluate_every": 0.1, "keep": 9,
+        "early_stop": {"patience": 2},
+    }  # fmt: skip
+    path, run = tmp_path / "recipe.yaml", tmp_path / "run"
+    path.write_text(json.dumps(recipe(base, **QUICK, training=training)))
+    whole = tutelage.train(path, run_dir=tmp_path / "whole")
+
+    def stop_there(operation):
+        if "finished.json" in str(operation.path):
+            raise KeyboardInterrupt
+
+    with faults.hooked(stop_there):
+        assert call("train", path, "--run-dir", run)[0] == 130
+    best = whole.summary["best_step"]
+    for folder in (run / "checkpoints/student").iterdir():
+        if int(folder.name.split("-")[1]) >= best:
+            (folder / "weights.safetensors").write_bytes(b"damaged")
+    code, _, err = call("train", path, "--run-dir", run)
+    assert code == 0, err
+    assert "warning[CKPT_CHECKSUM]" in err
+    assert_equal_weights(weights_of(run / "student"), weights_of(whole.path / "student"))
 
 
 def test_the_moving_average_is_what_is_saved(base, tmp_path):

@@ -191,13 +191,15 @@ def load(path: Path, *, required: Sequence[str] = ()) -> Checkpoint:
     return Checkpoint(path=path, step=manifest.step, run_id=manifest.run_id, tensors=tensors, state=state)
 
 
-def newest(folder: Path, *, run_id: str, required: Sequence[str] = ()) -> Checkpoint | None:
-    """The newest checkpoint of this run; None if it has none.
+def newest(folder: Path, *, run_id: str, required: Sequence[str] = (), step: int | None = None) -> Checkpoint | None:
+    """The newest checkpoint of this run, with `step` the newest of that step; None if it has none.
 
     A damaged one is passed over for an older good one with a warning; IntegrityError[CHECKSUM] if none is left.
     """
     damaged: list[IntegrityError] = []
     for entry in reversed(_entries(folder, run_id)):
+        if step not in (None, entry.step):
+            continue
         problem = _problem(entry)
         if problem is None:
             for found in damaged:

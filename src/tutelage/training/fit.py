@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tutelage import console, io
-from tutelage.errors import NumericError, ResourceError, Stopped
+from tutelage.errors import IntegrityError, NumericError, ResourceError, Stopped
 from tutelage.rundir import RunDirectory
 from tutelage.training import checkpoint
 from tutelage.training.trainer import StepStats, Trainer
@@ -220,8 +220,10 @@ class _Fit:
     def _chosen_weights(self) -> dict[str, Tensor]:
         """The best checkpoint's after an early stop, the moving average where there is one, else the last."""
         if self.plan.patience is not None and self.progress.best_step not in (None, self.trainer.step):
-            best = self.folder / f"step-{self.progress.best_step:06d}"
-            found = checkpoint.load(best, required=_PARTS)
+            best = self.progress.best_step
+            found = checkpoint.newest(self.folder, run_id=self.run_id, required=_PARTS, step=best)
+            if found is None:
+                raise IntegrityError("CKPT_INCOMPLETE", f"{self.folder}: the best step, {best}, is gone; use --force")
             averaged = {
                 k.split("/", 1)[1]: v for k, v in found.tensors["optimizer"].items() if k.startswith("average/")
             }

@@ -27,7 +27,11 @@ def test_what_was_measured_is_read_from_its_records(finished):
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "float64", "bfloat16"])
 def test_a_run_measured_again_gives_the_same_numbers(precision, base, tmp_path):
-    fields = {"control": True, "training": {"precision": precision, "steps": 2}, "student": {"layers": 2}}
+    fields = {
+        "evaluation": {"prompts": ["the cat"]},
+        "training": {"precision": precision, "steps": 2},
+        "student": {"layers": 2},
+    }
     run = tutelage.train(recipe(base, **fields), run_dir=tmp_path / "run")
     first, views = run.evaluation(), (run.path / "evaluation/next_tokens.json").read_bytes()
     again = tutelage.evaluate(run.path, force=True)

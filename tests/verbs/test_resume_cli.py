@@ -26,7 +26,7 @@ from tests.verbs.tiny_runs import (
 FIELDS = {
     "control": True,
     "training": {"steps": 6, "evaluate_every": 0.34, "ema": 0.9, "keep": 2},
-    "evaluation": {"prompts": ["the cat"], "out_of_domain": [{"jsonl": "other.jsonl"}]},
+    "evaluation": {"out_of_domain": [{"jsonl": "other.jsonl"}]},
 }
 
 

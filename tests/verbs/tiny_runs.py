@@ -110,7 +110,7 @@ def recipe(folder: Path, **fields: Any) -> dict[str, Any]:
             "threads": 1, "save_every": 0.25, "log_every": 1,
         },
         "control": False,
-        "evaluation": {"prompts": ["the cat"]},
+        "evaluation": {"prompts": []},  # generating costs more than training
     }  # fmt: skip
     for name, value in fields.items():
         is_section = name != "student" and isinstance(value, dict) and isinstance(whole.get(name), dict)

@@ -282,3 +282,17 @@ def test_bf16_compute_keeps_float32_masters_that_small_steps_move():
     assert all(p.dtype == torch.float32 for p in t.masters.state().values())
     assert (weights(t)["model.norm.weight"] - before["model.norm.weight"]).abs().max() > 1e-5
     assert next(t.family.parameters()).dtype == torch.bfloat16
+
+
+def test_held_out_evaluation_is_of_the_average_that_is_saved_and_leaves_the_weights_bitwise():
+    teacher = live(tiny.llama(seed=2))
+    t = trainer(tiny.llama(seed=1), teacher=teacher, optimizer=settings(4, ema=0.9))
+    list(t.steps())
+    before, held_out = weights(t), [tiny.batch(seed=50)]
+    measured = t.evaluate(held_out)
+    assert largest_difference(before, weights(t)) == 0.0
+    other = trainer(tiny.llama(seed=1), teacher=teacher)
+    other.masters.load(t.optimizer.average)
+    assert measured == other.evaluate(held_out)
+    other.masters.load(before)
+    assert measured != other.evaluate(held_out)

@@ -170,6 +170,12 @@ class _Fit:
         losses = self.trainer.evaluate(self.held_out())
         self.last_held_out = losses
         objective = self.trainer.objective(losses)
+        if not math.isfinite(objective):
+            raise NumericError(
+                "NONFINITE",
+                f"held-out loss of the {name} is {objective} at step {step}; the newest checkpoint is intact; "
+                "lower training.learning_rate and start anew with --force",
+            )
         row: dict[str, io.Json] = {"step": step, "model": name, "tokens": self.progress.n_tokens}
         row |= {f"{name}/held_out/{key.split('/', 1)[1]}": value for key, value in losses.items()}
         self.run.append_metrics(row)

@@ -6,6 +6,7 @@ students, hard labels are the same step with a cross-entropy term and no teacher
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -112,20 +113,37 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Batch]) -> dict[str, float]:
-        """Mean of each term, in nats, over batches of held-out text at the present step's temperature."""
+        """Mean of each term, in nats, over batches of held-out text at the present step's temperature.
+
+        Of the moving average of the weights where there is one: it is what a run saves.
+        """
         self.family.eval()
         scales = self._scales(1)
         sums: LossSums | None = None
-        for batch in batches:
-            batch = batch.to(self.compute.device)
-            targets = self._teacher.targets(batch) if self._teacher is not None else None
-            loss_sums = self.family(batch, targets, scales)
-            sums = loss_sums if sums is None else sums + loss_sums
+        with self._average_in_place():
+            for batch in batches:
+                batch = batch.to(self.compute.device)
+                targets = self._teacher.targets(batch) if self._teacher is not None else None
+                loss_sums = self.family(batch, targets, scales)
+                sums = loss_sums if sums is None else sums + loss_sums
         if sums is None or not all(sums.counts.values()):
             raise IntegrityError(
                 "NO_SCORED_TOKENS", "0 scored tokens in the held-out rows; check the mask and max_length"
             )
         return {name: float(value) / sums.counts[name] for name, value in sums.sums.items()}
+
+    @contextmanager
+    def _average_in_place(self) -> Iterator[None]:
+        """The model computes with the averaged weights inside, and with its own, bitwise, afterwards."""
+        if self.optimizer.average is None:
+            yield
+            return
+        own = {name: weight.clone() for name, weight in self.masters.state().items()}
+        self.masters.load(self.optimizer.average)
+        try:
+            yield
+        finally:
+            self.masters.load(own)
 
     def objective(self, losses: dict[str, float]) -> float:
         """The weighted sum of mean losses as it is trained at the present step: what held-out evaluations compare."""

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tomllib
@@ -36,14 +35,14 @@ def test_help_of_every_verb_loads_nothing_heavy() -> None:
     assert done.stdout.count("Usage: tutelage") == len(VERBS) + 1
 
 
-def test_help_answers_in_a_fraction_of_a_second() -> None:
-    def cpu_s() -> float:
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([*COMMAND, "--help"], check=True, capture_output=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-    assert min(cpu_s() for _ in range(3)) < 0.3
+def test_help_loads_few_modules() -> None:
+    """Import is what help waits for; counted instead of timed, since a busy machine makes every clock slow."""
+    code = (
+        "import sys\nfrom tutelage.cli import main\nmain(['--help'])\n"
+        "print(len(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert int(done.stdout.splitlines()[-1]) < 250  # 150 or so; pydantic alone would add more than that
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -23,7 +23,7 @@ LEVELS = (
     {"errors", "types", "io", "plugins", "randomness", "console", "home"},
     {"recipe", "data", "losses"},
     {"models", "rundir"},
-    {"losses.family"},  # the seam, where models, heads and losses meet
+    {"losses.family", "cache"},  # the seam, where models, heads and losses meet; the teacher's outputs on disk
     {"teachers"},
     {"training"},
     {"evaluation"},

@@ -1,7 +1,8 @@
 """The values that travel between rooms.
 
 Shape legend: B rows of a batch, T positions of a row, N trained positions of a batch (B and T flattened, ignored ones
-dropped), V vocabulary (the tokenizer's real size), D hidden size.
+dropped), V vocabulary (the tokenizer's real size), D hidden size, K kept entries of every position, M entries of all
+positions one after the other.
 """
 
 from dataclasses import dataclass, field
@@ -131,6 +132,41 @@ class DenseTargets:
 
     hidden_ND: Tensor
     head: Head
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogitTargets:
+    """The teacher's whole distribution as stored logits (or log-probabilities, which are logits too): small caches."""
+
+    logits_NV: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledTargets:
+    """An unbiased sample of the teacher's distribution at each trained position: a few weighted tokens.
+
+    The entries of position n are `offsets[n]:offsets[n + 1]`; no id occurs twice there, weights are >= 0 and sum to 1,
+    and their expectation over the draw is the teacher's probability at `temperature`.  Right in losses that are linear
+    in the target alone: `forward_kl`, whose gradient is that of the soft cross-entropy.
+    """
+
+    ids_M: Tensor  # int64
+    weights_M: Tensor  # float32
+    offsets: Tensor  # int64, shape [N + 1]
+    temperature: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopKTargets:
+    """The teacher's k most likely tokens, most likely first, and the probability of all others together."""
+
+    ids_NK: Tensor  # int64
+    logp_NK: Tensor  # nats, at `temperature`
+    tail_logp_N: Tensor  # nats; -inf: nothing is left (k = V, or renormalised by name)
+    temperature: float
+
+
+Targets: TypeAlias = DenseTargets | LogitTargets | SampledTargets | TopKTargets
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""The teacher cache: soft labels on disk, tiny, unbiased, verified."""

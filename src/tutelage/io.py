@@ -183,10 +183,15 @@ def write_new(path: Path, pieces: Iterable[Buffer], *, private: bool = True) -> 
     return Digest(sha256.hexdigest(), offset)
 
 
-def write_bytes(path: Path, data: Buffer, *, private: bool = True) -> None:
+def write_pieces(path: Path, pieces: Iterable[Buffer], *, private: bool = True) -> Digest:
     """Writes or replaces `path`: after a crash it holds the old bytes or the new ones."""
     with _aside(path) as temporary:
-        write_new(temporary, [data], private=private)
+        return write_new(temporary, pieces, private=private)
+
+
+def write_bytes(path: Path, data: Buffer, *, private: bool = True) -> None:
+    """`write_pieces` of one piece."""
+    write_pieces(path, [data], private=private)
 
 
 def write_text(path: Path, text: str, *, private: bool = True) -> None:
@@ -305,8 +310,6 @@ def remove_leftovers(folder: Path) -> None:
 
 
 # --- files that grow ----------------------------------------------------------------------------------------------
-
-
 def append_line(path: Path, line: str, *, durable: bool = False) -> None:
     """Adds one line; a line that cannot be written whole is taken back.
 
@@ -356,8 +359,6 @@ def drop_torn_tail(path: Path) -> int:
 
 
 # --- reading, room, locks -----------------------------------------------------------------------------------------
-
-
 def sha256_file(path: Path) -> str:
     """The SHA-256 of the bytes of `path`, in hex."""
     with _mapped(path, "read"), path.open("rb") as file:

@@ -19,7 +19,8 @@ from tests.instruments import faults
 from tests.instruments.quick_disk import QUICK_DISK
 from tests.training.saved import FOREIGN, REQUIRED, RUN, bits, newest_step, save
 from tutelage.errors import IntegrityError, ResourceError
-from tutelage.training import checkpoint, tensor_file
+from tutelage import tensor_file
+from tutelage.training import checkpoint
 
 
 @pytest.fixture

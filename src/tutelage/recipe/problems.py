@@ -20,11 +20,11 @@ from tutelage.recipe.sections import Data, Evaluation, Recipe, Source, Student, 
 Path = tuple[str | int, ...]
 
 _LATER: dict[type[Section], tuple[str, ...]] = {
-    Recipe: ("students", "cache", "generate"),
-    Teacher: ("cache", "train", "config", "ensemble", "weights", "api", "answers", "quantize", "top_k"),
+    Recipe: ("students", "generate"),
+    Teacher: ("train", "config", "ensemble", "weights", "api", "answers", "quantize", "top_k"),
     Student: ("width", "lora"),
     Source: ("parquet", "hub"),
-    Data: ("missing_soft", "reasoning"),
+    Data: ("reasoning",),
     Evaluation: ("tasks", "probes"),
 }
 _SYNONYMS = {

@@ -21,6 +21,7 @@ def broken(tree: Tree) -> Iterator[Problem]:
     yield from _data(_section(tree, "data"))
     yield from _loss(tree)
     yield from _training(tree)
+    yield from _cache(tree)
     yield from _evaluation(tree)
     yield from _code(tree, ())
 
@@ -58,8 +59,11 @@ def _dead(path: Path, why: str) -> Problem:
 
 def _teacher(tree: Tree) -> Iterator[Problem]:
     teacher, student = _section(tree, "teacher"), _section(tree, "student")
-    yield from _exactly_one(tree.get("teacher"), "model", "memory", path=("teacher",))
     model = teacher.get("model")
+    if teacher.get("cache") is None:
+        yield from _exactly_one(tree.get("teacher"), "model", "memory", path=("teacher",))
+    elif model is None and teacher.get("memory") is None:
+        yield from _without_weights(teacher, student)
     if teacher.get("revision") is not None and (teacher.get("memory") or (isinstance(model, str) and is_local(model))):
         yield _dead(("teacher", "revision"), "with a model that is not a hub id")
     if tree.get("teacher") is not None:
@@ -68,6 +72,18 @@ def _teacher(tree: Tree) -> Iterator[Problem]:
     asking += [f"student.{name}" for name in _given(student, "layers", "config")]
     if asking:
         yield Problem(("teacher",), f"is missing: {asking[0]} needs it")
+
+
+def _without_weights(teacher: Tree, student: Tree) -> Iterator[Problem]:
+    """A cache alone: what would need the teacher itself."""
+    if student.get("layers") is not None:
+        why = "student.layers copies layers of the teacher, and a cache holds no weights"
+        yield Problem(
+            ("teacher", "model"), f"is missing: {why}; name the model beside the cache, or give student.model"
+        )
+    for name in _given(teacher, "revision", "dtype", "device"):
+        if teacher[name] not in ("auto",):
+            yield _dead(("teacher", name), "with a cache alone: no teacher runs")
 
 
 def _student(tree: Tree) -> Iterator[Problem]:
@@ -224,6 +240,30 @@ def _micro_batch(micro_batch: Any, *, batch: Any, length: Any) -> Iterator[Probl
         if micro_batch > n_windows:
             message = f"must be at most {n_windows}, the windows of training.batch_tokens, got {micro_batch}"
             yield Problem(("training", "micro_batch"), message)
+
+
+_OF_CODEC = {"threshold": "threshold", "k": "topk", "tail": "topk", "dtype": "dense", "draws": "threshold"}
+_BUDGETS = ("bytes_per_token", "error", "threshold", "k")
+
+
+def _cache(tree: Tree) -> Iterator[Problem]:
+    cache, teacher = _section(tree, "cache"), _section(tree, "teacher")
+    codec = cache.get("codec", "threshold")
+    given = [name for name in _given(cache, *_BUDGETS) if _OF_CODEC.get(name, codec) == codec]
+    if len(given) > 1:
+        yield Problem(("cache",), f"needs at most one of {', '.join(_BUDGETS)}; found {' and '.join(given)}")
+    for name, owner in _OF_CODEC.items():
+        if cache.get(name) is not None and owner != codec:
+            yield _dead(("cache", name), f"with codec {codec}: it belongs to {owner}")
+    if codec == "topk" and not given:
+        yield Problem(("cache", "k"), "is missing: topk needs k, bytes_per_token or error")
+    if codec in ("hidden", "dense"):
+        for name in _given(cache, "bytes_per_token", "error"):
+            yield _dead(("cache", name), f"with codec {codec}: its size follows from the model")
+        if codec == "hidden" and cache.get("temperature") not in (None, 1, 1.0):
+            yield _dead(("cache", "temperature"), "with codec hidden: it serves every temperature")
+    if _section(tree, "data").get("missing_soft") == "drop" and teacher.get("cache") is None:
+        yield _dead(("data", "missing_soft"), "without teacher.cache")
 
 
 def _evaluation(tree: Tree) -> Iterator[Problem]:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, WithJsonSchema
 
+from tutelage import plugins
 from tutelage.losses.names import DIVERGENCES
 from tutelage.recipe import short
 from tutelage.recipe.fields import (
@@ -24,6 +25,7 @@ from tutelage.recipe.fields import (
     one_of,
 )
 
+CODECS = plugins.names("cache/codecs")
 _MEMORY = "fingerprint of an object handed to tutelage.train() in memory; written by tutelage, not by hand"
 Globs = Annotated[
     tuple[PathText, ...],
@@ -39,10 +41,17 @@ Divergence = Annotated[
 
 
 class Teacher(Section):
-    """The model that is learned from.  Short form: its name alone.  It never trains and is never saved."""
+    """The model that is learned from: `model`, `cache`, or both.  Short form: the model's name alone.
+
+    It never trains and is never saved.  With `cache`, `tutelage label` runs the model once and writes its outputs
+    there; `tutelage train` learns from them, and needs the model only for a student made of its layers.
+    """
 
     model: ModelText | None = Field(default=None, description="hub id, folder with safetensors, or GGUF file")
     memory: str | None = Field(default=None, description=_MEMORY)
+    cache: PathText | None = Field(
+        default=None, description="folder of a teacher cache: `label` writes it, `train` learns from it; null: ask live"
+    )
     revision: str | None = Field(default=None, description="commit, tag or branch of a hub id; null: its main branch")
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], DtypeAlias] = Field(
         default="auto",
@@ -144,6 +153,9 @@ class Data(Section):
         default=None, description="Jinja file or text that renders messages; null: the tokenizer's own"
     )
     max_reject: float = Field(default=0.01, ge=0, le=1, description="share of defective rows that is tolerated")
+    missing_soft: Literal["error", "drop"] = Field(
+        default="error", description="training rows that the teacher cache lacks: refuse to train, or leave them out"
+    )
     control_text: Literal["encode", "reject"] = Field(
         default="encode", description="text that spells a control token: encoded as plain text, or the row is rejected"
     )
@@ -256,6 +268,35 @@ class Training(Section):
     )
 
 
+class Cache(Section):
+    """What `tutelage label` writes; at most one of `bytes_per_token`, `error`, `threshold` and `k` says how much."""
+
+    codec: Annotated[str, AfterValidator(one_of(CODECS)), WithJsonSchema({"type": "string", "enum": list(CODECS)})] = (
+        Field(default="threshold", description="how distributions are stored")
+    )
+    bytes_per_token: float | None = Field(
+        default=None, gt=0, description="budget of targets and witness, on average; 16 with threshold"
+    )
+    error: float | None = Field(
+        default=None, gt=0, description="budget of the gradient error a position, against the reference student"
+    )
+    threshold: float | None = Field(
+        default=None, gt=0, le=0.25, description="of threshold: probabilities from here on are exact; becomes a 1/m"
+    )
+    k: Count | None = Field(default=None, description="of topk: how many tokens a position")
+    tail: bool | None = Field(
+        default=None,
+        description="of topk: keep the probability of all others; false makes a biased student; true there",
+    )
+    dtype: Annotated[Literal["float16", "float32", "float64"], DtypeAlias] | None = Field(
+        default=None, description="of dense: the number format; float16 there"
+    )
+    temperature: float = Field(default=1.0, gt=0, description="at which the teacher is stored; training asks the same")
+    draws: Count | None = Field(
+        default=None, description="of threshold: independent draws a row, taken in turn by the epochs; 1 there"
+    )
+
+
 class Evaluation(Section):
     """What is measured at the end beside the held-out rows."""
 
@@ -288,6 +329,9 @@ class Recipe(Section):
     control: bool = Field(
         default=False,
         description="also train the control (same start and tokens, plain cross-entropy): the fair comparison",
+    )
+    cache: Annotated[Cache, BeforeValidator(short.complete_cache)] | None = Field(
+        default=None, description="what `label` writes to teacher.cache; threshold at 16 bytes unless it says more"
     )
     evaluation: Evaluation = Field(default=Evaluation(), description="what is measured")
 

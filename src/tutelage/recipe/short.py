@@ -126,9 +126,27 @@ def complete_training(value: Any) -> Any:
     return complete_decay({"schedule": "wsd", **value}) if isinstance(value, dict) else value
 
 
+_OF_CODEC = {"threshold": {"draws": 1}, "topk": {"tail": True}, "dense": {"dtype": "float16"}}
+
+
+def complete_cache(value: Any) -> Any:
+    """The defaults that depend on the codec; threshold has a budget of 16 bytes a token unless another is named."""
+    if not isinstance(value, dict):
+        return value
+    codec = value.get("codec", "threshold")
+    filled = dict(_OF_CODEC.get(codec, {})) if isinstance(codec, str) else {}
+    budgets = ("bytes_per_token", "error", "threshold")
+    if codec == "threshold" and all(value.get(name) is None for name in budgets):
+        filled["bytes_per_token"] = 16.0
+    return {**filled, **{k: v for k, v in value.items() if v is not None}}
+
+
 def recipe(tree: dict[str, Any]) -> dict[str, Any]:
     """The whole recipe in its long form; defaults are not filled in."""
     tree = _each(tree, teacher=teacher, student=student, loss=loss, data=_data, evaluation=_evaluation)
+    teacher_section = tree.get("teacher")
+    if isinstance(teacher_section, dict) and teacher_section.get("cache") is not None and tree.get("cache") is None:
+        tree["cache"] = {}
     if isinstance(tree.get("student"), dict):
         tree["student"] = _each(tree["student"], layers=layers)
     if isinstance(tree.get("loss"), list):

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from tutelage import console, io
 from tutelage.errors import IntegrityError, ResourceError
-from tutelage.training.tensor_file import pieces, size_in_file
+from tutelage.tensor_file import pieces, size_in_file
 
 FORMAT, VERSION = "tutelage checkpoint", 1
 _MANIFEST, _STATE, _PARTIAL, _TENSORS = "manifest.json", "state.json", ".partial", ".safetensors"

@@ -1,0 +1,242 @@
+"""Writing a cache: the missing rows become shards, each whole or absent, by one process or several at once.
+
+The plan (which row stands in which shard) depends on the rows' content alone, and a shard's forward passes on its rows
+alone.  So whoever computes a shard, and however often it was begun, its bytes are the same; `plan.json` exists while
+shards are missing, `manifest.json` when none is.
+
+Shape legend: R rows.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from tutelage import console, io, plugins
+from tutelage.cache import manifest as manifests
+from tutelage.cache.calibrate import fitted_manifest
+from tutelage.cache.codec import CODECS, Codec, Encoded, Tables
+from tutelage.cache.job import Job, Pass
+from tutelage.cache.manifest import Manifest, Plan, Shard
+from tutelage.cache.reader import KeyIndex, read_tables
+from tutelage.cache.rows import RowSet, draw_seeds
+from tutelage.cache.shard import Rows, shard_name, write_shard
+from tutelage.errors import ConfigError, IntegrityError
+from tutelage.home import home
+
+SHARDS_PLANNED, SHARD_LEAST, SHARD_MOST = 64, 8_192, 1 << 20  # positions of a shard lie between least and most
+_POLL_S = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What a call of `write` did: `n_positions` and `n_shards` are this process's own."""
+
+    manifest: Manifest
+    n_positions: int
+    n_shards: int
+    seconds: float
+
+
+def write(folder: Path, job: Job, *, force: bool = False) -> Written:
+    """Label every row that the cache in `folder` lacks; an unfinished cache goes on, a finished one grows.
+
+    Raises ConfigError[CACHE_MISMATCH] when what is there was asked for otherwise; `force` removes it first.
+    """
+    started = time.perf_counter()
+    with _alone(folder, "plan"):
+        if force and folder.exists():
+            io.remove_tree(folder)
+        plan = _plan(folder, job)
+    own: list[Shard] = []
+    if plan is not None:
+        own = _write_shards(folder, job, plan=plan)
+        with _alone(folder, "plan"):
+            _finish(folder, plan)
+    return Written(
+        manifest=manifests.read_manifest(folder),
+        n_positions=sum(shard.n_positions for shard in own),
+        n_shards=len(own),
+        seconds=time.perf_counter() - started,
+    )
+
+
+# --- plan ---
+def _plan(folder: Path, job: Job) -> Plan | None:
+    """The plan that is under way, or a new one; None when no row is missing."""
+    plan = manifests.read_plan(folder)
+    finished = manifests.read_manifest(folder) if (folder / manifests.MANIFEST).is_file() else None
+    if plan is not None and finished is not None and len(finished.shards) == plan.first_shard + plan.n_shards:
+        _remove_plan(folder, plan)  # killed after the manifest was written
+        plan = None
+    before = plan.manifest if plan is not None else finished
+    if before is not None and (found := manifests.differences(before.asked, job.asked)):
+        raise ConfigError(
+            "CACHE_MISMATCH",
+            f"{folder} was made otherwise: {', '.join(found)}; ask the same, give teacher.cache another folder, "
+            "or write it anew with --force",
+        )
+    rows = missing_rows(folder, job.rows, before)
+    if plan is None and len(rows):
+        plan = _new_plan(folder, job, rows=rows, before=before)
+        io.write_json(folder / manifests.PLAN, plan.model_dump(mode="json"))
+    elif plan is not None:
+        _require_same_rows(folder, plan, rows=rows)
+    return plan
+
+
+def _require_same_rows(folder: Path, plan: Plan, *, rows: RowSet) -> None:
+    if rows.sha256() != plan.rows_sha256:
+        raise ConfigError(
+            "CACHE_MISMATCH",
+            f"{folder} is unfinished and was begun with other data; finish it with the data of then, "
+            "or write it anew with --force",
+        )
+    n_kept = sum(_record_path(folder, plan.first_shard + n).is_file() for n in range(plan.n_shards))
+    if n_kept:
+        console.note("CAPTURE_RESUMED", f"{folder}: {n_kept} of {plan.n_shards} shards kept")
+
+
+def missing_rows(folder: Path, rows: RowSet, manifest: Manifest | None) -> RowSet:
+    """The rows that no shard of the manifest holds."""
+    if manifest is None or not manifest.shards:
+        return rows
+    return rows.take(~KeyIndex.of(folder, manifest.shards).has(rows.keys_R))
+
+
+def _new_plan(folder: Path, job: Job, *, rows: RowSet, before: Manifest | None) -> Plan:
+    n_R = rows.n_trained
+    io.make_directory(folder / manifests.SHARDS)
+    base = before or fitted_manifest(folder, job, rows=rows)
+    most = int(np.clip(n_R.sum() // SHARDS_PLANNED, SHARD_LEAST, SHARD_MOST))
+    shard_R = (np.cumsum(n_R) - n_R) // most
+    edges = [0, *(np.flatnonzero(np.diff(shard_R)) + 1).tolist(), len(rows)]
+    return Plan(manifest=base, rows_sha256=rows.sha256(), edges=tuple(edges), first_shard=len(base.shards))
+
+
+# --- shards ---
+def _write_shards(folder: Path, job: Job, *, plan: Plan) -> list[Shard]:
+    """Compute every shard that nobody else has or is at; returns when all are there."""
+    rows = missing_rows(folder, job.rows, plan.manifest)
+    tables = read_tables(folder, plan.manifest)
+    own: list[Shard] = []
+    left = set(range(plan.n_shards))
+    with console.Progress(f"labelling for {folder}", total=int(rows.n_trained.sum())) as bar:
+        while left:
+            before = len(left)
+            for n in sorted(left):
+                number = plan.first_shard + n
+                part = rows.take(slice(plan.edges[n], plan.edges[n + 1]))
+                if not _record_path(folder, number).is_file():
+                    if (handle := io.take_lock(_lock_path(folder, str(number)))) is None:
+                        continue
+                    try:
+                        if not _record_path(folder, number).is_file():
+                            own.append(_write_one(folder, job, plan=plan, number=number, rows=part, tables=tables))
+                    finally:
+                        os.close(handle)
+                left.discard(n)
+                bar.advance(int(part.n_trained.sum()))
+            if len(left) == before:
+                time.sleep(_POLL_S)  # the rest is in the hands of other processes; if one dies, its lock is free
+    return own
+
+
+def _write_one(folder: Path, job: Job, *, plan: Plan, number: int, rows: RowSet, tables: Tables) -> Shard:
+    """One shard and, after it, its record: what has a record is whole."""
+    codec: Codec = plugins.load(CODECS, job.asked.codec)
+    draws: list[list[bytes]] = [[] for _ in range(len(rows))]
+    witness_bytes = nll_nats = 0.0
+    for one in job.passes(rows):
+        for draw in range(job.asked.draws):
+            encoded = _encode(codec, one, rows=rows, draw=draw, plan=plan, tables=tables)
+            for place, data in zip(one.places_R.tolist(), encoded.rows, strict=True):
+                draws[place].append(data)
+            witness_bytes += encoded.witness_bytes
+        nll_nats -= float(encoded.next_logp_N.sum())
+    _require_finite(nll_nats, folder=folder, number=number)
+    content = Rows(
+        keys_R=rows.keys_R, counts_R=rows.n_trained, draws=draws, witness_bytes=witness_bytes, nll_nats=nll_nats
+    )
+    shard = write_shard(folder, number, content)
+    io.write_json(_record_path(folder, number), shard.model_dump(mode="json"))
+    return shard
+
+
+def _encode(codec: Codec, one: Pass, *, rows: RowSet, draw: int, plan: Plan, tables: Tables) -> Encoded:
+    positions = one.positions
+    if draw:
+        from dataclasses import replace
+
+        positions = replace(positions, seeds_R=draw_seeds(rows.keys_R[one.places_R], draw=draw))
+    return codec.encode(
+        one.targets.hidden_ND,
+        head=one.targets.head,
+        positions=positions,
+        temperature=plan.manifest.asked.temperature,
+        settings=plan.manifest.settings,
+        tables=tables,
+    )
+
+
+def _require_finite(nll_nats: float, *, folder: Path, number: int) -> None:
+    if not abs(nll_nats) < float("inf"):
+        raise IntegrityError(
+            "NONFINITE",
+            f"the teacher's loss on {shard_name(number)} of {folder} is {nll_nats}; nothing of it was written; look at "
+            "the teacher, or set teacher.dtype=float32",
+        )
+
+
+# --- the end ---
+def _finish(folder: Path, plan: Plan) -> None:
+    """Write the manifest and clear away what only the work needed; harmless when another process has done it."""
+    if manifests.read_plan(folder) is None:
+        return
+    paths = [_record_path(folder, plan.first_shard + n) for n in range(plan.n_shards)]
+    shards = tuple(Shard.model_validate(io.read_json(path)) for path in paths)
+    manifest = plan.manifest.model_copy(update={"shards": (*plan.manifest.shards, *shards)}).signed()
+    io.write_json(folder / manifests.MANIFEST, manifest.model_dump(mode="json"))
+    _remove_plan(folder, plan)
+
+
+def _remove_plan(folder: Path, plan: Plan) -> None:
+    """The plan first: without it the records mean nothing."""
+    io.remove_file(folder / manifests.PLAN)
+    for path in sorted((folder / manifests.SHARDS).glob("*.json")):
+        io.remove_file(path)
+    io.remove_leftovers(folder)
+    io.remove_leftovers(folder / manifests.SHARDS)
+
+
+def _record_path(folder: Path, number: int) -> Path:
+    """The line of the manifest that a shard will be, written after it."""
+    return (folder / manifests.SHARDS / shard_name(number)).with_suffix(".json")
+
+
+# --- several processes ---
+def _lock_path(folder: Path, name: str) -> Path:
+    """Locks lie in our own cache folder: a finished cache holds nothing but the cache."""
+    locks = home() / "locks" / sha256(str(folder.resolve()).encode()).hexdigest()[:32]
+    io.make_directory(locks)
+    return locks / f"{name}.lock"
+
+
+@contextmanager
+def _alone(folder: Path, name: str) -> Iterator[None]:
+    """The body while no other process of this machine is in it; waits as long as that takes."""
+    told = False
+    while (handle := io.take_lock(_lock_path(folder, name))) is None:
+        if not told:
+            console.say(f"{folder}: another process plans the work; waiting for it")
+        told = True
+        time.sleep(_POLL_S)
+    try:
+        yield
+    finally:
+        os.close(handle)

@@ -69,8 +69,11 @@ CODES: dict[str, str] = {
     "ROTATED": "old checkpoints were removed",
     "PARTIAL_REMOVED": "an unfinished save was removed",
     "PERM": "a private file is readable by others",
+    "BIASED_LOSS": "soft targets that are asked for have another minimiser than the teacher",
     "SLOW": "something runs in a slower way than it could",
     "OVERLAP": "training and held-out data share rows",
+    "CODEC_CANNOT": "a cache does not hold what the loss needs; another codec does",
+    "CACHE_TEMPERATURE": "a cache was made at another temperature than the loss asks for",
 }
 
 

@@ -15,7 +15,7 @@ from tutelage.cache import manifest as manifests
 from tutelage.cache.codec import CODECS, Budget, Codec, Fitted, Positions, Sample
 from tutelage.cache.job import Job
 from tutelage.cache.manifest import Manifest
-from tutelage.cache.rows import RowSet, draw_seeds
+from tutelage.cache.rows import RowSet
 
 SAMPLE_SHARE, SAMPLE_LEAST, SAMPLE_MOST = 0.05, 8_192, 32_768  # positions
 PROBE_POSITIONS = 2_048
@@ -75,7 +75,7 @@ def _sample(job: Job, rows: RowSet) -> Sample:
         current_ids_N=np.concatenate([part[0] for part in whole]),
         next_ids_N=np.concatenate([part[1] for part in whole]),
         counts_R=rows.n_trained,
-        seeds_R=draw_seeds(rows.keys_R, draw=0),
+        seeds_R=rows.seeds(draw=0),
     )
     return Sample(hidden_ND=torch.cat([part[2] for part in whole]), head=head, positions=positions)
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from tutelage.cache.codec import Positions
 from tutelage.cache.manifest import Asked
-from tutelage.cache.rows import RowSet, draw_seeds
+from tutelage.cache.rows import RowSet
 from tutelage.types import Batch, DenseTargets
 
 Ints = npt.NDArray[np.int64]
@@ -59,7 +59,7 @@ class Job:
                 current_ids_N=current_ids_N,
                 next_ids_N=next_ids_N,
                 counts_R=counts_R[places_R],
-                seeds_R=draw_seeds(rows.keys_R[places_R], draw=0),
+                seeds_R=rows.take(places_R).seeds(draw=0),
             )
             yield Pass(places_R=places_R, positions=positions, targets=self.teacher.targets(item.batch))
 

@@ -32,8 +32,9 @@ class TeacherRecord(_Part):
     """The model that was asked, with everything about it that can change a logit."""
 
     name: str  # as the recipe calls it
-    weights: str  # SHA-256, see teachers.live.weights_fingerprint
-    dtype: str
+    saved_weights: str  # SHA-256 in the dtype it was saved in, see teachers.live.weights_fingerprint
+    weights: str  # SHA-256 as it ran
+    dtype: str  # as it ran
     attention: str
     parameters: int
     parameter_bytes: int
@@ -89,6 +90,11 @@ class Manifest(_Part):
     def signed(self) -> "Manifest":
         """The same with its own checksum."""
         return self.model_copy(update={"sha256_of_this": self.checksum()})
+
+    def identity(self) -> str:
+        """SHA-256 of everything but the rows: it stays when the cache grows."""
+        content = self.model_dump(mode="json", include={"format_version", "asked", "settings", "files"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
     def n_rows(self) -> int:

@@ -115,6 +115,10 @@ class TeacherCache:
         """Which of the keys [R, 32] are here."""
         return self._index.has(keys_R)
 
+    def has_all(self, keys: Sequence[str]) -> bool:
+        """Whether every one of the keys (hexadecimal) is here."""
+        return all(self._index.find(bytes.fromhex(key)) is not None for key in keys)
+
     def verify(self) -> None:
         """IntegrityError[CHECKSUM] unless every byte of every file is what the manifest says."""
         for name in self.manifest.files:
@@ -123,10 +127,11 @@ class TeacherCache:
             assert len(file.keys) == file.record.n_rows
             file.verify()
 
-    def targets(self, keys: Sequence[bytes], *, current_ids_N: Ints, next_ids_N: Ints, draw: int = 0) -> Targets:
+    def targets(self, keys: Sequence[bytes], *, current_ids_N: Ints, next_ids_N: Ints, draws: Sequence[int]) -> Targets:
         """Targets at the trained positions of whole rows, one row after the other, as the batch has them.
 
-        The ids are those of the batch: bytes that belong to other tokens are refused.  Raises
+        The ids are those of the batch: bytes that belong to other tokens are refused.  `draws` names a draw for each
+        row, counted round where the cache has fewer.  Raises
         IntegrityError[CACHE_MISS] for a row that is not here, [CACHE_SHIFT] for targets that do not belong to these
         tokens, [CHECKSUM] for damaged bytes.
         """
@@ -137,16 +142,16 @@ class TeacherCache:
             found = f"{int(counts_R.sum())} stored positions for {len(next_ids_N)} of the batch"
             raise IntegrityError("CACHE_SHIFT", f"{self.folder}: {found}; rebuild the cache: tutelage label RECIPE")
         n_draws = self.manifest.asked.draws
-        keys_R = np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, 32)
+        of_draw = [draw % n_draws for draw in draws]
         positions = Positions(
             current_ids_N=current_ids_N,
             next_ids_N=next_ids_N,
             counts_R=counts_R,
-            seeds_R=draw_seeds(keys_R, draw=draw % n_draws),
+            seeds_R=draw_seeds(keys, of_draw),
         )
         try:
             return self.codec.decode(
-                [files[shard].row(row, draw=draw) for shard, row in places],
+                [files[shard].row(row, draw=draw) for (shard, row), draw in zip(places, of_draw, strict=True)],
                 positions=positions,
                 n_vocabulary=self.manifest.asked.n_vocabulary,
                 temperature=self.manifest.asked.temperature,

@@ -4,7 +4,7 @@ Shape legend: R rows.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,6 +69,10 @@ class RowSet:
             values[own] = getattr(store, column)[self.numbers_R[own]]
         return values
 
+    def seeds(self, *, draw: int) -> npt.NDArray[np.uint64]:
+        """The seed of one draw of each row."""
+        return draw_seeds((key.tobytes() for key in self.keys_R), [draw] * len(self))
+
     def sha256(self) -> str:
         """Of the keys: two row sets with the same answer hold the same content."""
         return hashlib.sha256(self.keys_R.tobytes()).hexdigest()
@@ -97,8 +101,10 @@ def as_scalars(keys_R: npt.NDArray[np.uint8]) -> npt.NDArray[np.void]:
     return scalars
 
 
-def draw_seeds(keys_R: npt.NDArray[np.uint8], *, draw: int) -> npt.NDArray[np.uint64]:
-    """The seed of one draw of each row: a function of the row's content and the draw's number alone."""
-    purpose = f"tutelage cache draw {draw}".encode()
-    digests = (hashlib.sha256(purpose + key.tobytes()).digest()[:8] for key in keys_R)
-    return np.array([int.from_bytes(digest, "little") for digest in digests], dtype=np.uint64)
+def draw_seeds(keys: Iterable[bytes], draws: Iterable[int]) -> npt.NDArray[np.uint64]:
+    """The seed of a draw of each row: a function of the row's content and the draw's number alone."""
+    digests = (
+        hashlib.sha256(f"tutelage cache draw {draw}".encode() + key).digest()
+        for key, draw in zip(keys, draws, strict=True)
+    )
+    return np.array([int.from_bytes(digest[:8], "little") for digest in digests], dtype=np.uint64)

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from tutelage.cache.codec import CODECS, Codec, Encoded, Tables
 from tutelage.cache.job import Job, Pass
 from tutelage.cache.manifest import Manifest, Plan, Shard
 from tutelage.cache.reader import KeyIndex, read_tables
-from tutelage.cache.rows import RowSet, draw_seeds
+from tutelage.cache.rows import RowSet
 from tutelage.cache.shard import Rows, shard_name, write_shard
 from tutelage.errors import ConfigError, IntegrityError
 from tutelage.home import home
@@ -43,15 +43,13 @@ class Written:
     seconds: float
 
 
-def write(folder: Path, job: Job, *, force: bool = False) -> Written:
+def write(folder: Path, job: Job) -> Written:
     """Label every row that the cache in `folder` lacks; an unfinished cache goes on, a finished one grows.
 
-    Raises ConfigError[CACHE_MISMATCH] when what is there was asked for otherwise; `force` removes it first.
+    Raises ConfigError[CACHE_MISMATCH] when what is there was asked for otherwise.
     """
     started = time.perf_counter()
     with _alone(folder, "plan"):
-        if force and folder.exists():
-            io.remove_tree(folder)
         plan = _plan(folder, job)
     own: list[Shard] = []
     if plan is not None:
@@ -171,9 +169,7 @@ def _write_one(folder: Path, job: Job, *, plan: Plan, number: int, rows: RowSet,
 def _encode(codec: Codec, one: Pass, *, rows: RowSet, draw: int, plan: Plan, tables: Tables) -> Encoded:
     positions = one.positions
     if draw:
-        from dataclasses import replace
-
-        positions = replace(positions, seeds_R=draw_seeds(rows.keys_R[one.places_R], draw=draw))
+        positions = replace(positions, seeds_R=rows.take(one.places_R).seeds(draw=draw))
     return codec.encode(
         one.targets.hidden_ND,
         head=one.targets.head,

@@ -8,7 +8,7 @@ Shape legend: B windows of a micro-batch, T positions, N trained positions (B an
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -53,14 +53,15 @@ class Loader:
 
     def step(self, number: int) -> list[Batch]:
         """The micro-batches of optimizer step `number` (from 0)."""
-        first = number * self.rows_per_step
-        windows = [self._window(first + n) for n in range(self.rows_per_step)]
-        groups = (windows[n : n + self.micro_batch] for n in range(0, len(windows), self.micro_batch))
-        return [self._batch(group) for group in groups]
+        first, last = number * self.rows_per_step, (number + 1) * self.rows_per_step
+        starts = range(first, last, self.micro_batch)
+        return [self._batch(range(n, min(n + self.micro_batch, last))) for n in starts]
 
-    def _batch(self, windows: Sequence[Ints]) -> Batch:
+    def _batch(self, places: Sequence[int]) -> Batch:
+        windows = [self._window(place) for place in places]
         batch, _ = _lay_out(self.store, windows, fingerprint=self.fingerprint, pad_id=self.pad_id)
-        return batch
+        visits = [self.epoch_of(place) for place, window in zip(places, windows, strict=True) for _ in window]
+        return replace(batch, row_visits=tuple(visits))
 
     def plan(self, epoch: int) -> Plan:
         """The windows of one epoch; the last two plans are kept."""

@@ -3,8 +3,9 @@
 Shape legend: N trained positions of a batch, C positions of a chunk, V vocabulary, D hidden size, R sequences.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -13,11 +14,29 @@ from torch import Tensor, nn
 
 from tutelage.errors import IntegrityError
 from tutelage.models.head import head_of, trained_hidden
-from tutelage.types import Batch, Head
+from tutelage.types import Batch, DenseTargets, Head
 
 N_BINS = 15  # equal-width bins of confidence, as in Guo et al., arXiv:1706.04599
 
 Progress = Callable[[int], None]
+
+
+class Stored(Protocol):
+    """A model of which only the answers are left: the teacher on held-out rows, from its cache."""
+
+    @property
+    def n_parameters(self) -> int:
+        """Parameters of the model."""
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Their bytes as it ran."""
+
+    def targets(self, batch: Batch) -> DenseTargets:
+        """Hidden states and head at the batch's trained positions."""
+
+
+Scored: TypeAlias = nn.Module | Stored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +98,7 @@ _N_PLAIN = 7  # columns before the bins: scored, unscored, nll, kl, agree, corre
 
 @torch.no_grad()
 def score_models(
-    models: dict[str, nn.Module],
+    models: Mapping[str, Scored],
     batches: Iterable[tuple[Batch, Tensor]],
     *,
     teacher: str | None,
@@ -115,12 +134,13 @@ def score_models(
 
 
 def _score_batch(
-    models: dict[str, nn.Module], batch: Batch, *, teacher: str | None, n_vocabulary: int, chunk: int
+    models: Mapping[str, Scored], batch: Batch, *, teacher: str | None, n_vocabulary: int, chunk: int
 ) -> dict[str, _Positions]:
     """Every model's numbers at the trained positions of one batch; each trunk runs once, logits live for one chunk."""
-    heads = {name: head_of(model, n_vocabulary=n_vocabulary) for name, model in models.items()}
-    views = {name: batch.view.to(heads[name].weight_VD.device) for name in models}
-    hidden = {name: trained_hidden(model, views[name]) for name, model in models.items()}
+    answers = {name: _answer(model, batch, n_vocabulary=n_vocabulary) for name, model in models.items()}
+    heads = {name: answer.head for name, answer in answers.items()}
+    hidden = {name: answer.hidden_ND for name, answer in answers.items()}
+    next_ids = {name: batch.view.next_ids_N.to(head.weight_VD.device) for name, head in heads.items()}
     parts: dict[str, list[Tensor]] = {name: [] for name in models}
     for start in range(0, batch.n_trained, chunk):
         here = slice(start, start + chunk)
@@ -128,8 +148,16 @@ def _score_batch(
         for name in models:
             own = reference is not None and name == teacher
             logp_CV = reference.logp_CV if reference is not None and own else _logp(heads[name], hidden[name][here])
-            parts[name].append(_chunk_numbers(logp_CV, views[name].next_ids_N[here], reference=reference))
+            parts[name].append(_chunk_numbers(logp_CV, next_ids[name][here], reference=reference))
     return {name: _positions(pieces, with_teacher=teacher is not None) for name, pieces in parts.items()}
+
+
+def _answer(model: Scored, batch: Batch, *, n_vocabulary: int) -> DenseTargets:
+    """Hidden states [N, D] at the trained positions, and the head."""
+    if not isinstance(model, nn.Module):
+        return model.targets(batch)
+    head = head_of(model, n_vocabulary=n_vocabulary)
+    return DenseTargets(hidden_ND=trained_hidden(model, batch.view.to(head.weight_VD.device)), head=head)
 
 
 def _logp(head: Head, hidden_CD: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The transfer: what each model scores on each set of held-out text, and which differences are more than noise."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tutelage import plugins
 from tutelage.errors import IntegrityError
 from tutelage.evaluation import stats
-from tutelage.evaluation.score import SequenceScore, score_models
+from tutelage.evaluation.score import Scored, SequenceScore, score_models
 from tutelage.types import Batch, Estimate
 
 METRICS = "evaluation/metrics"
@@ -74,7 +74,7 @@ class Transfer:
 
 
 def evaluate_models(
-    models: dict[str, nn.Module],
+    models: Mapping[str, Scored],
     sets: dict[str, Iterable[tuple[Batch, Tensor]]],
     *,
     teacher: str | None,
@@ -112,8 +112,10 @@ def check_unscored(transfer: Transfer, *, max_unscored: float = 0.01) -> None:
                 )
 
 
-def cost_of(model: nn.Module, *, rate_tok_per_s: float | None = None, training_s: float | None = None) -> Cost:
+def cost_of(model: Scored, *, rate_tok_per_s: float | None = None, training_s: float | None = None) -> Cost:
     """Parameters (tied ones once) and their bytes, with the measured times given."""
+    if not isinstance(model, nn.Module):
+        return Cost(parameters=model.n_parameters, parameter_bytes=model.parameter_bytes)
     parameters = list(model.parameters())
     return Cost(
         parameters=sum(p.numel() for p in parameters),

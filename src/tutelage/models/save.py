@@ -5,6 +5,7 @@ Shape legend: N positions, D hidden size, V vocabulary (real), R rows of the hea
 
 import copy
 import errno
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -74,6 +75,24 @@ def save_model(model: CausalLM, tokenizer: Any, folder: Path, *, replace: bool =
     io.commit_directory(partial, folder, replace=replace)
     weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return SavedModel(path=folder, n_bytes=weights)
+
+
+def save_start(model: CausalLM, tokenizer: Any, folder: Path) -> None:
+    """Write tokenizer and config alone: what a student can start from without weights; one that is there stays."""
+    if folder.is_dir():
+        return
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    io.remove_tree(partial)
+    io.make_directory(partial)
+    with _full_disk(folder), quiet_transformers():
+        model.config.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+    try:
+        io.commit_directory(partial, folder)
+    except ResourceError:
+        if not folder.is_dir():  # else another process was faster
+            raise
+        io.remove_tree(partial)
 
 
 @contextmanager

@@ -126,7 +126,11 @@ def complete_training(value: Any) -> Any:
     return complete_decay({"schedule": "wsd", **value}) if isinstance(value, dict) else value
 
 
-_OF_CODEC = {"threshold": {"draws": 1}, "topk": {"tail": True}, "dense": {"dtype": "float16"}}
+_OF_CODEC: dict[str, dict[str, Any]] = {
+    "threshold": {"draws": 1},
+    "topk": {"tail": True},
+    "dense": {"dtype": "float16"},
+}
 
 
 def complete_cache(value: Any) -> Any:

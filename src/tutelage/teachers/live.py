@@ -19,7 +19,7 @@ class LiveTeacher:
     def __init__(self, model: nn.Module, *, n_vocabulary: int) -> None:
         self.model = model.eval().requires_grad_(False)
         self._n_vocabulary = n_vocabulary
-        self._fingerprint = weights_fingerprint(model)
+        self.fingerprint = weights_fingerprint(model)
 
     @torch.no_grad()
     def targets(self, batch: Batch) -> DenseTargets:
@@ -32,8 +32,8 @@ class LiveTeacher:
     def stop_if_changed(self, *, step: int) -> None:
         """Raise IntegrityError[TEACHER_CHANGED] when a weight differs from when the teacher was handed over."""
         now = weights_fingerprint(self.model)
-        if now != self._fingerprint or self.model.training:
-            what = "is in train mode" if self.model.training else f"sha {self._fingerprint[:8]} -> {now[:8]}"
+        if now != self.fingerprint or self.model.training:
+            what = "is in train mode" if self.model.training else f"sha {self.fingerprint[:8]} -> {now[:8]}"
             raise IntegrityError(
                 "TEACHER_CHANGED", f"teacher {what} at step {step}; something else trains it: hand over a copy"
             )

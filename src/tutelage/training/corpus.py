@@ -1,8 +1,12 @@
 """The corpus of a recipe: its sources as stores, the split, the training batches and the evaluation sets."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from tutelage import io
 from tutelage.data import build as store_builder
@@ -39,7 +43,7 @@ class Corpus:
     """The recipe's stores, the split, and the batches made from them."""
 
     def __init__(self, recipe: Recipe, tokenizer: Any, *, examples: Examples) -> None:
-        self._recipe, self._tokenizer, self._examples = recipe, tokenizer, examples
+        self._recipe, self.tokenizer, self._examples = recipe, tokenizer, examples
         self.fingerprint = vocabulary.tokenizer_fingerprint(tokenizer)
         self._renderer = _renderer(recipe, tokenizer)
         self.store = self._build(recipe.data.sources)
@@ -57,7 +61,7 @@ class Corpus:
         data = self._recipe.data
         return store_builder.build(
             [self._spec(source) for source in sources],
-            self._tokenizer,
+            self.tokenizer,
             fingerprint=self.fingerprint,
             max_length=data.max_length,
             renderer=self._renderer,
@@ -90,10 +94,17 @@ class Corpus:
         return self.loader(windows_per_step=windows, micro_batch=windows).step(0)
 
     @property
+    def template(self) -> str:
+        """Fingerprint of the chat template that conversations are rendered with; empty where the data have none."""
+        if self._renderer is None:
+            return ""
+        return self._renderer.fingerprint
+
+    @property
     def pad_id(self) -> int:
         """Any id serves: padding is never attended to nor trained on."""
-        pad = self._tokenizer.pad_token_id
-        return int(pad if pad is not None else self._tokenizer.eos_token_id or 0)
+        pad = self.tokenizer.pad_token_id
+        return int(pad if pad is not None else self.tokenizer.eos_token_id or 0)
 
     def loader(self, *, windows_per_step: int | None = None, micro_batch: int | None = None) -> Loader:
         """Batches of the training rows, as the recipe says but for what is given."""
@@ -111,18 +122,26 @@ class Corpus:
             weights=[source.weight for source in self._recipe.data.sources],
         )
 
-    def evaluation_sets(self) -> dict[str, Callable[[], list[EvaluationBatch]]]:
-        """Name -> function that gives the batches, made once: `held_out` and `out_of_domain`, as far as there are."""
+    def keep_training_rows(self, chosen: npt.NDArray[np.bool_]) -> None:
+        """Leave out the training rows that are not chosen."""
+        self.split = replace(self.split, train=self.split.train[chosen])
+
+    def measured_rows(self) -> dict[str, tuple[Store, splits.Rows]]:
+        """Name -> store and row numbers to measure on: `held_out` and `out_of_domain`, as far as there are."""
         sets = {}
+        limit = self._recipe.evaluation.rows
         if len(self.split.held_out):
-            sets["held_out"] = self._evaluation(self.held_out_store, self.split.held_out)
+            sets["held_out"] = (self.held_out_store, _spread(self.split.held_out, limit))
         if self._out_of_domain is not None:
             rows = splits.by_share(self._out_of_domain, 0.0).train
-            sets["out_of_domain"] = self._evaluation(self._out_of_domain, rows)
+            sets["out_of_domain"] = (self._out_of_domain, _spread(rows, limit))
         return sets
 
-    def _evaluation(self, store: Store, rows: Any) -> Callable[[], list[EvaluationBatch]]:
-        limit = self._recipe.evaluation.rows
+    def evaluation_sets(self) -> dict[str, Callable[[], list[EvaluationBatch]]]:
+        """Name -> function that gives the batches of `measured_rows`, made once."""
+        return {name: self._evaluation(store, rows) for name, (store, rows) in self.measured_rows().items()}
+
+    def _evaluation(self, store: Store, rows: splits.Rows) -> Callable[[], list[EvaluationBatch]]:
         training, max_length = self._recipe.training, self._recipe.data.max_length
         windows = training.micro_batch or rows_per_step(training, max_length=max_length)
         made: list[EvaluationBatch] = []
@@ -132,7 +151,7 @@ class Corpus:
                 made.extend(
                     evaluation_batches(
                         store,
-                        rows=_spread(rows, limit),
+                        rows=rows,
                         max_length=max_length,
                         micro_batch=windows,
                         fingerprint=self.fingerprint,
@@ -148,7 +167,7 @@ class Corpus:
         return {"store": Path(self.store.path).name, "held_out": Path(self.held_out_store.path).name}
 
 
-def _spread(rows: Any, limit: int | None) -> Any:
+def _spread(rows: splits.Rows, limit: int | None) -> splits.Rows:
     """At most `limit` rows, spread evenly over all of them."""
     if limit is None or len(rows) <= limit:
         return rows

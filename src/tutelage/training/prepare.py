@@ -14,12 +14,14 @@ from tutelage.data.loader import EvaluationBatch, Loader
 from tutelage.errors import ConfigError
 from tutelage.models import load, student, vocabulary
 from tutelage.models.cast import cast
-from tutelage.models.head import refuse_padding_mass, refuse_too_long, verify_head, verify_packing
 from tutelage.recipe import Recipe
 from tutelage.recipe import Student as StudentSection
+from tutelage.teachers.cached import CachedTeacher
 from tutelage.teachers.live import LiveTeacher, weights_fingerprint
+from tutelage.training import teachers
 from tutelage.training.corpus import Corpus, Examples
 from tutelage.training.importance import LayerChoice, choose_layers
+from tutelage.training.plan import terms_of
 from tutelage.training.precision import ComputePath, choose_compute_path
 from tutelage.types import Batch, CausalLM
 
@@ -45,7 +47,7 @@ class Prepared:
     compute: ComputePath
     tokenizer: Any
     n_vocabulary: int
-    teacher: LiveTeacher | None
+    teacher: LiveTeacher | CachedTeacher | None
     student: CausalLM  # the start weights, float32, on the CPU; copy before training
     layers: LayerChoice | None
     loader: Loader
@@ -74,33 +76,39 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
         device=str(recorded.get("device", training.device)),
         threads=training.threads,
     )
-    _require_one_device(recipe, compute)
-    tokenizer = memory.tokenizer if memory.tokenizer is not None else _tokenizer(recipe)
+    teachers.require_one_device(recipe, compute)
+    tokenizer = memory.tokenizer if memory.tokenizer is not None else teachers.tokenizer_of(recipe)
     stop_ids = _compare_with_students(recipe, tokenizer)
     n_vocabulary = vocabulary.real_vocabulary(tokenizer)
     data = Corpus(recipe, tokenizer, examples=memory.examples)
-    loader = data.loader()
-    teacher_model = _teacher_model(recipe, memory=memory)
+    is_cached = recipe.teacher is not None and recipe.teacher.cache is not None
+    needs_weights = not is_cached or recipe.student.layers is not None
+    model = teachers.weights_of(recipe, memory.teacher) if needs_weights else None
+    teacher: LiveTeacher | CachedTeacher | None = None
+    if is_cached:
+        teacher = teachers.cached(recipe, data, terms=terms_of(recipe.loss), model=model, compute=compute)
     layers, start = _student_start(
         recipe,
         memory=memory,
-        teacher=teacher_model,
+        teacher=model,
         n_vocabulary=n_vocabulary,
         compute=compute,
         probe=lambda: data.probe(_PROBE_TOKENS),
         earlier=earlier,
     )
-    teacher = _live(
-        recipe, teacher_model, compute=compute, n_vocabulary=n_vocabulary, in_memory=memory.teacher is not None
-    )
-    _verify(start, teacher, n_vocabulary=n_vocabulary, max_length=recipe.data.max_length)
+    if not is_cached:
+        lent = memory.teacher is not None
+        teacher = teachers.live(recipe, model, compute=compute, n_vocabulary=n_vocabulary, lent=lent)
+    teachers.verify([start], n_vocabulary=n_vocabulary, max_length=recipe.data.max_length)
+    if isinstance(teacher, LiveTeacher):
+        teachers.verify_teacher(teacher.model, n_vocabulary=n_vocabulary, max_length=recipe.data.max_length)
     if len(stop_ids) > 1:
         start.generation_config.eos_token_id = list(stop_ids)
     provenance: dict[str, io.Json] = {
         "data": data.identity(),
         "tokenizer": data.fingerprint,
         "template": vocabulary.template_fingerprint(tokenizer),
-        "teacher": weights_fingerprint(teacher.model) if teacher is not None else None,
+        "teacher": _teacher_identity(teacher),
         "student": weights_fingerprint(start),
         "libraries": {name: metadata.version(name) for name in _LIBRARIES},
         "compute": dict(compute.as_json()),
@@ -116,7 +124,7 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
         teacher=teacher,
         student=start,
         layers=layers,
-        loader=loader,
+        loader=data.loader(),
         evaluation_sets=data.evaluation_sets(),
         provenance=provenance,
     )
@@ -141,14 +149,7 @@ def _require_objects(recipe: Recipe, memory: InMemory) -> None:
         )
 
 
-# --- tokenizer and teacher ---
-def _tokenizer(recipe: Recipe) -> Any:
-    section = recipe.teacher if recipe.teacher is not None else recipe.student
-    if section.model is None:
-        raise ConfigError("CONFIG", "a model in memory needs its tokenizer: tutelage.train(…, tokenizer=tokenizer)")
-    return load.load_tokenizer(section.model, revision=section.revision)
-
-
+# --- tokenizer ---
 def _compare_with_students(recipe: Recipe, tokenizer: Any) -> tuple[int, ...]:
     """The ids that a student with a tokenizer of its own has to stop on; () without one.
 
@@ -161,55 +162,6 @@ def _compare_with_students(recipe: Recipe, tokenizer: Any) -> tuple[int, ...]:
     if recipe.data.chat_template is None:
         vocabulary.compare_templates(tokenizer, own)
     return vocabulary.compare_ends(tokenizer, own)
-
-
-def _require_one_device(recipe: Recipe, compute: ComputePath) -> None:
-    wanted = recipe.teacher.device if recipe.teacher is not None else "auto"
-    if wanted not in ("auto", compute.device):
-        raise ConfigError(
-            "CONFIG",
-            f"teacher.device: {wanted}, and the student trains on {compute.device}; in this version both share one: "
-            "set training.device, leave teacher.device out",
-        )
-
-
-def _teacher_model(recipe: Recipe, *, memory: InMemory) -> nn.Module | None:
-    """The teacher in the dtype it was saved in; a recipe that names one has it measured even if no term asks it."""
-    if memory.teacher is not None:
-        return memory.teacher
-    if recipe.teacher is None or recipe.teacher.model is None:
-        return None
-    return load.load_model(recipe.teacher.model, revision=recipe.teacher.revision, dtype="auto", device="cpu")
-
-
-def _live(
-    recipe: Recipe, model: CausalLM | None, *, compute: ComputePath, n_vocabulary: int, in_memory: bool
-) -> LiveTeacher | None:
-    """The teacher on the compute path, or in the dtype that the recipe names; a lent one stays as its owner has it."""
-    if model is None or recipe.teacher is None:
-        return None
-    dtype = compute.weight_dtype
-    if recipe.teacher.dtype != "auto":
-        dtype = getattr(torch, recipe.teacher.dtype)
-    own = _on_same_weights(model) if in_memory else model
-    return LiveTeacher(cast(own, dtype, device=compute.device), n_vocabulary=n_vocabulary)
-
-
-def _on_same_weights(model: CausalLM) -> CausalLM:
-    """A model of our own on the caller's weights: to convert, freeze or switch it leaves the caller's alone."""
-    shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
-    shared |= {id(buffer): buffer.detach() for buffer in model.buffers()}
-    return copy.deepcopy(model, shared)
-
-
-def _verify(start: CausalLM, teacher: LiveTeacher | None, *, n_vocabulary: int, max_length: int) -> None:
-    """Refuse models that training would take for something else: length, head, packing, vocabulary."""
-    for model in [start] if teacher is None else [start, teacher.model]:
-        refuse_too_long(model, max_length=max_length)
-        verify_head(model, n_vocabulary=n_vocabulary)
-        verify_packing(model, n_vocabulary=n_vocabulary)
-    if teacher is not None:
-        refuse_padding_mass(teacher.model, n_vocabulary=n_vocabulary)
 
 
 # --- student ---
@@ -231,7 +183,7 @@ def _student_start(
     elif section.model is not None:
         start = load.load_model(section.model, revision=section.revision, dtype="float32", device="cpu")
     elif section.config is not None:
-        base = teacher.config if teacher is not None else None
+        base = teachers.config_of(recipe, teacher)
         if base is None:
             raise ConfigError("CONFIG", "student.config: fields of the teacher's config are replaced; give a teacher")
         start = student.from_config(section.config, base=base, n_vocabulary=n_vocabulary, seed=recipe.training.seed)
@@ -280,6 +232,13 @@ def _layers(
             progress=lambda done, _total: bar.update(done),
         )
     return choice.kept, choice
+
+
+def _teacher_identity(teacher: LiveTeacher | CachedTeacher | None) -> io.Json:
+    """Its weights; of a cache also how they were stored, since another draw or codec is another teacher."""
+    if isinstance(teacher, CachedTeacher):
+        return f"cache {teacher.cache.manifest.identity()}"
+    return weights_fingerprint(teacher.model) if teacher is not None else None
 
 
 def _layers_json(choice: LayerChoice | None) -> io.Json:

@@ -16,20 +16,22 @@ from torch import Tensor
 from tutelage.errors import IntegrityError, NumericError
 from tutelage.losses.chunked import CHUNK_POSITIONS
 from tutelage.losses.family import Family
+from tutelage.losses.stored import metric_name
 from tutelage.losses.terms import Scale, Term, scale_of
 from tutelage.randomness import derive_seed
 from tutelage.training.optim import Optimizer, OptimizerSettings
 from tutelage.training.precision import ComputePath, MasterWeights
-from tutelage.types import Batch, CausalLM, DenseTargets, LossSums
+from tutelage.types import Batch, CausalLM, LossSums, Targets
 
 _NEGATIVE_KL = -1e-6
+_CROSS_ENTROPIES = ("/cross_entropy", "/cross_entropy_argmax", "/soft_cross_entropy")
 
 
 class Teacher(Protocol):
-    """Whatever gives soft targets for a batch: a live model today."""
+    """Whatever gives soft targets for a batch: a live model, or what was stored of one."""
 
-    def targets(self, batch: Batch) -> DenseTargets:
-        """Targets at the batch's trained positions."""
+    def targets(self, batch: Batch) -> Targets:
+        """Targets at the batch's trained positions, on the batch's device."""
         ...
 
 
@@ -146,9 +148,15 @@ class Trainer:
             self.masters.load(own)
 
     def objective(self, losses: dict[str, float]) -> float:
-        """The weighted sum of mean losses as it is trained at the present step: what held-out evaluations compare."""
-        scales = self._scales(1)
-        return sum(scales[t.name].factor * losses[f"{self.name}/{t.name}"] for t in self.terms)
+        """The weighted sum of mean losses as it is trained at the present step: what held-out evaluations compare.
+
+        `losses` as `evaluate` gives them: a forward KL counts under the name that its targets gave it.
+        """
+        scales, total = self._scales(1), 0.0
+        for term in self.terms:
+            names = (f"{self.name}/{metric_name(term, kind=kind)}" for kind in (None, "sample"))
+            total += scales[term.name].factor * next(losses[name] for name in names if name in losses)
+        return total
 
     def _scales(self, count: int) -> dict[str, Scale]:
         step = min(self.step, self._n_steps - 1)
@@ -193,7 +201,7 @@ class Trainer:
                 "lower training.learning_rate or look at the rows",
             )
         for name, value in stats.losses.items():
-            if not name.endswith(("/cross_entropy", "/cross_entropy_argmax")) and value < _NEGATIVE_KL:
+            if not name.endswith(_CROSS_ENTROPIES) and value < _NEGATIVE_KL:
                 self.masters.zero_grad()
                 raise NumericError(
                     "NEGATIVE_KL",

@@ -14,6 +14,7 @@ from torch import nn
 from tutelage import console, io
 from tutelage.errors import ConfigError, IntegrityError
 from tutelage.evaluation import records, transfer
+from tutelage.evaluation.score import Scored
 from tutelage.evaluation.show import Prompt, Shown, render, show_models
 from tutelage.evaluation.speed import forward_rates
 from tutelage.evaluation.transfer import Transfer
@@ -23,6 +24,7 @@ from tutelage.recipe import load_recipe
 from tutelage.reports.table import table_of, to_rich
 from tutelage.reports.text import printed
 from tutelage.rundir import RunDirectory
+from tutelage.teachers.cached import CachedTeacher
 from tutelage.training.prepare import InMemory, Prepared, prepare
 from tutelage.verbs import fork as forks
 
@@ -51,7 +53,7 @@ class Measured:
 
 def measure(
     prepared: Prepared,
-    models: dict[str, nn.Module],
+    models: dict[str, Scored],
     *,
     run: RunDirectory,
     training_s: dict[str, float],
@@ -72,9 +74,10 @@ def measure(
             progress=bar.advance,
         )
     first = next(iter(sets.values()))[0].batch
-    rates = forward_rates(models, first, n_vocabulary=prepared.n_vocabulary)
+    present = {name: model for name, model in models.items() if isinstance(model, nn.Module)}
+    rates = forward_rates(present, first, n_vocabulary=prepared.n_vocabulary)
     costs = {
-        name: transfer.cost_of(model, rate_tok_per_s=rates[name], training_s=training_s.get(name))
+        name: transfer.cost_of(model, rate_tok_per_s=rates.get(name), training_s=training_s.get(name))
         for name, model in models.items()
     }
     result = transfer.transfer_of(scores, teacher, costs=costs)
@@ -82,10 +85,10 @@ def measure(
     records.write(run.evaluation, scores, transfer=result)  # first: an unscored sequence must not cost the others
     transfer.check_unscored(result)
     shown = show_models(
-        models,
+        present,
         prepared.tokenizer,
         prompts=[*prompts, *(Prompt(text=text) for text in prepared.recipe.evaluation.prompts)],
-        teacher=teacher,
+        teacher=teacher if teacher in present else None,
         n_vocabulary=prepared.n_vocabulary,
     )
     io.write_json(run.evaluation / SHOWN, shown.json())
@@ -99,11 +102,16 @@ def on_path(model: nn.Module, prepared: Prepared) -> nn.Module:
     return placed.eval().requires_grad_(False)
 
 
-def saved_models(run: RunDirectory, prepared: Prepared) -> dict[str, nn.Module]:
+def teacher_of(prepared: Prepared) -> dict[str, Scored]:
+    """The teacher by its name in the table: the live model, or what its cache holds of the held-out rows."""
+    teacher = prepared.teacher
+    model = teacher.stored if isinstance(teacher, CachedTeacher) else teacher.model if teacher is not None else None
+    return {} if model is None else {TEACHER: model}
+
+
+def saved_models(run: RunDirectory, prepared: Prepared) -> dict[str, Scored]:
     """Teacher, student before, student and control (as far as there are) in the table's order."""
-    models: dict[str, nn.Module] = {}
-    if prepared.teacher is not None:
-        models[TEACHER] = prepared.teacher.model
+    models = teacher_of(prepared)
     models[BEFORE] = on_path(prepared.start(), prepared)
     for name in (STUDENT, CONTROL):
         if run.model(name).is_dir():

@@ -1,8 +1,6 @@
 """The verb `train`: a recipe becomes a student, its control, their measurements and a report, in one run directory."""
 
-import hashlib
 import html
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,20 +10,20 @@ import torch
 from torch import nn
 
 from tutelage import console, io
-from tutelage.errors import ConfigError
 from tutelage.evaluation.show import Prompt
 from tutelage.models import load, save
-from tutelage.recipe import Recipe, load_recipe
+from tutelage.recipe import Recipe
 from tutelage.reports.build import Report, write_report
 from tutelage.reports.table import table_of, to_html
 from tutelage.rundir import RunDirectory, Started, opened
-from tutelage.teachers.live import weights_fingerprint
+from tutelage.teachers.live import LiveTeacher
 from tutelage.training.fit import Fitted, fit
 from tutelage.training.plan import control_of, fit_plan, n_steps_of, optimizer_settings, terms_of
-from tutelage.training.prepare import InMemory, Prepared, prepare
+from tutelage.training.prepare import Prepared, prepare
 from tutelage.training.trainer import Trainer
 from tutelage.verbs import fork as forks
-from tutelage.verbs.evaluate import BEFORE, CONTROL, STUDENT, TEACHER, Measured, evaluate, measure, on_path
+from tutelage.verbs.evaluate import BEFORE, CONTROL, STUDENT, Measured, evaluate, measure, on_path, teacher_of
+from tutelage.verbs.given import given_objects
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +104,7 @@ def train(
     Raises ConfigError for a wrong recipe or a folder that holds something else, Stopped after a signal, and whatever
     `docs/errors.md` lists for files, memory and numbers; nothing that was finished is lost.
     """
-    written, memory = _with_memory(recipe, teacher=teacher, student=student, tokenizer=tokenizer, data=data)
-    checked = load_recipe(written, overrides)
+    checked, memory = given_objects(recipe, overrides, teacher=teacher, student=student, tokenizer=tokenizer, data=data)
     folder = _folder(recipe, run_dir)
     earlier = _earlier(folder, checked, force=force, fork=fork, resume=resume)
     if earlier == "finished":
@@ -118,52 +115,6 @@ def train(
         if started.kind != "nothing_to_do":
             _train_and_measure(prepared, started, prompts=prompts)
         return Run(started.run.path)
-
-
-def _with_memory(
-    recipe: str | Path | Mapping[str, Any] | Recipe,
-    *,
-    teacher: nn.Module | None,
-    student: nn.Module | None,
-    tokenizer: Any,
-    data: Sequence[object] | None,
-) -> tuple[str | Path | Mapping[str, Any] | Recipe, InMemory]:
-    """The recipe with fingerprints where objects stand for its fields."""
-    if teacher is None and student is None and data is None:
-        return recipe, InMemory(tokenizer=tokenizer)
-    if not isinstance(recipe, Mapping):
-        raise ConfigError("CONFIG", "objects in memory need the recipe as a dict without the fields they stand for")
-    written = {key: value for key, value in recipe.items()}
-    if teacher is not None:
-        written["teacher"] = {**_beside(written, "teacher"), "memory": _fingerprint("teacher", teacher)}
-    if student is not None:
-        written["student"] = {**_beside(written, "student"), "memory": _fingerprint("student", student)}
-    examples: dict[str, Sequence[object]] = {}
-    if data is not None:
-        if isinstance(data, str):
-            raise ConfigError("CONFIG", "data is one string; expected a list of texts: data=[text]")
-        text = json.dumps(list(data), sort_keys=True, default=str)
-        fingerprint = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-        examples[fingerprint] = data
-        section = _beside(written, "data")
-        written["data"] = {**section, "sources": [*section.get("sources", []), {"memory": fingerprint}]}
-    return written, InMemory(teacher=teacher, student=student, tokenizer=tokenizer, examples=examples)
-
-
-def _beside(written: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """What a section says beside the object that stands for its model or sources."""
-    section = written.get(name, {})
-    if not isinstance(section, Mapping):
-        raise ConfigError("CONFIG", f"{name} is given twice: {section!r} in the recipe, and as an object; give one")
-    return dict(section)
-
-
-def _fingerprint(name: str, model: nn.Module) -> str:
-    if not isinstance(model, nn.Module):
-        raise ConfigError(
-            "CONFIG", f"{name}= is {type(model).__name__}, expected a model; a name or path stands in the recipe"
-        )
-    return weights_fingerprint(model)
 
 
 def _folder(recipe: object, run_dir: str | Path | None) -> Path:
@@ -198,13 +149,13 @@ def _train_and_measure(prepared: Prepared, started: Started, *, prompts: Sequenc
     fitted = {STUDENT: student}
     if prepared.recipe.control:
         fitted[CONTROL] = _train_one(prepared, started, name=CONTROL)
-    if prepared.teacher is not None:
+    if isinstance(prepared.teacher, LiveTeacher):
         prepared.teacher.stop_if_changed(step=student.step)
     run.choose_student(STUDENT)
     training_s = {name: outcome.progress.seconds for name, outcome in fitted.items()}
     measured = None
     if prepared.evaluation_sets:
-        models = {TEACHER: prepared.teacher.model} if prepared.teacher is not None else {}
+        models = teacher_of(prepared)
         models[BEFORE] = on_path(prepared.start(), prepared)
         for name, outcome in fitted.items():
             wide = next(iter(outcome.weights.values())).dtype

@@ -1,0 +1,164 @@
+"""The teacher of a recipe: its tokenizer, its weights, live on the compute path or read from its cache."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PretrainedConfig
+
+from tutelage import console
+from tutelage.cache.manifest import START
+from tutelage.cache.reader import TeacherCache
+from tutelage.errors import ConfigError, IntegrityError
+from tutelage.losses.stored import refuse_unservable
+from tutelage.losses.terms import Term
+from tutelage.models import load
+from tutelage.models.cast import cast
+from tutelage.models.head import refuse_padding_mass, refuse_too_long, verify_head, verify_packing
+from tutelage.recipe import Recipe
+from tutelage.teachers.cached import CachedTeacher
+from tutelage.teachers.live import LiveTeacher, weights_fingerprint
+from tutelage.training.corpus import Corpus
+from tutelage.training.precision import ComputePath
+from tutelage.types import CausalLM
+
+
+def tokenizer_of(recipe: Recipe) -> Any:
+    """The tokenizer that data are read with: the teacher's, its cache's, or the student's where there is no teacher."""
+    teacher = recipe.teacher
+    if teacher is not None and teacher.model is None and teacher.cache is not None:
+        TeacherCache(teacher.cache)  # refuses a folder that holds none, or a damaged one
+        return load.load_tokenizer(str(Path(teacher.cache) / START))
+    section = teacher if teacher is not None else recipe.student
+    if section.model is None:
+        raise ConfigError("CONFIG", "a model in memory needs its tokenizer: tutelage.train(…, tokenizer=tokenizer)")
+    return load.load_tokenizer(section.model, revision=section.revision)
+
+
+def require_one_device(recipe: Recipe, compute: ComputePath) -> None:
+    """ConfigError when the teacher is to run elsewhere than the student."""
+    wanted = recipe.teacher.device if recipe.teacher is not None else "auto"
+    if wanted not in ("auto", compute.device):
+        raise ConfigError(
+            "CONFIG",
+            f"teacher.device: {wanted}, and the student trains on {compute.device}; in this version both share one: "
+            "set training.device, leave teacher.device out",
+        )
+
+
+def weights_of(recipe: Recipe, in_memory: nn.Module | None) -> nn.Module | None:
+    """The teacher in the dtype it was saved in; a recipe that names one has it measured even if no term asks it."""
+    if in_memory is not None:
+        return in_memory
+    if recipe.teacher is None or recipe.teacher.model is None:
+        return None
+    return load.load_model(recipe.teacher.model, revision=recipe.teacher.revision, dtype="auto", device="cpu")
+
+
+def config_of(recipe: Recipe, model: nn.Module | None) -> PretrainedConfig | None:
+    """The teacher's config, also from a cache: what `student: {config: …}` changes fields of."""
+    if model is not None:
+        config: PretrainedConfig = model.config
+        return config
+    if recipe.teacher is None or recipe.teacher.cache is None:
+        return None
+    return AutoConfig.from_pretrained(Path(recipe.teacher.cache) / START, trust_remote_code=False)
+
+
+def live(
+    recipe: Recipe, model: CausalLM | None, *, compute: ComputePath, n_vocabulary: int, lent: bool
+) -> LiveTeacher | None:
+    """The teacher on the compute path, or in the dtype that the recipe names; a lent one stays as its owner has it."""
+    if model is None or recipe.teacher is None:
+        return None
+    dtype = compute.weight_dtype
+    if recipe.teacher.dtype != "auto":
+        dtype = getattr(torch, recipe.teacher.dtype)
+    own = _on_same_weights(model) if lent else model
+    return LiveTeacher(cast(own, dtype, device=compute.device), n_vocabulary=n_vocabulary)
+
+
+def _on_same_weights(model: CausalLM) -> CausalLM:
+    """A model of our own on the caller's weights: to convert, freeze or switch it leaves the caller's alone."""
+    shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    shared |= {id(buffer): buffer.detach() for buffer in model.buffers()}
+    return copy.deepcopy(model, shared)
+
+
+def verify(models: Sequence[CausalLM], *, n_vocabulary: int, max_length: int) -> None:
+    """Refuse models that would be taken for something else: length, head, packing."""
+    for model in models:
+        refuse_too_long(model, max_length=max_length)
+        verify_head(model, n_vocabulary=n_vocabulary)
+        verify_packing(model, n_vocabulary=n_vocabulary)
+
+
+def verify_teacher(model: CausalLM, *, n_vocabulary: int, max_length: int) -> None:
+    """`verify`, and that the teacher puts no mass on rows that its tokenizer does not have."""
+    verify([model], n_vocabulary=n_vocabulary, max_length=max_length)
+    refuse_padding_mass(model, n_vocabulary=n_vocabulary)
+
+
+# --- from a cache ---
+def cached(
+    recipe: Recipe, corpus: Corpus, *, terms: Sequence[Term], model: nn.Module | None, compute: ComputePath
+) -> CachedTeacher:
+    """The open cache, after everything that could make it the wrong one for this recipe has been looked at.
+
+    Training rows that it lacks are an error, or are left out of `corpus` where `data.missing_soft` says drop.
+    """
+    assert recipe.teacher is not None and recipe.teacher.cache is not None
+    cache = TeacherCache(recipe.teacher.cache)
+    _require_same_teacher(cache, corpus, model=model)
+    asked = cache.manifest.asked
+    refuse_unservable(terms, kind=cache.codec.KIND, temperature=asked.temperature)
+    if asked.codec == "topk" and not cache.manifest.settings.get("tail"):
+        console.warning(
+            "BIASED_LOSS",
+            f"{cache.folder} keeps {cache.manifest.settings['k']} tokens a position renormalised, without a tail: the "
+            "student learns to be too sure; label with cache.tail=true or codec threshold",
+        )
+    _require_rows(recipe, corpus, cache)
+    return CachedTeacher(cache, device=compute.device)
+
+
+def _require_same_teacher(cache: TeacherCache, corpus: Corpus, *, model: nn.Module | None) -> None:
+    asked = cache.manifest.asked
+    if asked.tokenizer != corpus.fingerprint:
+        raise IntegrityError(
+            "CACHE_MISMATCH",
+            f"{cache.folder} was made with tokenizer {asked.tokenizer[:8]}.., this run has {corpus.fingerprint[:8]}..; "
+            f"give the cache's own tokenizer (that of {asked.teacher.name}), or label anew",
+        )
+    if model is not None and weights_fingerprint(model) != asked.teacher.saved_weights:
+        raise IntegrityError(
+            "CACHE_MISMATCH",
+            f"{cache.folder} was made by {asked.teacher.name} ({asked.teacher.saved_weights[:8]}..), teacher.model is "
+            f"another one ({weights_fingerprint(model)[:8]}..); name the one it was made by, or label anew",
+        )
+
+
+def _require_rows(recipe: Recipe, corpus: Corpus, cache: TeacherCache) -> None:
+    here = cache.has(corpus.store.keys[corpus.split.train])
+    if not here.all():
+        n_missing, first = int((~here).sum()), int(corpus.split.train[~here][0])
+        if recipe.data.missing_soft == "error":
+            raise IntegrityError(
+                "CACHE_MISS",
+                f"{n_missing} of {len(here)} training rows are not in {cache.folder} (first: row {first}, "
+                f"{corpus.store.name(first)}); extend it: tutelage label RECIPE, or set data.missing_soft=drop",
+            )
+        console.warning("CACHE_MISS", f"{n_missing} of {len(here)} training rows are not in {cache.folder}: left out")
+        corpus.keep_training_rows(here)
+    held_out = cache.held_out
+    for name, (store, rows) in corpus.measured_rows().items():
+        n_missing = len(rows) if held_out is None else int((~held_out.has(store.keys[rows])).sum())
+        if n_missing:
+            raise IntegrityError(
+                "CACHE_MISS",
+                f"{n_missing} of {len(rows)} {name.replace('_', '-')} rows are not in {cache.folder}, so the student "
+                "could not be measured against the teacher; extend it: tutelage label RECIPE",
+            )

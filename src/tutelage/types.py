@@ -5,7 +5,7 @@ dropped), V vocabulary (the tokenizer's real size), D hidden size, K kept entrie
 positions one after the other.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -59,10 +59,15 @@ class TokenView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """One micro-batch: a view for each tokenizer fingerprint (one today), and the keys of its rows."""
+    """One micro-batch: a view for each tokenizer fingerprint (one today), and the keys of its rows.
+
+    `row_visits` says how many epochs before this one saw each row (a cache with several draws gives another one each
+    time); empty: none.
+    """
 
     views: dict[str, TokenView]
     row_keys: tuple[str, ...] = ()
+    row_visits: tuple[int, ...] = ()
 
     @property
     def view(self) -> TokenView:
@@ -77,7 +82,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on a device."""
-        return Batch(views={k: v.to(device) for k, v in self.views.items()}, row_keys=self.row_keys)
+        views = {k: v.to(device) for k, v in self.views.items()}
+        return Batch(views=views, row_keys=self.row_keys, row_visits=self.row_visits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,12 +139,22 @@ class DenseTargets:
     hidden_ND: Tensor
     head: Head
 
+    def to(self, device: torch.device | str) -> "DenseTargets":
+        """The same on a device, the head too."""
+        bias_V = self.head.bias_V.to(device) if self.head.bias_V is not None else None
+        head = replace(self.head, weight_VD=self.head.weight_VD.to(device), bias_V=bias_V)
+        return DenseTargets(hidden_ND=self.hidden_ND.to(device, non_blocking=True), head=head)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogitTargets:
     """The teacher's whole distribution as stored logits (or log-probabilities, which are logits too): small caches."""
 
     logits_NV: Tensor
+
+    def to(self, device: torch.device | str) -> "LogitTargets":
+        """The same on a device."""
+        return LogitTargets(logits_NV=self.logits_NV.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +171,15 @@ class SampledTargets:
     offsets: Tensor  # int64, shape [N + 1]
     temperature: float
 
+    def to(self, device: torch.device | str) -> "SampledTargets":
+        """The same on a device."""
+        return SampledTargets(
+            ids_M=self.ids_M.to(device, non_blocking=True),
+            weights_M=self.weights_M.to(device, non_blocking=True),
+            offsets=self.offsets.to(device, non_blocking=True),
+            temperature=self.temperature,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopKTargets:
@@ -164,6 +189,15 @@ class TopKTargets:
     logp_NK: Tensor  # nats, at `temperature`
     tail_logp_N: Tensor  # nats; -inf: nothing is left (k = V, or renormalised by name)
     temperature: float
+
+    def to(self, device: torch.device | str) -> "TopKTargets":
+        """The same on a device."""
+        return TopKTargets(
+            ids_NK=self.ids_NK.to(device, non_blocking=True),
+            logp_NK=self.logp_NK.to(device, non_blocking=True),
+            tail_logp_N=self.tail_logp_N.to(device, non_blocking=True),
+            temperature=self.temperature,
+        )
 
 
 Targets: TypeAlias = DenseTargets | LogitTargets | SampledTargets | TopKTargets

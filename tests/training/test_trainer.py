@@ -1,6 +1,7 @@
 """O2, O4 (state), O5 and the guards of the step, on tiny real models in float64 on a CPU."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from tutelage.teachers.live import LiveTeacher, weights_fingerprint
 from tutelage.training.optim import OptimizerSettings
 from tutelage.training.precision import ComputePath
 from tutelage.training.trainer import Trainer
-from tutelage.types import IGNORED, Batch, TokenView
+from tutelage.types import IGNORED, Batch, SampledTargets, Targets, TokenView
 
 V = 48
 SOFT = Term(kind="divergence", divergence="forward_kl", weight=constant(0.9), temperature=constant(2.0))
@@ -296,3 +297,42 @@ def test_held_out_evaluation_is_of_the_average_that_is_saved_and_leaves_the_weig
     assert measured == other.evaluate(held_out)
     other.masters.load(before)
     assert measured != other.evaluate(held_out)
+
+
+# --- stored targets ---
+class Sampled:
+    """A teacher whose training targets are the true next tokens as a sample, and whose held-out ones are whole."""
+
+    def __init__(self, whole: LiveTeacher, *, held_out: frozenset[tuple[str, ...]]) -> None:
+        self.whole, self.held_out = whole, held_out
+
+    def targets(self, batch: Batch) -> Targets:
+        if batch.row_keys in self.held_out:
+            return self.whole.targets(batch)
+        ids_N = batch.view.next_ids_N
+        offsets = torch.arange(len(ids_N) + 1)
+        return SampledTargets(ids_M=ids_N, weights_M=torch.ones(len(ids_N)), offsets=offsets, temperature=2.0)
+
+
+def test_a_sample_is_logged_as_soft_cross_entropy_and_whole_targets_as_forward_kl():
+    held_out = tiny.batch(seed=9)
+    teacher = Sampled(live(tiny.llama(seed=2)), held_out=frozenset({held_out.row_keys}))
+    t = trainer(tiny.llama(seed=1), teacher=teacher)
+    kl = trainer(tiny.llama(seed=1), teacher=teacher.whole).evaluate([held_out])
+    assert t.evaluate([held_out]) == kl
+    assert t.objective(kl) == pytest.approx(0.9 * 4 * kl["student/forward_kl"] + 0.1 * kl["student/cross_entropy"])
+    sampled = t.evaluate([tiny.batch(seed=0)])
+    assert t.objective(sampled) == pytest.approx(
+        0.9 * 4 * sampled["student/soft_cross_entropy"] + 0.1 * sampled["student/cross_entropy"]
+    )
+    losses = next(t.steps()).losses
+    assert losses.keys() == {"student/soft_cross_entropy", "student/cross_entropy"}
+    assert losses == pytest.approx(sampled, abs=1e-12)
+
+
+def test_a_soft_cross_entropy_near_zero_is_no_negative_kl():
+    t = trainer(tiny.llama(seed=1), teacher=Sampled(live(tiny.llama(seed=2)), held_out=frozenset()))
+    stats = next(t.steps())
+    t._stop_if_not_possible(replace(stats, losses={"student/soft_cross_entropy": -1e-5}), [])
+    with pytest.raises(NumericError, match="NEGATIVE_KL"):
+        t._stop_if_not_possible(replace(stats, losses={"student/forward_kl": -1e-5}), [])

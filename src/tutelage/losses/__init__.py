@@ -22,6 +22,7 @@ _HOMES = {
     "scale_of": "terms",
     "Schedule": "schedules",
     "constant": "schedules",
+    "refuse_unservable": "stored",
     "Family": "family",
 }
 

@@ -3,7 +3,7 @@
 A [tokens, vocabulary] tensor of either model is never whole: the gradient of a chunk is formed while its logits are
 alive.  The two products of the backward pass (into the hidden states and into the head's weight) stand here once, for
 every divergence; what differs is only the gradient with respect to the chunk's product, which comes from autograd on
-the plain functions (`plain_chunk`), or in closed form (`losses/fused.py`) for the common blends.
+the plain functions (`plain_chunk`), or in closed form (`losses/closed_form.py`) for the common blends.
 
 Shape legend: N trained positions, n positions of one chunk, V vocabulary, D hidden size.
 """
@@ -14,10 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tutelage.losses import divergences, fused
+from tutelage.losses import closed_form, divergences
+from tutelage.losses.stored import merged_divergence, metric_name, refuse_unservable, soft_cross_entropy
 from tutelage.losses.support import log_softmax
+from tutelage.losses.targets import Stored, check, kind_of, part_of
 from tutelage.losses.terms import ChunkResult, Scale, Term
-from tutelage.types import DenseTargets, Head
+from tutelage.types import DenseTargets, Head, LogitTargets, SampledTargets, Targets, TopKTargets
 
 CHUNK_POSITIONS = 512
 GROUP_POSITIONS = 1024  # positions whose gradients wait for one product into the weight; a constant, not the batch
@@ -30,11 +32,16 @@ def term_sums(
     student_logits_NV: Tensor,
     teacher_logits_NV: Tensor | None,
     next_ids_N: Tensor,
+    stored: Stored | None = None,
 ) -> dict[str, Tensor]:
     """Each term's sum over the positions, with a graph to the student's logits: the readable definition of the loss."""
     sums: dict[str, Tensor] = {}
     for term in terms:
-        if term.kind == "divergence":
+        if term.kind == "divergence" and isinstance(stored, SampledTargets):
+            sums[term.name] = soft_cross_entropy(stored, student_logits_NV)
+        elif term.kind == "divergence" and isinstance(stored, TopKTargets):
+            sums[term.name] = merged_divergence(term, targets=stored, student_logits_NV=student_logits_NV)
+        elif term.kind == "divergence":
             assert teacher_logits_NV is not None
             temperature = scales[term.name].temperature
             if term.divergence == "forward_kl":
@@ -45,10 +52,8 @@ def term_sums(
             divergence = divergences.function(term.divergence)
             sums[term.name] = divergence(teacher_logp_NV, student_logp_NV, **term.parameters).sum()
         else:
-            ids_N = next_ids_N
-            if term.kind == "teacher_argmax":
-                assert teacher_logits_NV is not None
-                ids_N = teacher_logits_NV.argmax(-1)
+            is_argmax = term.kind == "teacher_argmax"
+            ids_N = closed_form.argmax_of(teacher_logits_NV, stored) if is_argmax else next_ids_N
             sums[term.name] = torch.nn.functional.cross_entropy(student_logits_NV, ids_N, reduction="sum")
     return sums
 
@@ -85,12 +90,17 @@ def plain_chunk(
     teacher_head: Head | None,
     next_ids_N: Tensor,
     gradient: bool,
+    stored: Stored | None = None,
 ) -> ChunkResult:
-    """Any blend of terms on one chunk, by autograd on the plain functions."""
+    """Any blend of terms on one chunk, by autograd on the plain functions.
+
+    A teacher product without a head is stored logits.
+    """
     teacher_logits_NV = None
-    if teacher_head is not None and teacher_product_NV is not None:
+    if teacher_product_NV is not None:
         with torch.no_grad():
-            teacher_logits_NV = teacher_head.finish(teacher_product_NV)
+            wide_NV = teacher_product_NV.to(_wide(teacher_product_NV.dtype))
+            teacher_logits_NV = teacher_head.finish(teacher_product_NV) if teacher_head is not None else wide_NV
     with torch.set_grad_enabled(gradient):
         product_NV = student_product_NV.detach().requires_grad_(gradient)
         sums = term_sums(
@@ -99,6 +109,7 @@ def plain_chunk(
             student_logits_NV=student_head.finish(product_NV),
             teacher_logits_NV=teacher_logits_NV,
             next_ids_N=next_ids_N,
+            stored=stored,
         )
         gradient_NV = None
         if gradient:
@@ -110,9 +121,11 @@ def plain_chunk(
 ChunkFunction = Callable[..., ChunkResult]
 
 
-def chunk_function(terms: Sequence[Term], *, heads: Sequence[Head | None]) -> ChunkFunction:
-    """The closed form where it serves these terms and heads, else the plain functions."""
-    return fused.fused_chunk if fused.serves(terms, heads=heads) else plain_chunk
+def chunk_function(
+    terms: Sequence[Term], *, heads: Sequence[Head | None], targets: Targets | None = None
+) -> ChunkFunction:
+    """The closed form where it serves these terms, heads and targets, else the plain functions."""
+    return closed_form.fused_chunk if closed_form.serves(terms, heads=heads, targets=targets) else plain_chunk
 
 
 class Workspace:
@@ -138,19 +151,39 @@ class _Job:
     terms: Sequence[Term]
     scales: Mapping[str, Scale]
     student_head: Head
-    targets: DenseTargets | None
+    targets: Targets | None
+    offsets: Tensor | None  # of a sample, on the host
     next_ids_N: Tensor
     chunk_positions: int
     chunk: ChunkFunction
     sums: dict[str, Tensor]
     workspace: Workspace
 
+    @property
+    def teacher_head(self) -> Head | None:
+        return self.targets.head if isinstance(self.targets, DenseTargets) else None
+
+    def teacher_product(self, chunk: slice) -> Tensor | None:
+        """Of full targets, [n, V]: the product with the teacher's head, or stored logits."""
+        if isinstance(self.targets, LogitTargets):
+            logits_NV = self.targets.logits_NV[chunk]
+            return logits_NV.float() if logits_NV.dtype == torch.float16 else logits_NV
+        if not isinstance(self.targets, DenseTargets):
+            return None
+        head, n_rows = self.targets.head, chunk.stop - chunk.start
+        teacher_NV = self.workspace.tensor("teacher", head.weight_VD, rows=n_rows, columns=head.n_vocabulary)
+        return head.product(self.targets.hidden_ND[chunk], out_NV=teacher_NV)
+
+    def stored(self, chunk: slice) -> Stored | None:
+        """Of targets that hold a few entries a position, those of the chunk."""
+        return part_of(self.targets, chunk, offsets=self.offsets) if isinstance(self.targets, Stored) else None
+
 
 def chunked_loss(
     hidden_ND: Tensor,
     *,
     student_head: Head,
-    targets: DenseTargets | None,
+    targets: Targets | None,
     next_ids_N: Tensor,
     terms: Sequence[Term],
     scales: Mapping[str, Scale],
@@ -161,64 +194,39 @@ def chunked_loss(
     """(total, sums): the scaled loss with a graph to hidden states and head, and each term's plain sum in nats.
 
     `hidden_ND` [N, D] are the student's hidden states at the trained positions, `next_ids_N` [N] the true next tokens
-    (int64, none of them -100), `targets` the teacher's hidden states at the same positions with its head (None when no
-    term needs a teacher).  total = sum over terms of `scales[NAME].factor` * sums[NAME], 0-dim, float32 or wider;
-    `sums[NAME]` is detached and has neither weight nor T**k in it, NAME is `Term.name`.  `scale_of` makes a scale.
+    (int64, none of them -100), `targets` the teacher's hidden states at the same positions with its head, or what a
+    cache holds of it (None when no term needs a teacher).  total = sum over terms of `scales[NAME].factor` *
+    sums[NAME], 0-dim, float32 or wider; `sums[NAME]` is detached and has neither weight nor T**k in it, NAME is
+    `Term.name`, but `soft_cross_entropy` for the forward KL of sampled targets.  `scale_of` makes a scale.
     Gradients are formed in the forward, so backward works once and has no second derivative.
     `workspace` keeps the large tensors from call to call: give one and the same at every step.
     N = 0 gives a zero that still depends on the student, so that backward works on every rank.
 
-    Raises ValueError when shapes, targets, scales or terms do not fit together, IndexError for an id outside the head.
+    Raises ValueError when shapes, targets, scales or terms do not fit together, IndexError for an id outside the head,
+    ConfigError for a term that stored targets cannot serve (`refuse_unservable`).
     """
-    _check(hidden_ND, targets, student_head=student_head, next_ids_N=next_ids_N, terms=terms, scales=scales)
+    check(hidden_ND, targets, student_head=student_head, next_ids_N=next_ids_N, terms=terms, scales=scales)
+    if isinstance(targets, Stored):
+        refuse_unservable(terms, kind=kind_of(targets), temperature=targets.temperature, scales=scales)
     if chunk_positions < 1:
         raise ValueError(f"chunk_positions {chunk_positions}, expected at least 1")
-    teacher_head = targets.head if targets is not None else None
+    heads = (student_head, targets.head if isinstance(targets, DenseTargets) else None)
     job = _Job(
         terms=terms,
         scales=scales,
         student_head=student_head,
         targets=targets,
+        offsets=targets.offsets.cpu() if isinstance(targets, SampledTargets) else None,
         next_ids_N=next_ids_N,
         chunk_positions=chunk_positions,
-        chunk=chunk or chunk_function(terms, heads=(student_head, teacher_head)),
+        chunk=chunk or chunk_function(terms, heads=heads, targets=targets),
         sums={term.name: hidden_ND.new_zeros((), dtype=_wide(hidden_ND.dtype)) for term in terms},
         workspace=workspace or Workspace(),
     )
     needs_gradient = torch.is_grad_enabled() and (hidden_ND.requires_grad or student_head.weight_VD.requires_grad)
     total: Tensor = _ChunkedLoss.apply(hidden_ND, student_head.weight_VD, student_head.bias_V, job, needs_gradient)  # type: ignore[no-untyped-call]
-    return total, job.sums
-
-
-def _check(
-    hidden_ND: Tensor,
-    targets: DenseTargets | None,
-    *,
-    student_head: Head,
-    next_ids_N: Tensor,
-    terms: Sequence[Term],
-    scales: Mapping[str, Scale],
-) -> None:
-    """ValueError for what would broadcast, be left out or be added twice without a word."""
-    names = [term.name for term in terms]
-    asking = [term.name for term in terms if term.needs_teacher]
-    if hidden_ND.ndim != 2 or next_ids_N.shape != hidden_ND.shape[:1]:
-        found = f"{tuple(hidden_ND.shape)} with next tokens {tuple(next_ids_N.shape)}"
-        raise ValueError(f"hidden states {found}, expected [N, D] with [N]: the trained positions alone")
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"terms {names}, expected at least one and no name twice: add the weights of equal terms")
-    if missing := [name for name in names if name not in scales]:
-        raise ValueError(f"scales for {sorted(scales)}, expected one for each term: {', '.join(missing)} missing")
-    if targets is None:
-        if asking:
-            raise ValueError(f"no targets, expected the teacher's hidden states and head: {', '.join(asking)} asks")
-        return
-    if targets.hidden_ND.ndim != 2 or targets.hidden_ND.shape[0] != hidden_ND.shape[0]:
-        found = f"{tuple(targets.hidden_ND.shape)} of the teacher, {tuple(hidden_ND.shape)} of the student"
-        raise ValueError(f"hidden states {found}, expected the same N: one row for each trained position")
-    if targets.head.n_vocabulary != student_head.n_vocabulary:
-        found = f"{targets.head.n_vocabulary} and {student_head.n_vocabulary}"
-        raise ValueError(f"n_vocabulary {found} of teacher and student, expected one: the tokenizer's real size")
+    kind = kind_of(targets) if targets is not None else None
+    return total, {metric_name(term, kind=kind): job.sums[term.name] for term in terms}
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -256,26 +264,21 @@ class _ChunkedLoss(torch.autograd.Function):
 
 def _group_products(hidden_ND: Tensor, group: slice, *, job: _Job, gradient: bool) -> Tensor:
     """Sums of a group's chunks into the job; returns d(total)/d(student product) of the whole group."""
-    head, targets = job.student_head, job.targets
+    head = job.student_head
     group_NV = job.workspace.tensor("student", head.weight_VD, rows=group.stop - group.start, columns=head.n_vocabulary)
     for start in range(group.start, group.stop, job.chunk_positions):
         chunk = slice(start, min(start + job.chunk_positions, group.stop))
         product_NV = group_NV[chunk.start - group.start : chunk.stop - group.start]
-        teacher_NV = None
-        if targets is not None:
-            weight_VD = targets.head.weight_VD
-            n_rows, n_columns = chunk.stop - chunk.start, targets.head.n_vocabulary
-            teacher_NV = job.workspace.tensor("teacher", weight_VD, rows=n_rows, columns=n_columns)
-            targets.head.product(targets.hidden_ND[chunk], out_NV=teacher_NV)
         result = job.chunk(
             job.terms,
             scales=job.scales,
             student_product_NV=head.product(hidden_ND[chunk], out_NV=product_NV),
-            teacher_product_NV=teacher_NV,
+            teacher_product_NV=job.teacher_product(chunk),
             student_head=head,
-            teacher_head=targets.head if targets is not None else None,
+            teacher_head=job.teacher_head,
             next_ids_N=job.next_ids_N[chunk],
             gradient=gradient,
+            stored=job.stored(chunk),
         )
         for name, value in result.sums.items():
             job.sums[name] = job.sums[name] + value

@@ -11,7 +11,7 @@ from torch import nn
 from tutelage.losses.chunked import CHUNK_POSITIONS, ChunkFunction, Workspace, chunked_loss
 from tutelage.losses.terms import Scale, Term
 from tutelage.models.head import head_of, trained_hidden
-from tutelage.types import Batch, CausalLM, DenseTargets, LossSums
+from tutelage.types import Batch, CausalLM, LossSums, Targets
 
 
 class Family(nn.Module):
@@ -36,7 +36,7 @@ class Family(nn.Module):
         self._chunk = chunk
         self._workspace = Workspace()
 
-    def forward(self, batch: Batch, targets: DenseTargets | None, scales: Mapping[str, Scale]) -> LossSums:
+    def forward(self, batch: Batch, targets: Targets | None, scales: Mapping[str, Scale]) -> LossSums:
         """Scaled total (with a graph) and each term's plain sum and count over the batch's trained positions."""
         view = batch.view
         total, sums = chunked_loss(

@@ -1,4 +1,4 @@
-"""The fast path of a chunk: forward KL and cross-entropies from the bare head products, gradient in closed form.
+"""The closed form of a chunk: forward KL and cross-entropies from the bare head products, with their gradient.
 
     d total / d student product = s * (soft_scale / T * (q_T - p_T) + sum of hard_scale * (q_1 - one_hot))
 
@@ -12,7 +12,7 @@ Shape legend: N positions of the chunk, V vocabulary, H hard terms.
 
 import importlib.util
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
@@ -23,10 +23,7 @@ from typing import Any  # the arguments of a numba function, which is untyped
 import torch
 from torch import Tensor
 
-from tutelage.losses.terms import ChunkResult, Scale, Term
-from tutelage.types import Head
-
-_BLOCK_ELEMENTS = 1 << 18  # of each tensor in a block of rows of the plain way: a few of them fit a core's cache
+BLOCK_ELEMENTS = 1 << 18  # of each tensor in a block of rows of the plain way: a few of them fit a core's cache
 _STORED_AS = {torch.bfloat16: torch.int16, torch.float32: torch.float32}  # what numba sees; others go the plain way
 
 
@@ -48,7 +45,7 @@ class FusedResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Settings:
+class Settings:
     """Factors from products to logits / T of student, teacher, and student at T = 1; multipliers of the gradient."""
 
     factors: tuple[float, float, float]
@@ -72,18 +69,17 @@ def chunk_loss_and_gradient(
 
     `soft_scale` is what multiplies `soft_sum` in the total: weight * T**2 / count.  `out_NV` receives the gradient and
     may be `student_NV` itself (its values are then gone), which saves a buffer and a third of the memory traffic.
-    Heads with a soft-cap belong to the plain chunk.  A product that is not finite makes the loss of its row NaN.
+    Heads with a soft-cap belong to the plain chunk, a sampled teacher to `fused_sampled.py`.  A product that is not
+    finite makes the loss of its row NaN.
     """
     temperature = temperature if teacher_NV is not None else 1.0
-    settings = _Settings(
+    settings = Settings(
         factors=(student_head_scale / temperature, teacher_head_scale / temperature, student_head_scale),
         soft=soft_scale * student_head_scale / temperature,
         hard=tuple(term.scale * student_head_scale for term in hard),
     )
-    ids_HN = student_NV.new_zeros((len(hard), student_NV.shape[0]), dtype=torch.int64)
-    for row_N, term in zip(ids_HN, hard, strict=True):
-        row_N.copy_(term.ids_N)
-    _check(student_NV, teacher_NV, ids_HN=ids_HN, out_NV=out_NV)
+    ids_HN = hard_ids(hard, student_NV)
+    check(student_NV, teacher_NV, ids_HN=ids_HN, out_NV=out_NV)
     if gradient and out_NV is None:
         out_NV = torch.empty_like(student_NV)
     run = _compiled if is_compiled(student_NV, teacher_NV) else _plain
@@ -95,62 +91,24 @@ def chunk_loss_and_gradient(
 def is_compiled(*products_NV: Tensor | None) -> bool:
     """Whether the compiled loop serves these products: on a CPU, bfloat16 or float32, numba installed."""
     present = [product_NV for product_NV in products_NV if product_NV is not None]
-    return all(p.device.type == "cpu" and p.dtype in _STORED_AS for p in present) and _loop() is not None
-
-
-def serves(terms: Sequence[Term], *, heads: Sequence[Head | None]) -> bool:
-    """Whether these terms and heads have a closed form here: at most one forward KL, cross-entropies, no soft-cap."""
-    divergences = [term.divergence for term in terms if term.kind == "divergence"]
-    plain_heads = all(head is None or (head.soft_cap is None and head.scale > 0) for head in heads)
-    return divergences in ([], ["forward_kl"]) and plain_heads
-
-
-def fused_chunk(
-    terms: Sequence[Term],
-    *,
-    scales: Mapping[str, Scale],
-    student_product_NV: Tensor,
-    teacher_product_NV: Tensor | None,
-    student_head: Head,
-    teacher_head: Head | None,
-    next_ids_N: Tensor,
-    gradient: bool,
-) -> ChunkResult:
-    """Each term's plain sum, and the gradient of the total, which overwrites `student_product_NV`."""
-    soft = next((term for term in terms if term.kind == "divergence"), None)
-    hard_terms = [term for term in terms if term.kind != "divergence"]
-    hard = []
-    for term in hard_terms:
-        ids_N = next_ids_N
-        if term.kind == "teacher_argmax":
-            assert teacher_product_NV is not None
-            ids_N = teacher_product_NV.argmax(-1)
-        hard.append(HardTerm(ids_N=ids_N, scale=scales[term.name].factor))
-    result = chunk_loss_and_gradient(
-        student_product_NV,
-        teacher_product_NV if soft is not None else None,
-        hard=hard,
-        soft_scale=scales[soft.name].factor if soft is not None else 0.0,
-        temperature=scales[soft.name].temperature if soft is not None else 1.0,
-        student_head_scale=student_head.scale,
-        teacher_head_scale=teacher_head.scale if teacher_head is not None else 1.0,
-        gradient=gradient,
-        out_NV=student_product_NV if gradient else None,
-    )
-    sums = {term.name: value for term, value in zip(hard_terms, result.hard_sums_H, strict=True)}
-    if soft is not None:
-        sums[soft.name] = result.soft_sum
-    return ChunkResult(sums=sums, gradient_NV=result.gradient_NV)
+    return all(p.device.type == "cpu" and p.dtype in _STORED_AS for p in present) and compiled_loop() is not None
 
 
 @cache
-def _loop() -> ModuleType | None:
-    if importlib.util.find_spec("numba") is None:
-        return None
-    return importlib.import_module("tutelage.losses._fused_cpu")
+def compiled_loop(name: str = "_fused_cpu") -> ModuleType | None:
+    """The module of a compiled loop, None without numba."""
+    return importlib.import_module(f"tutelage.losses.{name}") if importlib.util.find_spec("numba") else None
 
 
-def _check(student_NV: Tensor, teacher_NV: Tensor | None, *, ids_HN: Tensor, out_NV: Tensor | None) -> None:
+def hard_ids(hard: Sequence[HardTerm], student_NV: Tensor) -> Tensor:
+    """The tokens of the hard terms as one int64 tensor [H, N], on the student's device."""
+    ids_HN = student_NV.new_zeros((len(hard), student_NV.shape[0]), dtype=torch.int64)
+    for row_N, term in zip(ids_HN, hard, strict=True):
+        row_N.copy_(term.ids_N)
+    return ids_HN
+
+
+def check(student_NV: Tensor, teacher_NV: Tensor | None, *, ids_HN: Tensor, out_NV: Tensor | None) -> None:
     """The compiled loop writes where it is told: what does not fit must not reach it."""
     if teacher_NV is not None and teacher_NV.shape != student_NV.shape:
         raise ValueError(
@@ -167,28 +125,41 @@ def _check(student_NV: Tensor, teacher_NV: Tensor | None, *, ids_HN: Tensor, out
 
 
 def _compiled(
-    student_NV: Tensor, teacher_NV: Tensor | None, ids_HN: Tensor, settings: _Settings, out_NV: Tensor | None
+    student_NV: Tensor, teacher_NV: Tensor | None, ids_HN: Tensor, settings: Settings, out_NV: Tensor | None
 ) -> Tensor:
     """Losses [N, 1 + H] by the compiled loop; rows are shared among torch's threads, whose number changes no bit."""
-    loop = _loop()
+    loop = compiled_loop()
     assert loop is not None
-    n_rows, n_threads = student_NV.shape[0], max(1, min(torch.get_num_threads(), student_NV.shape[0]))
+    n_rows = student_NV.shape[0]
     losses_NL = torch.zeros(n_rows, 1 + ids_HN.shape[0], dtype=torch.float64)
 
-    def array(product_NV: Tensor | None) -> object:
-        present_NV = (student_NV if product_NV is None else product_NV).detach().contiguous()
-        return present_NV.view(_STORED_AS[present_NV.dtype]).numpy()
-
-    work: list[Any] = [array(student_NV), array(teacher_NV), ids_HN.numpy(), array(out_NV), losses_NL.numpy()]
+    work: list[Any] = [
+        stored_array(student_NV),
+        stored_array(student_NV if teacher_NV is None else teacher_NV),
+        ids_HN.numpy(),
+        stored_array(student_NV if out_NV is None else out_NV),
+        losses_NL.numpy(),
+    ]
     work += loop.numbers(settings.factors, soft=settings.soft, hard=settings.hard)
     work += [teacher_NV is not None, out_NV is not None]
+    over_rows(partial(loop.rows, *work), n_rows=n_rows)
+    return losses_NL
+
+
+def stored_array(product_NV: Tensor) -> Any:
+    """A product as the compiled loop takes it: bfloat16 as its bits."""
+    return product_NV.detach().contiguous().view(_STORED_AS[product_NV.dtype]).numpy()
+
+
+def over_rows(work: Callable[[int, int], object], *, n_rows: int) -> None:
+    """`work(first, last)` over all rows, which torch's threads share."""
+    n_threads = max(1, min(torch.get_num_threads(), n_rows))
     edges = [n_rows * i // n_threads for i in range(n_threads + 1)]
     pool = _pool(os.getpid(), n_threads)
-    others = [pool.submit(partial(loop.rows, *work, first, last)) for first, last in pairwise(edges[1:])]
-    loop.rows(*work, edges[0], edges[1])
+    others = [pool.submit(work, first, last) for first, last in pairwise(edges[1:])]
+    work(edges[0], edges[1])
     for future in others:
         future.result()
-    return losses_NL
 
 
 @cache
@@ -198,11 +169,11 @@ def _pool(process_id: int, n_threads: int) -> ThreadPoolExecutor:
 
 
 def _plain(
-    student_NV: Tensor, teacher_NV: Tensor | None, ids_HN: Tensor, settings: _Settings, out_NV: Tensor | None
+    student_NV: Tensor, teacher_NV: Tensor | None, ids_HN: Tensor, settings: Settings, out_NV: Tensor | None
 ) -> Tensor:
     """Losses [N, 1 + H] by PyTorch operations on blocks of rows that fit the cache (whole chunks on an accelerator)."""
     n_rows, n_columns = student_NV.shape
-    rows = max(1, _BLOCK_ELEMENTS // n_columns) if student_NV.device.type == "cpu" else n_rows
+    rows = max(1, BLOCK_ELEMENTS // n_columns) if student_NV.device.type == "cpu" else n_rows
     losses_NL = student_NV.new_zeros((n_rows, 1 + ids_HN.shape[0]), dtype=torch.float64)
     for first in range(0, n_rows, rows):
         block = slice(first, min(first + rows, n_rows))
@@ -214,7 +185,7 @@ def _plain(
 
 
 def _plain_block(
-    student_NV: Tensor, teacher_NV: Tensor | None, ids_HN: Tensor, settings: _Settings, losses_NL: Tensor
+    student_NV: Tensor, teacher_NV: Tensor | None, ids_HN: Tensor, settings: Settings, losses_NL: Tensor
 ) -> Tensor:
     """The gradient of a block in float32 or wider; its losses are written to `losses_NL`."""
     wide = torch.promote_types(student_NV.dtype, torch.float32)

@@ -28,6 +28,7 @@ _TERMS = {
     "cross_entropy": "Cross-entropy on the true tokens",
     "cross_entropy_argmax": "Cross-entropy on the teacher’s first choice",
     "forward_kl": "Forward KL to the teacher",
+    "soft_cross_entropy": "Cross-entropy on a stored sample of the teacher",
     "reverse_kl": "Reverse KL to the teacher",
 }
 

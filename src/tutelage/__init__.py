@@ -12,25 +12,29 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tutelage import errors, losses
+    from tutelage import cache, errors, losses
     from tutelage.models.doctor import examine as doctor
     from tutelage.recipe import Recipe, load_recipe
     from tutelage.recipe.templates import init
     from tutelage.verbs.demo import demo
     from tutelage.verbs.evaluate import evaluate
+    from tutelage.verbs.label import Labelled, label
     from tutelage.verbs.show import show
     from tutelage.verbs.train import Run, train
 
 __version__ = "0.1.0"
 
 _PLACES = {
+    "Labelled": "verbs.label:Labelled",
     "Recipe": "recipe:Recipe",
     "Run": "verbs.train:Run",
+    "cache": "cache:",
     "demo": "verbs.demo:demo",
     "doctor": "models.doctor:examine",
     "errors": "errors:",
     "evaluate": "verbs.evaluate:evaluate",
     "init": "recipe.templates:init",
+    "label": "verbs.label:label",
     "load_recipe": "recipe:load_recipe",
     "losses": "losses:",
     "show": "verbs.show:show",
@@ -38,14 +42,17 @@ _PLACES = {
 }
 
 __all__ = [
+    "Labelled",
     "Recipe",
     "Run",
     "__version__",
+    "cache",
     "demo",
     "doctor",
     "errors",
     "evaluate",
     "init",
+    "label",
     "load_recipe",
     "losses",
     "show",

@@ -79,6 +79,7 @@ class Manifest(_Part):
     why: str  # how they were chosen, for people
     files: dict[str, str]  # sha256 of what stands beside the shards
     made_with: dict[str, str]  # versions, for the record; they decide nothing
+    stores: tuple[str, ...] = ()  # where the tokens of the rows lay on the machine that labelled them
     shards: tuple[Shard, ...] = ()
     sha256_of_this: str = ""
 

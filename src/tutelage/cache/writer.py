@@ -111,6 +111,8 @@ def _new_plan(folder: Path, job: Job, *, rows: RowSet, before: Manifest | None) 
     n_R = rows.n_trained
     io.make_directory(folder / manifests.SHARDS)
     base = before or fitted_manifest(folder, job, rows=rows)
+    stores = sorted({*base.stores, *(store.path.name for store in rows.stores)})
+    base = base.model_copy(update={"stores": tuple(stores)})
     most = int(np.clip(n_R.sum() // SHARDS_PLANNED, SHARD_LEAST, SHARD_MOST))
     shard_R = (np.cumsum(n_R) - n_R) // most
     edges = [0, *(np.flatnonzero(np.diff(shard_R)) + 1).tolist(), len(rows)]

@@ -5,21 +5,21 @@ Whatever can go wrong ends as one line `error[CODE]: …` and the exit code of `
 Nothing heavy is imported before a verb needs it: `tutelage --help` answers in a fraction of a second.
 """
 
-import errno
 import json
 import os
 import platform
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated
 
 import typer
 
-from tutelage.errors import ConfigError, ResourceError, Stopped, TutelageError
+from tutelage.cli.cache import cache_app
+from tutelage.cli.guard import check_platform, guarded
+from tutelage.cli.options import Debug, Json, Quiet, RunDir, print_result, set_quiet, show_result, tell
+from tutelage.errors import ConfigError
+
+__all__ = ["app", "check_platform", "guarded", "main"]
 
 _EPILOG = (
     "Exit codes: 0 done, 1 a bug in tutelage, 2 the recipe or a flag, 3 files or data, 4 a remote service, 5 a limit "
@@ -35,6 +35,7 @@ app = typer.Typer(
         "  tutelage demo                       the whole way on a small real model, about ten minutes on a CPU\n"
         "  tutelage init soft                  write a commented recipe, recipe.yaml\n"
         "  tutelage doctor recipe.yaml         does everything fit together?\n"
+        "  tutelage label recipe.yaml          ask the teacher once, and store what it says\n"
         "  tutelage train recipe.yaml          train\n"
         "  tutelage evaluate runs/recipe       compare teacher, student and control\n"
         '  tutelage show runs/recipe "Once"    their most likely next words, side by side'
@@ -44,21 +45,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress; warnings and errors stay.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show where in the program an error arose.")]
-RunDir = Annotated[Path | None, typer.Option("--run-dir", "-d", metavar="FOLDER", help="Folder of the run.")]
-
-
-class Result(Protocol):
-    """What a function of the library gives back: text for people, and a JSON object for programs."""
-
-    def as_json(self) -> Mapping[str, object]:
-        """Everything, for programs."""
-
-    def __str__(self) -> str:
-        """The same for people."""
 
 
 @app.callback(invoke_without_command=True)
@@ -105,8 +91,8 @@ def init(
     from tutelage.recipe.templates import init as write
 
     path = write(technique, output=output, force=force)
-    _print({"technique": technique, "recipe": str(path)} if as_json else str(path))
-    _tell(f"next: tutelage doctor {path}, then tutelage train {path}", quiet=quiet)
+    print_result({"technique": technique, "recipe": str(path)} if as_json else str(path))
+    tell(f"next: tutelage doctor {path}, then tutelage train {path}", quiet=quiet)
 
 
 @app.command(short_help="Check a recipe or a model's folder.")
@@ -129,12 +115,12 @@ def doctor(
     """
     import tutelage
 
-    _set_quiet(quiet)
+    set_quiet(quiet)
     is_recipe = target.endswith((".yaml", ".yml")) and not Path(target).is_dir()
     if overrides and not is_recipe:
         raise ConfigError("CONFIG", f"{overrides[0]!r} has no effect with a model; expected a recipe such as a.yaml")
     report = tutelage.doctor(tutelage.load_recipe(target, overrides or ()) if is_recipe else target)
-    _result(report, as_json=as_json)
+    show_result(report, as_json=as_json)
     if not report.ok:
         raise typer.Exit(3)
 
@@ -162,10 +148,38 @@ def demo(
     """
     import tutelage
 
-    _set_quiet(quiet)
+    set_quiet(quiet)
     assert run_dir is not None
     run = tutelage.demo(run_dir, tokens=tokens, seed=seed, force=force)
-    _result(run, as_json=as_json, quiet=quiet, path=run.path)
+    show_result(run, as_json=as_json, quiet=quiet, path=run.path)
+
+
+@app.command(short_help="Ask the teacher once and store what it says.")
+def label(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe with teacher.model and teacher.cache.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="FIELD=VALUE", help="Fields of the recipe to change, such as cache.bytes_per_token=32."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write the cache anew: what is there is removed.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Run the teacher over the recipe's data and write the cache teacher.cache.  Prints its folder.
+
+    Only what the cache lacks is asked: a stopped call goes on, grown data add to it, and the same command in several
+    terminals shares the work.
+
+    \b
+    tutelage label recipe.yaml
+    tutelage label recipe.yaml teacher.cache=caches/docs cache.bytes_per_token=32
+    """
+    import tutelage
+
+    set_quiet(quiet)
+    labelled = tutelage.label(tutelage.load_recipe(recipe, overrides or ()), force=force)
+    show_result(labelled, as_json=as_json, quiet=quiet, path=labelled.path)
 
 
 @app.command(short_help="Train as a recipe says.")
@@ -193,12 +207,12 @@ def train(
     """
     import tutelage
 
-    _set_quiet(quiet)
+    set_quiet(quiet)
     if force + fork + resume > 1:
         raise ConfigError("CONFIG", "--force, --fork and --resume exclude each other; give one of them")
     checked = tutelage.load_recipe(recipe, overrides or ())
     run = tutelage.train(checked, run_dir=run_dir or Path("runs") / recipe.stem, force=force, fork=fork, resume=resume)
-    _result(run, as_json=as_json, quiet=quiet, path=run.path)
+    show_result(run, as_json=as_json, quiet=quiet, path=run.path)
 
 
 @app.command(short_help="Compare teacher, student and control.")
@@ -216,9 +230,9 @@ def evaluate(
     """
     import tutelage
 
-    _set_quiet(quiet)
+    set_quiet(quiet)
     transfer = tutelage.evaluate(run_dir, force=force)
-    _result(transfer, as_json=as_json, quiet=quiet, path=transfer.path)
+    show_result(transfer, as_json=as_json, quiet=quiet, path=transfer.path)
 
 
 @app.command(short_help="Show the most likely next tokens.")
@@ -239,8 +253,8 @@ def show(
     """
     import tutelage
 
-    _set_quiet(quiet)
-    _result(tutelage.show(where, text, top_k=top, new_tokens=tokens), as_json=as_json)
+    set_quiet(quiet)
+    show_result(tutelage.show(where, text, top_k=top, new_tokens=tokens), as_json=as_json)
 
 
 @app.command(short_help="Print the JSON schema of recipes.")
@@ -253,114 +267,16 @@ def schema(as_json: Json = False, debug: Debug = False) -> None:
     """
     from tutelage.recipe import json_schema
 
-    _print(json.dumps(json_schema(), indent=2))
+    print_result(json.dumps(json_schema(), indent=2))
 
 
-def _result(result: Result, *, as_json: bool, quiet: bool = False, path: Path | None = None) -> None:
-    """A result with a place prints the place, and tells people what it says; any other is its own text."""
-    if as_json:
-        _print(result.as_json())
-    elif path is None:
-        _print(str(result))
-    else:
-        for line in str(result).splitlines():
-            _tell(line, quiet=quiet)
-        _print(str(path))
+app.add_typer(cache_app, name="cache")
 
 
-def _print(result: str | Mapping[str, object]) -> None:
-    from tutelage import console
-
-    console.print_result(result if isinstance(result, str) else json.dumps(result, allow_nan=False))
-
-
-def _tell(text: str, *, quiet: bool) -> None:
-    from tutelage import console
-
-    if not quiet:
-        console.say(text)
-
-
-def _set_quiet(quiet: bool) -> None:
-    from tutelage import console
-
-    console.set_quiet(quiet)
-
-
-def check_platform(system: str) -> None:
-    """ConfigError[PLATFORM] where tutelage cannot run: the locks and the durable files need POSIX."""
-    if system == "Windows":
-        raise ConfigError(
-            "PLATFORM", "Windows itself is not supported; install WSL (wsl --install) and run tutelage in it"
-        )
-
-
-def guarded(action: Callable[[], object], *, debug: bool, help_command: str = "tutelage --help") -> int:
-    """Runs a verb; its exit code.  Whatever goes wrong is one line on stderr."""
-    try:
-        with _stopped_by_sigterm():
-            code = action()
-        if code == 130:  # typer's word for Ctrl-C
-            raise KeyboardInterrupt
-    except TutelageError as error:
-        return _failed(error, debug=debug)
-    except typer.TyperException as error:
-        usage = error.format_message().rstrip(".")
-        return _failed(ConfigError("CONFIG", f"{usage}; see {help_command}"), debug=debug)
-    except (KeyboardInterrupt, typer.Abort):
-        return _failed(Stopped("interrupted; rerun the same command to continue", signal_number=2), debug=debug)
-    except SystemExit as error:
-        # Without standalone mode typer exits by itself in two places: 0 after completion, 1 when the reader is gone.
-        return 0 if error.code in (0, 1, None) else 2
-    except Exception as error:  # the last line of defence: nobody sees a bare traceback
-        return _failed(_unforeseen(error), debug=debug)
-    return code if isinstance(code, int) else 0
-
-
-@contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
-    """SIGTERM outside the training loop, which saves first: the stack unwinds and locks are let go."""
-
-    def stop(number: int, _frame: object) -> None:
-        raise Stopped("terminated; rerun the same command to continue", signal_number=number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _failed(error: TutelageError, *, debug: bool) -> int:
-    from tutelage import console
-
-    if debug:
-        import traceback
-
-        traceback.print_exc()
-    console.error(error)
-    return error.exit_code
-
-
-def _unforeseen(error: Exception) -> TutelageError:
-    """Out of memory wherever it happened, else a bug."""
-    text = f"{type(error).__name__}: {error}"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in text:
-        return ResourceError(
-            "MEMORY",
-            "out of memory; lower training.micro_batch or training.chunk, set training.gradient_checkpointing=true, "
-            "or use training.precision=bfloat16, then rerun the same command",
-        )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceError("DISK_FULL", f"no space left ({text[:200]}); make room and rerun the same command")
-    place = error.__traceback__
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
-    where = f" at {Path(place.tb_frame.f_code.co_filename).name}:{place.tb_lineno}" if place else ""
-    return TutelageError("BUG", f"{text[:300]}{where}; rerun with --debug and report it")
+def verbs() -> list[str]:
+    """The first words that the program knows."""
+    commands = [command.callback.__name__ for command in app.registered_commands if command.callback is not None]
+    return [*commands, *(str(group.name) for group in app.registered_groups)]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -369,15 +285,10 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = sys.argv[1:] if arguments is None else arguments
 
-    verbs = [command.callback.__name__ for command in app.registered_commands if command.callback is not None]
-    verb = next((f" {word}" for word in arguments[:1] if word in verbs), "")
+    verb = next((f" {word}" for word in arguments[:1] if word in verbs()), "")
 
     def run() -> object:
         check_platform(platform.system())
         return app(arguments or ["--help"], prog_name="tutelage", standalone_mode=False)
 
     return guarded(run, debug="--debug" in arguments, help_command=f"tutelage{verb} --help")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

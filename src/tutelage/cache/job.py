@@ -46,6 +46,7 @@ class Job:
     fingerprint: str
     pad_id: int
     probe: bool = True  # keep some positions in full, to measure the codec's error against
+    shard_positions: int | None = None  # None: a share of the data
     head: bool = True  # store the head beside the probe: not where the held-out rows' cache has it already
 
     def passes(self, rows: RowSet) -> Iterator[Pass]:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -69,7 +70,7 @@ def _plan(folder: Path, job: Job) -> Plan | None:
     """The plan that is under way, or a new one; None when no row is missing."""
     plan = manifests.read_plan(folder)
     finished = manifests.read_manifest(folder) if (folder / manifests.MANIFEST).is_file() else None
-    if plan is not None and finished is not None and len(finished.shards) == plan.first_shard + plan.n_shards:
+    if plan is not None and _is_finished(folder, plan):
         _remove_plan(folder, plan)  # killed after the manifest was written
         plan = None
     before = plan.manifest if plan is not None else finished
@@ -113,7 +114,7 @@ def _new_plan(folder: Path, job: Job, *, rows: RowSet, before: Manifest | None) 
     base = before or fitted_manifest(folder, job, rows=rows)
     stores = sorted({*base.stores, *(store.path.name for store in rows.stores)})
     base = base.model_copy(update={"stores": tuple(stores)})
-    most = int(np.clip(n_R.sum() // SHARDS_PLANNED, SHARD_LEAST, SHARD_MOST))
+    most = job.shard_positions or int(np.clip(n_R.sum() // SHARDS_PLANNED, SHARD_LEAST, SHARD_MOST))
     shard_R = (np.cumsum(n_R) - n_R) // most
     edges = [0, *(np.flatnonzero(np.diff(shard_R)) + 1).tolist(), len(rows)]
     return Plan(manifest=base, rows_sha256=rows.sha256(), edges=tuple(edges), first_shard=len(base.shards))
@@ -123,33 +124,33 @@ def _new_plan(folder: Path, job: Job, *, rows: RowSet, before: Manifest | None) 
 def _write_shards(folder: Path, job: Job, *, plan: Plan) -> list[Shard]:
     """Compute every shard that nobody else has or is at; returns when all are there."""
     rows = missing_rows(folder, job.rows, plan.manifest)
-    tables = read_tables(folder, plan.manifest)
     own: list[Shard] = []
     left = set(range(plan.n_shards))
-    with console.Progress(f"labelling for {folder}", total=int(rows.n_trained.sum())) as bar:
+    with _Ticker(f"labelling for {folder}", total=int(rows.n_trained.sum())) as ticker:
         while left:
             before = len(left)
             for n in sorted(left):
                 number = plan.first_shard + n
                 part = rows.take(slice(plan.edges[n], plan.edges[n + 1]))
-                if not _record_path(folder, number).is_file():
+                if not _is_there(folder, plan, number):
                     if (handle := io.take_lock(_lock_path(folder, str(number)))) is None:
                         continue
                     try:
-                        if not _record_path(folder, number).is_file():
-                            own.append(_write_one(folder, job, plan=plan, number=number, rows=part, tables=tables))
+                        if not _is_there(folder, plan, number):
+                            own.append(_write_one(folder, job, plan=plan, number=number, rows=part, ticker=ticker))
                     finally:
                         os.close(handle)
                 left.discard(n)
-                bar.advance(int(part.n_trained.sum()))
+                ticker.reach(part)
             if len(left) == before:
                 time.sleep(_POLL_S)  # the rest is in the hands of other processes; if one dies, its lock is free
     return own
 
 
-def _write_one(folder: Path, job: Job, *, plan: Plan, number: int, rows: RowSet, tables: Tables) -> Shard:
+def _write_one(folder: Path, job: Job, *, plan: Plan, number: int, rows: RowSet, ticker: "_Ticker") -> Shard:
     """One shard and, after it, its record: what has a record is whole."""
     codec: Codec = plugins.load(CODECS, job.asked.codec)
+    tables = read_tables(folder, plan.manifest)
     draws: list[list[bytes]] = [[] for _ in range(len(rows))]
     witness_bytes = nll_nats = 0.0
     for one in job.passes(rows):
@@ -159,6 +160,7 @@ def _write_one(folder: Path, job: Job, *, plan: Plan, number: int, rows: RowSet,
                 draws[place].append(data)
             witness_bytes += encoded.witness_bytes
         nll_nats -= float(encoded.next_logp_N.sum())
+        ticker.tick(len(one.positions), sum(map(len, encoded.rows)) * job.asked.draws)
     _require_finite(nll_nats, folder=folder, number=number)
     content = Rows(
         keys_R=rows.keys_R, counts_R=rows.n_trained, draws=draws, witness_bytes=witness_bytes, nll_nats=nll_nats
@@ -191,10 +193,42 @@ def _require_finite(nll_nats: float, *, folder: Path, number: int) -> None:
         )
 
 
+class _Ticker:
+    """Progress in positions: this process's own speed and bytes a token, and what the others have finished."""
+
+    def __init__(self, title: str, *, total: int) -> None:
+        self._bar = console.Progress(title, total=total)
+        self._reached = self._own = self._own_bytes = self._in_shard = 0
+        self._seconds, self._since_s = 0.0, time.perf_counter()
+
+    def __enter__(self) -> "_Ticker":
+        self._bar.__enter__()
+        return self
+
+    def __exit__(self, *reason: Any) -> None:  # what `with` hands on
+        self._bar.__exit__(*reason)
+
+    def tick(self, n_positions: int, n_bytes: int) -> None:
+        """A forward pass of this process is encoded."""
+        now_s = time.perf_counter()
+        self._seconds, self._since_s = self._seconds + now_s - self._since_s, now_s
+        self._own, self._own_bytes = self._own + n_positions, self._own_bytes + n_bytes
+        self._in_shard += n_positions
+        rate = self._own / self._seconds
+        text = f"{rate:,.0f} tok/s  {self._own_bytes / self._own:.2f} bytes/token"
+        self._bar.update(self._reached + self._in_shard, text)
+
+    def reach(self, rows: RowSet) -> None:
+        """A shard is there, whoever has written it."""
+        self._reached, self._in_shard = self._reached + int(rows.n_trained.sum()), 0
+        self._since_s = time.perf_counter()
+        self._bar.update(self._reached, self._bar.text)
+
+
 # --- the end ---
 def _finish(folder: Path, plan: Plan) -> None:
     """Write the manifest and clear away what only the work needed; harmless when another process has done it."""
-    if manifests.read_plan(folder) is None:
+    if _is_finished(folder, plan):
         return
     paths = [_record_path(folder, plan.first_shard + n) for n in range(plan.n_shards)]
     shards = tuple(Shard.model_validate(io.read_json(path)) for path in paths)
@@ -204,12 +238,24 @@ def _finish(folder: Path, plan: Plan) -> None:
 
 
 def _remove_plan(folder: Path, plan: Plan) -> None:
-    """The plan first: without it the records mean nothing."""
-    io.remove_file(folder / manifests.PLAN)
-    for path in sorted((folder / manifests.SHARDS).glob("*.json")):
-        io.remove_file(path)
+    """The plan goes last: while it is there, a killed call is followed by one that clears the rest away."""
+    for n in range(plan.n_shards):
+        io.remove_file(_record_path(folder, plan.first_shard + n))
     io.remove_leftovers(folder)
     io.remove_leftovers(folder / manifests.SHARDS)
+    io.remove_file(folder / manifests.PLAN)
+
+
+def _is_finished(folder: Path, plan: Plan) -> bool:
+    """Whether the manifest holds the plan's shards already."""
+    if not (folder / manifests.MANIFEST).is_file():
+        return False
+    return len(manifests.read_manifest(folder).shards) >= plan.first_shard + plan.n_shards
+
+
+def _is_there(folder: Path, plan: Plan, number: int) -> bool:
+    """Whether a shard is whole: it has its record, or the manifest has taken all records in."""
+    return _record_path(folder, number).is_file() or _is_finished(folder, plan)
 
 
 def _record_path(folder: Path, number: int) -> Path:

@@ -24,10 +24,11 @@ from tutelage.types import Head, LogitTargets
 
 KIND: Kind = "logits"
 DTYPES = {"float16": "<f2", "float32": "<f4", "float64": "<f8"}
+_LEAST_FLOAT16 = -65504.0
 
 
 def fit(sample: Sample, *, budget: Budget, temperature: float) -> Fitted:
-    """The widest dtype within the budget, float16 without one; nothing is measured."""
+    """The dtype that was chosen, float16 without one; there is nothing else to fit."""
     unknown = budget.fixed.keys() - {"dtype"}
     if unknown:
         raise ConfigError("CONFIG", f"cache: {', '.join(sorted(unknown))} unknown to codec dense; it knows dtype")
@@ -42,7 +43,21 @@ def fit(sample: Sample, *, budget: Budget, temperature: float) -> Fitted:
             f"cache.bytes_per_token: {budget.bytes_per_token:g}, and {name} log-probabilities of {n_vocabulary} tokens "
             f"are {n_bytes}; set cache.codec=threshold (unbiased at 16) or cache.codec=hidden",
         )
-    return Fitted(settings={"dtype": name}, tables={}, why=f"{name} log-probabilities: {n_bytes} bytes a token")
+    why = f"{name} log-probabilities: {n_bytes} bytes a token" + (_rounding(sample) if name == "float16" else "")
+    return Fitted(settings={"dtype": name}, tables={}, why=why)
+
+
+def rounding_bound(logp: Tensor) -> Tensor:
+    """By how much float16 rounds a log-probability at most, in nats; near 0 the absolute term is all there is."""
+    return 2.0**-11 * logp.abs() + 2.0**-25
+
+
+def _rounding(sample: Sample) -> str:
+    """What the rounding can cost on the sample: (max d - min d)**2 / 8 with |d| at most the least likely token's."""
+    chunks = distributions(sample.hidden_ND, head=sample.head, positions=sample.positions, temperature=1.0)
+    least = min((logp_CV[logp_CV > _LEAST_FLOAT16].min().item() for _, logp_CV in chunks), default=0.0)
+    bound_nats = (2 * rounding_bound(torch.tensor(least)).item()) ** 2 / 8
+    return f"; rounding costs at most {bound_nats:.1e} nats of KL"
 
 
 def encode(

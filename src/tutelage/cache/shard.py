@@ -19,9 +19,11 @@ import torch
 
 from tutelage import io, tensor_file
 from tutelage.cache.manifest import SHARDS, Shard, damaged
+from tutelage.errors import IntegrityError
 from tutelage.models.safety import read_safetensors_header
 
 Bytes = npt.NDArray[np.uint8]
+_TENSORS = {("keys", "U8"), ("counts", "I32"), ("lengths", "I32"), ("data", "U8")}
 
 
 def shard_name(number: int) -> str:
@@ -78,12 +80,15 @@ class ShardFile:
     @cached_property
     def _tensors(self) -> dict[str, npt.NDArray[np.generic]]:
         """Views of the file."""
+        try:
+            entries = read_safetensors_header(self._path)
+        except IntegrityError as error:
+            raise damaged(self._folder, f"the header of {self.record.name} is not what was written") from error
+        if {(entry.name, entry.dtype) for entry in entries} != _TENSORS:
+            raise damaged(self._folder, f"the header of {self.record.name} is not what was written")
         kinds = {"U8": np.uint8, "I32": np.int32}
         mapped = np.memmap(self._path, dtype=np.uint8, mode="r")
-        return {
-            entry.name: mapped[entry.start : entry.end].view(kinds[entry.dtype]).reshape(entry.shape)
-            for entry in read_safetensors_header(self._path)
-        }
+        return {e.name: mapped[e.start : e.end].view(kinds[e.dtype]).reshape(e.shape) for e in entries}
 
     @cached_property
     def keys(self) -> Bytes:

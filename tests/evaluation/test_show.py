@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tests import tiny
-from tutelage.evaluation import score, visible
+from tutelage import visible
+from tutelage.evaluation import score
 from tutelage.evaluation.show import Candidate, ModelView, Prompt, PromptView, Shown, render, show_models
 
 HOSTILE = "\x1b[31mred\x07\u202egnp.exe\u2066\u200b[bold]\u2028\ud800\x00\u009b31m\ue000"

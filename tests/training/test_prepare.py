@@ -8,8 +8,8 @@ from transformers import OPTConfig, OPTForCausalLM
 from tests import tiny
 from tests.models.tiny_models import tokenizer
 from tutelage.errors import ConfigError
+from tutelage.models.fingerprint import weights_fingerprint
 from tutelage.recipe import load_recipe
-from tutelage.teachers.live import weights_fingerprint
 from tutelage.training.prepare import InMemory, Prepared, prepare
 
 TEXTS = [f"{i} ab cd abcd efgh {i * i} ijkl mnop" for i in range(40)]

@@ -12,8 +12,9 @@ from tutelage.errors import IntegrityError, NumericError
 from tutelage.losses.schedules import Schedule, constant
 from tutelage.losses.terms import Term
 from tutelage.models.cast import cast
+from tutelage.models.fingerprint import weights_fingerprint
 from tutelage.models.head import head_of, trunk, verify_head
-from tutelage.teachers.live import LiveTeacher, weights_fingerprint
+from tutelage.teachers.live import LiveTeacher
 from tutelage.training.optim import OptimizerSettings
 from tutelage.training.precision import ComputePath
 from tutelage.training.trainer import Trainer

@@ -41,8 +41,15 @@ def fitted_manifest(folder: Path, job: Job, *, rows: RowSet) -> Manifest:
         settings=dict(fitted.settings),
         why=fitted.why,
         files=files,
+        start=start_files(folder),
         made_with={name: metadata.version(name) for name in _LIBRARIES},
     )
+
+
+def start_files(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a student's start; {} where there is none (the held-out rows' cache)."""
+    start = folder / manifests.START
+    return {path.name: io.sha256_file(path) for path in sorted(start.glob("*"))} if start.is_dir() else {}
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> str:

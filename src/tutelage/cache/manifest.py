@@ -32,7 +32,7 @@ class TeacherRecord(_Part):
     """The model that was asked, with everything about it that can change a logit."""
 
     name: str  # as the recipe calls it
-    saved_weights: str  # SHA-256 in the dtype it was saved in, see teachers.live.weights_fingerprint
+    saved_weights: str  # SHA-256 in the dtype it was saved in, see models/fingerprint.py
     weights: str  # SHA-256 as it ran
     dtype: str  # as it ran
     attention: str
@@ -78,6 +78,7 @@ class Manifest(_Part):
     settings: dict[str, Any]  # JSON: the codec's own, chosen on a sample
     why: str  # how they were chosen, for people
     files: dict[str, str]  # sha256 of what stands beside the shards
+    start: dict[str, str] = {}  # sha256 of the files of START
     made_with: dict[str, str]  # versions, for the record; they decide nothing
     stores: tuple[str, ...] = ()  # where the tokens of the rows lay on the machine that labelled them
     shards: tuple[Shard, ...] = ()

@@ -15,7 +15,7 @@ from rich.text import Text
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from tutelage.evaluation import visible
+from tutelage import visible
 from tutelage.models.head import head_of, trunk
 from tutelage.types import TokenView
 

@@ -15,8 +15,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from tutelage import __version__, io
-from tutelage.evaluation import visible
+from tutelage import __version__, io, visible
 from tutelage.evaluation.show import Shown
 from tutelage.evaluation.transfer import HELD_OUT, Transfer
 from tutelage.reports import headline

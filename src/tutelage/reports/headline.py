@@ -5,7 +5,7 @@ The roles are the run's names: `student`, `control` (same start, same tokens, no
 
 import math
 
-from tutelage.evaluation import visible
+from tutelage import visible
 from tutelage.evaluation.stats import Difference, quantile_95
 from tutelage.evaluation.transfer import HELD_OUT, OUT_OF_DOMAIN, SetResult, Transfer
 

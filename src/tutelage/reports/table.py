@@ -11,8 +11,7 @@ from rich.console import Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from tutelage import plugins
-from tutelage.evaluation import visible
+from tutelage import plugins, visible
 from tutelage.evaluation.transfer import HELD_OUT, METRICS, OUT_OF_DOMAIN, Cost, SetResult, Transfer
 from tutelage.reports import headline
 from tutelage.reports.numbers import count, decimals, estimate, seconds, size

@@ -3,12 +3,11 @@
 Shape legend: N trained positions, D hidden size.
 """
 
-import hashlib
-
 import torch
 from torch import nn
 
 from tutelage.errors import IntegrityError
+from tutelage.models.fingerprint import weights_fingerprint
 from tutelage.models.head import head_of, trained_hidden
 from tutelage.types import Batch, DenseTargets
 
@@ -37,14 +36,3 @@ class LiveTeacher:
             raise IntegrityError(
                 "TEACHER_CHANGED", f"teacher {what} at step {step}; something else trains it: hand over a copy"
             )
-
-
-@torch.no_grad()
-def weights_fingerprint(model: nn.Module) -> str:
-    """SHA-256 over names and bytes of all parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        flat = tensor.detach().to("cpu").contiguous().view(-1)
-        digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
-    return digest.hexdigest()

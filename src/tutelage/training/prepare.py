@@ -14,10 +14,11 @@ from tutelage.data.loader import EvaluationBatch, Loader
 from tutelage.errors import ConfigError
 from tutelage.models import load, student, vocabulary
 from tutelage.models.cast import cast
+from tutelage.models.fingerprint import weights_fingerprint
 from tutelage.recipe import Recipe
 from tutelage.recipe import Student as StudentSection
 from tutelage.teachers.cached import CachedTeacher
-from tutelage.teachers.live import LiveTeacher, weights_fingerprint
+from tutelage.teachers.live import LiveTeacher
 from tutelage.training import teachers
 from tutelage.training.corpus import Corpus, Examples
 from tutelage.training.importance import LayerChoice, choose_layers

@@ -17,10 +17,11 @@ from tutelage.losses.stored import refuse_unservable
 from tutelage.losses.terms import Term
 from tutelage.models import load
 from tutelage.models.cast import cast
+from tutelage.models.fingerprint import weights_fingerprint
 from tutelage.models.head import refuse_padding_mass, refuse_too_long, verify_head, verify_packing
 from tutelage.recipe import Recipe
 from tutelage.teachers.cached import CachedTeacher
-from tutelage.teachers.live import LiveTeacher, weights_fingerprint
+from tutelage.teachers.live import LiveTeacher
 from tutelage.training.corpus import Corpus
 from tutelage.training.precision import ComputePath
 from tutelage.types import CausalLM

@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from tutelage.errors import ConfigError
+from tutelage.models.fingerprint import weights_fingerprint
 from tutelage.recipe import Recipe, load_recipe
-from tutelage.teachers.live import weights_fingerprint
 from tutelage.training.prepare import InMemory
 
 

@@ -15,9 +15,10 @@ from tutelage.cache.rows import RowSet
 from tutelage.cache.writer import Written, write
 from tutelage.errors import ConfigError
 from tutelage.models import vocabulary
+from tutelage.models.fingerprint import weights_fingerprint
 from tutelage.models.save import save_start
 from tutelage.recipe import Recipe
-from tutelage.teachers.live import LiveTeacher, weights_fingerprint
+from tutelage.teachers.live import LiveTeacher
 from tutelage.training import teachers
 from tutelage.training.corpus import Corpus
 from tutelage.training.precision import ComputePath, choose_compute_path

@@ -20,10 +20,9 @@ def draw(*shape: int, seed: int, dtype: torch.dtype = F64) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64).to(dtype)
 
 
-def student(*, soft_cap: float | None = None, pad: int = 3) -> Head:
-    return Head(
-        weight_VD=draw(V + pad, D, seed=1), bias_V=draw(V + pad, seed=2), n_vocabulary=V, scale=0.7, soft_cap=soft_cap
-    )
+def student(*, soft_cap: float | None = None, pad: int = 3, dtype: torch.dtype = F64) -> Head:
+    weight_VD, bias_V = draw(V + pad, D, seed=1, dtype=dtype), draw(V + pad, seed=2, dtype=dtype)
+    return Head(weight_VD=weight_VD, bias_V=bias_V, n_vocabulary=V, scale=0.7, soft_cap=soft_cap)
 
 
 def teacher(n: int = N) -> DenseTargets:
@@ -77,11 +76,17 @@ def soft(name: str = "forward_kl", *, temperature: float = 1.0, weight: float = 
 
 
 def run(
-    targets: Targets | None, terms: Sequence[Term], *, head: Head | None = None, n: int = N, **options: object
+    targets: Targets | None,
+    terms: Sequence[Term],
+    *,
+    head: Head | None = None,
+    n: int = N,
+    dtype: torch.dtype = F64,
+    **options: object,
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
     """Sums, and [total, gradient of the hidden states, of the head's weight, of its bias]."""
-    head = head or student()
-    hidden_ND = draw(n, D, seed=7).requires_grad_()
+    head = head or student(dtype=dtype)
+    hidden_ND = draw(n, D, seed=7, dtype=dtype).requires_grad_()
     assert head.bias_V is not None
     head = replace(head, weight_VD=head.weight_VD.clone().requires_grad_(), bias_V=head.bias_V.clone().requires_grad_())
     temperature = {t.name: t.temperature.start for t in terms}

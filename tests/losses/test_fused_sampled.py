@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.losses.stored_targets import random_entries, sampled
+from tests.losses.stored_targets import random_entries, run, sampled, soft
 from tests.losses.test_fused import N_COLUMNS, N_ROWS, TOLERANCE, products, relative_error, way
+from tutelage.losses import fused
 from tutelage.losses.fused import FusedResult, HardTerm
 from tutelage.losses.fused_sampled import chunk_loss_and_gradient
+from tutelage.losses.terms import Term
 from tutelage.types import SampledTargets
 
 __all__ = ["way"]  # the fixture: every test runs on both ways
@@ -18,7 +20,9 @@ SCALES = {"soft_scale": 0.7, "student_head_scale": 0.9}
 
 
 def sample(*, temperature: float = 1.0) -> SampledTargets:
+    """Ragged; one token is in all positions but one."""
     entries = random_entries(N_ROWS, n_columns=N_COLUMNS, most=12)
+    entries = [{i: w / 2 for i, w in entry.items()} | {2050: 0.5} if n else entry for n, entry in enumerate(entries)]
     made = sampled(entries, temperature=temperature)
     return replace(made, weights_M=made.weights_M.float())
 
@@ -36,14 +40,16 @@ def reference(student_NV: Tensor, targets: SampledTargets, hard: list[HardTerm])
     product_NV = student_NV.double().requires_grad_()
     logits_NV = product_NV * SCALES["student_head_scale"]
     logp_NV = torch.log_softmax(logits_NV / targets.temperature, -1)
-    soft = logits_NV.new_zeros(())
+    total_soft = logits_NV.new_zeros(())
     for n in range(N_ROWS):
         for m in range(int(targets.offsets[n]), int(targets.offsets[n + 1])):
-            soft = soft - targets.weights_M[m].double() * logp_NV[n, targets.ids_M[m]]
+            total_soft = total_soft - targets.weights_M[m].double() * logp_NV[n, targets.ids_M[m]]
     crosses = [torch.nn.functional.cross_entropy(logits_NV, term.ids_N, reduction="sum") for term in hard]
-    total = SCALES["soft_scale"] * soft + sum(term.scale * value for term, value in zip(hard, crosses, strict=True))
+    total = SCALES["soft_scale"] * total_soft + sum(
+        term.scale * value for term, value in zip(hard, crosses, strict=True)
+    )
     (gradient_NV,) = torch.autograd.grad(total, product_NV)
-    return soft.item(), [value.item() for value in crosses], gradient_NV
+    return total_soft.item(), [value.item() for value in crosses], gradient_NV
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
@@ -53,9 +59,9 @@ def test_losses_and_gradient_are_those_of_the_definition(n_hard: int, temperatur
     student_NV, targets = products(dtype)[0], sample(temperature=temperature)
     hard = hard_terms(targets, n_hard)
     found = chunk_loss_and_gradient(student_NV, targets, hard=hard, **SCALES)
-    soft, crosses, gradient_NV = reference(student_NV, targets, hard)
+    soft_sum, crosses, gradient_NV = reference(student_NV, targets, hard)
     tolerance = 1e-12 if dtype == torch.float64 else 1e-6
-    assert found.soft_sum.item() == pytest.approx(soft, rel=tolerance)
+    assert found.soft_sum.item() == pytest.approx(soft_sum, rel=tolerance)
     assert found.hard_sums_H.tolist() == pytest.approx(crosses, rel=tolerance)
     assert found.gradient_NV is not None
     assert found.gradient_NV.dtype == dtype
@@ -64,6 +70,26 @@ def test_losses_and_gradient_are_those_of_the_definition(n_hard: int, temperatur
         assert (error_NV <= 2**-8 * gradient_NV.abs() + 1e-7).all()
     else:
         assert relative_error(found.gradient_NV, gradient_NV) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("chunk_positions", [1, 5, 100])
+def test_chunks_of_the_compiled_loop_see_their_own_entries(chunk_positions: int) -> None:
+    targets, terms = sampled(random_entries(), temperature=2.0), [soft(temperature=2.0), Term(kind="ground_truth")]
+    _, expected = run(targets, terms)
+    _, found = run(targets, terms, dtype=torch.float32, chunk_positions=chunk_positions)
+    for a, b in zip(found, expected, strict=True):
+        assert relative_error(a, b) < 1e-6
+
+
+def test_blocks_of_the_plain_way_see_their_own_entries(monkeypatch: pytest.MonkeyPatch) -> None:
+    student_NV, targets = products(torch.float64)[0], sample()
+    whole = chunk_loss_and_gradient(student_NV, targets, hard=hard_terms(targets, 1))
+    monkeypatch.setattr(fused, "BLOCK_ELEMENTS", 2 * N_COLUMNS)
+    blocks = chunk_loss_and_gradient(student_NV, targets, hard=hard_terms(targets, 1))
+    assert whole.gradient_NV is not None
+    assert blocks.gradient_NV is not None
+    assert relative_error(blocks.gradient_NV, whole.gradient_NV) < 1e-15
+    assert blocks.soft_sum.item() == pytest.approx(whole.soft_sum.item(), rel=1e-15)
 
 
 def test_an_id_named_twice_in_a_position_counts_with_both_weights() -> None:
@@ -88,7 +114,7 @@ def test_the_student_product_may_be_overwritten_and_threads_change_no_bit() -> N
     student_NV, targets = products(torch.bfloat16)[0], sample()
     hard = hard_terms(targets, 1)
 
-    def run(n_threads: int) -> FusedResult:
+    def with_threads(n_threads: int) -> FusedResult:
         previous = torch.get_num_threads()
         torch.set_num_threads(n_threads)
         try:
@@ -96,7 +122,7 @@ def test_the_student_product_may_be_overwritten_and_threads_change_no_bit() -> N
         finally:
             torch.set_num_threads(previous)
 
-    one, three = run(1), run(3)
+    one, three = with_threads(1), with_threads(3)
     inside = chunk_loss_and_gradient(student_NV, targets, hard=hard, out_NV=student_NV)
     assert inside.gradient_NV is student_NV
     assert one.gradient_NV is not None

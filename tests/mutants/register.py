@@ -4,10 +4,13 @@ Ids are stable: never renumber, only append.  Those that are missing here belong
 To add one: the exact line (without its indentation), what it becomes, and the narrowest test that is there for it.
 """
 
+from tests.mutants.cache_codecs import CODECS
 from tests.mutants.data_and_files import DATA, EVALUATION, FILES
 from tests.mutants.losses import DIVERGENCES, FUSED
 from tests.mutants.mutant import Mutant
+from tests.mutants.stored_targets import COMPILED_SAMPLED, STORED_TARGETS
 from tests.mutants.training import LOOP, STEP
 from tests.mutants.verbs import RUNS
 
-MUTANTS: tuple[Mutant, ...] = (*DIVERGENCES, *FUSED, *STEP, *LOOP, *DATA, *FILES, *EVALUATION, *RUNS)
+STORED = (*STORED_TARGETS, *COMPILED_SAMPLED)
+MUTANTS: tuple[Mutant, ...] = (*DIVERGENCES, *FUSED, *STORED, *STEP, *LOOP, *DATA, *FILES, *CODECS, *EVALUATION, *RUNS)

@@ -149,3 +149,15 @@ def test_the_dtype_is_chosen_outright():
     budget = Budget(fixed={"dtype": "float64"})
     fitted = synthetic.fitted(dense, hidden_ND=hidden_ND, teacher=synthetic.head(), rows=rows, budget=budget)
     assert isinstance(fitted, Fitted) and fitted.settings == {"dtype": "float64"}
+
+
+def test_a_rows_bytes_do_not_depend_on_its_neighbours():
+    """At a size where a matrix product of one row and one of many round differently."""
+    teacher = synthetic.head(vocabulary=3000, hidden=96)
+    counts = (1, 37, 5, 80)
+    rows, hidden_ND = synthetic.positions(counts, vocabulary=3000), synthetic.states(sum(counts), hidden=96) / 6
+    _, _, whole, _ = stored("float32", teacher=teacher, hidden_ND=hidden_ND, rows=rows)
+    for row in range(len(counts)):
+        place, alone = synthetic.part(rows, row)
+        _, _, one, _ = stored("float32", teacher=teacher, hidden_ND=hidden_ND[place], rows=alone)
+        assert one.rows == whole.rows[row : row + 1]

@@ -237,11 +237,11 @@ def decode(
 def _normalised(ids_NK: Tensor, logp_NK: Tensor, tail_N: Tensor | None, *, temperature: float) -> TopKTargets:
     """Stored numbers as targets whose probabilities sum to 1: rounding to float16 moves the sum by up to 5e-4."""
     if tail_N is None:
-        kept_NK = torch.log_softmax(logp_NK.float(), dim=-1)
-        nothing_N = torch.full((len(ids_NK),), -math.inf)
-        return TopKTargets(ids_NK=ids_NK, logp_NK=kept_NK, tail_logp_N=nothing_N, temperature=temperature)
-    all_NS = torch.log_softmax(torch.cat([logp_NK, tail_N[:, None]], -1).float(), dim=-1)
-    return TopKTargets(ids_NK=ids_NK, logp_NK=all_NS[:, :-1], tail_logp_N=all_NS[:, -1], temperature=temperature)
+        kept_NK, tail_N = torch.log_softmax(logp_NK.float(), dim=-1), torch.full((len(ids_NK),), -math.inf)
+    else:
+        all_NS = torch.log_softmax(torch.cat([logp_NK, tail_N[:, None]], -1).float(), dim=-1)
+        kept_NK, tail_N = all_NS[:, :-1], all_NS[:, -1]
+    return TopKTargets(ids_NK=ids_NK, logp_NK=kept_NK, tail_logp_N=tail_N, temperature=temperature)
 
 
 def _refuse_wrong(

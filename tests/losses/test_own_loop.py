@@ -69,10 +69,11 @@ def test_a_share_outside_of_0_to_1_is_refused_with_the_divergence_to_use(name, s
 def test_the_code_of_the_page_about_losses_runs():
     page = (Path(__file__).parents[2] / "docs" / "losses.md").read_text(encoding="utf-8")
     blocks = page.split("```python\n")[1:]
-    assert len(blocks) == 2
+    assert len(blocks) == 3
+    found: dict[str, object] = {}
     for block in blocks:
-        found: dict[str, object] = {}
         exec(block.split("```")[0], found)
-    mean_kl = found["mean_kl"]
-    assert isinstance(mean_kl, float)
-    assert 0 < mean_kl < 5
+    for name in ("mean_kl", "soft_nats"):
+        value = found[name]
+        assert isinstance(value, float)
+        assert 0 < value < (5 if name == "mean_kl" else 100)

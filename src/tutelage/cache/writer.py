@@ -138,6 +138,7 @@ def _write_shards(folder: Path, job: Job, *, plan: Plan) -> list[Shard]:
                     try:
                         if not _is_there(folder, plan, number):
                             own.append(_write_one(folder, job, plan=plan, number=number, rows=part, ticker=ticker))
+                            _require_room(folder, own[-1], rows=rows)
                     finally:
                         os.close(handle)
                 left.discard(n)
@@ -145,6 +146,13 @@ def _write_shards(folder: Path, job: Job, *, plan: Plan) -> list[Shard]:
             if len(left) == before:
                 time.sleep(_POLL_S)  # the rest is in the hands of other processes; if one dies, its lock is free
     return own
+
+
+def _require_room(folder: Path, last: Shard, *, rows: RowSet) -> None:
+    """ResourceError[DISK_FULL] before the disk is full: what is missing will take as much a token as the last shard."""
+    n_done = sum(path.stat().st_size for path in (folder / manifests.SHARDS).glob("*.safetensors"))
+    n_bytes = last.file_bytes * int(rows.n_trained.sum()) // max(1, last.n_positions)
+    io.require_free_space(folder, max(0, n_bytes - n_done))
 
 
 def _write_one(folder: Path, job: Job, *, plan: Plan, number: int, rows: RowSet, ticker: "_Ticker") -> Shard:

@@ -189,6 +189,8 @@ def _chunk_numbers(logp_CV: Tensor, next_ids_C: Tensor, *, reference: _Reference
 def _kl(reference: _Reference, logp_CV: Tensor) -> Tensor:
     """KL(teacher || model) a position, shape [C], in nats: exactly 0 for equal distributions."""
     probability_CV = reference.probability_CV.to(logp_CV.device)
+    wide = torch.promote_types(probability_CV.dtype, logp_CV.dtype)  # a stored teacher may be float32, a student wider
+    probability_CV, logp_CV = probability_CV.to(wide), logp_CV.to(wide)
     return reference.negative_entropy_C.to(logp_CV.device) - _dot(probability_CV, logp_CV)
 
 

@@ -123,6 +123,16 @@ def load_tokenizer(source: str, revision: str | None = None, *, code_revision: s
         )
 
 
+def load_start(folder: Path) -> tuple[Any, Any]:
+    """(tokenizer, config) of a folder that holds these alone, as `save.save_start` writes it; audited like a model."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    refuse_unsafe(folder, weights=False)
+    with _load_errors(str(folder)), quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return tokenizer, AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
 def load_model(
     source: str,
     *,

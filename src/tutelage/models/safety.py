@@ -48,17 +48,18 @@ class TensorEntry:
     end: int
 
 
-def refuse_unsafe(folder: Path, *, code_revision: str | None = None) -> None:
+def refuse_unsafe(folder: Path, *, code_revision: str | None = None, weights: bool = True) -> None:
     """IntegrityError for the first thing in `folder` that makes it unsafe or unreadable.
 
     `code_revision` is the exact commit whose code the user has allowed to run: the only way past REMOTE_CODE.
+    Without `weights` the folder is one of a tokenizer and a config alone.
     """
-    for finding in audit(folder, code_revision=code_revision):
+    for finding in audit(folder, code_revision=code_revision, weights=weights):
         if finding.level == "error":
             raise IntegrityError(finding.code, finding.message)
 
 
-def audit(folder: Path, *, code_revision: str | None = None) -> list[Finding]:
+def audit(folder: Path, *, code_revision: str | None = None, weights: bool = True) -> list[Finding]:
     """Every finding about the files of `folder`, the worst kind first."""
     if not folder.is_dir():
         return [_error("MODEL_LOAD", f"{folder} is not a folder; name a model folder, a hub id or a .gguf file")]
@@ -66,7 +67,7 @@ def audit(folder: Path, *, code_revision: str | None = None) -> list[Finding]:
         *_links(folder),
         *_json_files(folder, code_revision=code_revision),
         *_indexes(folder),
-        *_weights(folder),
+        *(_weights(folder) if weights else ()),
         *_code(folder, code_revision=code_revision),
     ]
     return sorted(findings, key=lambda finding: ("error", "warning", "note").index(finding.level))

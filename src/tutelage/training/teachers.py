@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
 from tutelage import console
 from tutelage.cache.manifest import START
@@ -32,7 +32,7 @@ def tokenizer_of(recipe: Recipe) -> Any:
     teacher = recipe.teacher
     if teacher is not None and teacher.model is None and teacher.cache is not None:
         TeacherCache(teacher.cache)  # refuses a folder that holds none, or a damaged one
-        return load.load_tokenizer(str(Path(teacher.cache) / START))
+        return load.load_start(Path(teacher.cache) / START)[0]
     section = teacher if teacher is not None else recipe.student
     if section.model is None:
         raise ConfigError("CONFIG", "a model in memory needs its tokenizer: tutelage.train(…, tokenizer=tokenizer)")
@@ -66,7 +66,8 @@ def config_of(recipe: Recipe, model: nn.Module | None) -> PretrainedConfig | Non
         return config
     if recipe.teacher is None or recipe.teacher.cache is None:
         return None
-    return AutoConfig.from_pretrained(Path(recipe.teacher.cache) / START, trust_remote_code=False)
+    found: PretrainedConfig = load.load_start(Path(recipe.teacher.cache) / START)[1]
+    return found
 
 
 def live(

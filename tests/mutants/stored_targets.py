@@ -4,6 +4,7 @@ from tests.mutants.mutant import Mutant
 
 STORED = "tests/losses/test_stored_targets.py::"
 SAMPLED = "tests/losses/test_fused_sampled.py::"
+TOP_K = "tests/losses/test_fused_top_k.py::"
 REFUSALS = "tests/losses/test_refusals.py::"
 CLOSED = "test_a_sample_gives_the_soft_cross_entropy_and_its_closed_gradient"
 DEFINED = "test_losses_and_gradient_are_those_of_the_definition"
@@ -118,16 +119,32 @@ COMPILED_SAMPLED = (
         what="compiled loop of a sample: the weights of a row stay for the next",
         file="losses/_fused_sampled_cpu.py",
         after="write_row(gradient_NV[i]",
-        old="e[_TAKEN, ids[j]] = 0",
-        new="e[_TAKEN, ids[j]] += 0",
+        old="e[TAKEN, ids[j]] = 0",
+        new="e[TAKEN, ids[j]] += 0",
         oracles=(SAMPLED + DEFINED + "[compiled-0-1.0-torch.float32]",),
     ),
     Mutant(
         id="M212",
         what="compiled loop of a sample: weights subtracted twice",
         file="losses/_fused_sampled_cpu.py",
-        old="out[token] = narrow(value - e[_TAKEN, token], out[token])",
-        new="out[token] = narrow(value - e[_TAKEN, token] - e[_TAKEN, token], out[token])",
+        old="out[token] = narrow(value - e[TAKEN, token], out[token])",
+        new="out[token] = narrow(value - e[TAKEN, token] - e[TAKEN, token], out[token])",
         oracles=(SAMPLED + DEFINED + "[compiled-0-1.0-torch.float32]",),
+    ),
+    Mutant(
+        id="M213",
+        what="compiled loop of a top k: the tail as 1 less the kept ones",
+        file="losses/_fused_top_k_cpu.py",
+        old="return np.log(total) - np.log(state[3])",
+        new="return np.log(np.float64(1) - kept.sum() / state[3] + 0 * total)",
+        oracles=(TOP_K + "test_the_tail_of_a_sure_student_is_summed_and_not_taken_from_one",),
+    ),
+    Mutant(
+        id="M214",
+        what="compiled loop of a top k: the tail's gradient dropped",
+        file="losses/_fused_top_k_cpu.py",
+        old="mass, ratio = mass + np.exp(logp), np.exp(log_ratio)",
+        new="mass, ratio = mass + np.exp(logp), 0.0",
+        oracles=(TOP_K + DEFINED + "[2-0-1.0-torch.float32]",),
     ),
 )

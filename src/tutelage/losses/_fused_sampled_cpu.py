@@ -2,7 +2,8 @@
 
 The pass over a row and its arithmetic are those of `_fused_cpu.py`; what differs is the gradient: probabilities times
 one number, and at the few tokens of the sample and of the hard terms that number less their weight, taken again from
-the exponentials so that it is rounded once.
+the exponentials so that it is rounded once.  (numba's cache follows one file: after a change in a file that this one
+compiles from, remove `__pycache__`.)
 """
 
 from typing import Any  # numba is untyped: its decorators and array types are Any to the checker
@@ -12,7 +13,7 @@ from numba import njit
 
 from tutelage.losses._fused_cpu import BLOCK, _inner, narrow, norms, read_row, wide_vectors, widen, write_hard
 
-_TAKEN = 1  # the scratch row that `_fused_cpu` gives to the teacher: zeros here, but at the row's few tokens
+TAKEN = 1  # the scratch row that `_fused_cpu` gives to the teacher: zeros here, but at the row's few tokens
 
 
 def _write_both(out: Any, q: Any, h: Any, over_q: Any, over_h: Any, soft: Any, hard: Any) -> None:
@@ -40,13 +41,13 @@ write_row = _inner()(_write_row)
 
 
 def _subtract(out: Any, ids: Any, two: Any, e: Any, peaks: Any, state: Any, soft: Any, hard: Any) -> None:
-    """The gradient at some tokens, less what `e[_TAKEN]` holds for them; the same when a token is named twice."""
+    """The gradient at some tokens, less what `e[TAKEN]` holds for them; the same when a token is named twice."""
     for i in range(ids.shape[0]):
         token = ids[i]
         over_q, _, over_h = norms(peaks, state, token // BLOCK)
         q = e[0, token] * over_q
         value = q * soft + e[2, token] * over_h * hard if two else q * (soft + hard)
-        out[token] = narrow(value - e[_TAKEN, token], out[token])
+        out[token] = narrow(value - e[TAKEN, token], out[token])
 
 
 subtract = _inner()(_subtract)
@@ -73,7 +74,7 @@ def _rows(
     """
     n_columns, n_hard = student_NV.shape[1], ids_HN.shape[0]
     e = np.empty((3, n_columns), np.float32)
-    e[_TAKEN] = 0
+    e[TAKEN] = 0
     peaks = np.zeros((3, (n_columns + BLOCK - 1) // BLOCK))
     state = np.ones(7)
     two = n_hard > 0 and factors[0] != factors[2]  # the hard terms need the student at T = 1 as well
@@ -96,16 +97,16 @@ def _rows(
         if with_gradient:
             soft_mass = np.float32(soft * mass)
             for j in range(ids.shape[0]):
-                e[_TAKEN, ids[j]] += weights[j] * soft
+                e[TAKEN, ids[j]] += weights[j] * soft
             for h in range(n_hard):
-                e[_TAKEN, hard_ids[h]] += one_hot_H[h]
+                e[TAKEN, hard_ids[h]] += one_hot_H[h]
             write_row(gradient_NV[i], two, e, peaks, state, soft_mass, hard)
             subtract(gradient_NV[i], ids, two, e, peaks, state, soft_mass, hard)
             subtract(gradient_NV[i], hard_ids, two, e, peaks, state, soft_mass, hard)
             for j in range(ids.shape[0]):
-                e[_TAKEN, ids[j]] = 0
+                e[TAKEN, ids[j]] = 0
             for h in range(n_hard):
-                e[_TAKEN, hard_ids[h]] = 0
+                e[TAKEN, hard_ids[h]] = 0
 
 
 rows = njit(nogil=True, cache=True, error_model="numpy")(_rows)

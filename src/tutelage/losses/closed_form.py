@@ -1,31 +1,37 @@
-"""Which blends of terms have a closed form, and a chunk of such a blend: `fused.py` or `fused_sampled.py`.
+"""Which blends of terms have a closed form, and a chunk of such a blend, by the kind of its targets.
 
 Shape legend: N positions of the chunk, V vocabulary.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from tutelage.losses import fused, fused_sampled
+from tutelage.losses import fused, fused_sampled, fused_top_k
 from tutelage.losses.fused import FusedResult, HardTerm
 from tutelage.losses.targets import Stored
 from tutelage.losses.terms import ChunkResult, Scale, Term
 from tutelage.types import Head, SampledTargets, Targets, TopKTargets
 
+_SPARSE: dict[type, Callable[..., FusedResult]] = {
+    SampledTargets: fused_sampled.chunk_loss_and_gradient,
+    TopKTargets: fused_top_k.chunk_loss_and_gradient,
+}
 _NO_PROBABILITY = -1e5  # a logit whose exponential is 0 at any temperature, but 0 times it is no NaN
 
 
 def serves(terms: Sequence[Term], *, heads: Sequence[Head | None], targets: Targets | None = None) -> bool:
     """Whether these terms, heads and targets have a closed form here.
 
-    At most one forward KL (none on a merged tail), any cross-entropies, no soft-cap.
+    At most one forward KL (on a merged tail only where it is compiled), any cross-entropies, no soft-cap.
     """
     divergences = [term.divergence for term in terms if term.kind == "divergence"]
     plain_heads = all(head is None or (head.soft_cap is None and head.scale > 0) for head in heads)
-    served: tuple[list[str], ...] = ([],) if isinstance(targets, TopKTargets) else ([], ["forward_kl"])
-    return divergences in served and plain_heads
+    if divergences and isinstance(targets, TopKTargets):
+        student = heads[0]  # whose product has the dtype and the device of its weight
+        plain_heads = plain_heads and student is not None and fused.is_compiled(student.weight_VD)
+    return divergences in ([], ["forward_kl"]) and plain_heads
 
 
 def fused_chunk(
@@ -54,8 +60,8 @@ def fused_chunk(
     ]
     out_NV = student_product_NV if gradient else None
     result: FusedResult
-    if soft is not None and isinstance(stored, SampledTargets):
-        result = fused_sampled.chunk_loss_and_gradient(
+    if soft is not None and stored is not None:
+        result = _SPARSE[type(stored)](
             student_product_NV,
             stored,
             hard=hard,

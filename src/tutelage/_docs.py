@@ -1,6 +1,6 @@
 """Pages that are made from the code: `python -m tutelage._docs` writes them, `--check` fails when one is stale.
 
-docs/recipe.md   every field of a recipe, from recipe/sections.py      docs/cli.md     the verbs, from cli.py
+docs/recipe.md   every field of a recipe, from recipe/sections.py      docs/cli.md     the verbs, from cli/
 docs/errors.md   every code, from errors.py and where it is raised     recipe.schema.json   for editors, in the package
 """
 
@@ -184,13 +184,22 @@ def cli_page() -> str:
 
     group = typer.main.get_command(app)
     parts = [f"# The command line\n\n{_NOTE}\n\n{_help(group.help)}\n\n{_one_line(group.epilog)}\n"]
-    for name, command in getattr(group, "commands", {}).items():
+    for name, command in _commands(group, ""):
         rows = [("flag", "meaning", "default")]
         for parameter in command.params:
             rows.append((_flags(parameter), parameter.help or "", _parameter_default(parameter)))
         rows.append(("`-h`, `--help`", "Show the help of the verb.", "–"))
-        parts.append(f"## tutelage {name}\n\n{_help(command.help)}\n\n{_table(*rows)}\n")
+        parts.append(f"## tutelage{name}\n\n{_help(command.help)}\n\n{_table(*rows)}\n")
     return "\n".join(parts)
+
+
+def _commands(group: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Every verb, those of a group under its name."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{prefix} {name}")
+        else:
+            yield f"{prefix} {name}", command
 
 
 def _help(text: str | None) -> str:

@@ -99,6 +99,18 @@ def test_a_resumed_loader_gives_the_exact_ordered_suffix_from_every_step():
     assert not same(loader_of(store, seed=1).step(0), steps[0])
 
 
+def test_a_batch_says_how_many_epochs_have_seen_each_row_before():
+    loader = loader_of(random_store())
+    seen: Counter[str] = Counter()
+    for n in range(12):
+        for batch in loader.step(n):
+            assert len(batch.row_visits) == len(batch.row_keys)
+            for key, visits in zip(batch.row_keys, batch.row_visits, strict=True):
+                assert visits == seen[key]
+                seen[key] += 1
+    assert max(seen.values()) > 2
+
+
 @settings(max_examples=30)
 @given(st.integers(1, 7), st.integers(0, 6))
 def test_the_windows_of_a_step_do_not_depend_on_the_micro_batch(micro_batch, step):

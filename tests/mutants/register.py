@@ -4,6 +4,7 @@ Ids are stable: never renumber, only append.  Those that are missing here belong
 To add one: the exact line (without its indentation), what it becomes, and the narrowest test that is there for it.
 """
 
+from tests.mutants.cache import CACHE
 from tests.mutants.cache_codecs import CODECS
 from tests.mutants.data_and_files import DATA, EVALUATION, FILES
 from tests.mutants.losses import DIVERGENCES, FUSED
@@ -13,4 +14,16 @@ from tests.mutants.training import LOOP, STEP
 from tests.mutants.verbs import RUNS
 
 STORED = (*STORED_TARGETS, *COMPILED_SAMPLED)
-MUTANTS: tuple[Mutant, ...] = (*DIVERGENCES, *FUSED, *STORED, *STEP, *LOOP, *DATA, *FILES, *CODECS, *EVALUATION, *RUNS)
+MUTANTS: tuple[Mutant, ...] = (
+    *DIVERGENCES,
+    *FUSED,
+    *STORED,
+    *STEP,
+    *LOOP,
+    *DATA,
+    *FILES,
+    *CACHE,
+    *CODECS,
+    *EVALUATION,
+    *RUNS,
+)

@@ -1,0 +1,122 @@
+"""Rows of weighted sets to bytes and back: the tables as the compiled coder wants them, and the seal of a row.
+
+A row, little-endian; a row without positions has no bytes:
+
+    uint16      CRC-32 of the words, its halves xored: cut and flipped bytes are seen
+    uint32 * n  the words of the stack from its bottom, then the two halves of the state
+
+The state starts from a hash of the row's tokens.  Decoding ends with that state and an empty stack, or the row was made
+for other tokens: those it is decoded with are the context of every symbol.
+
+Shape legend: n positions and m entries of one row, V vocabulary.
+"""
+
+import threading
+import zlib
+from dataclasses import dataclass
+from typing import Any  # what numba compiled is Any to the checker
+
+import numpy as np
+import numpy.typing as npt
+
+from tutelage.cache import _row_coder_cpu as compiled
+from tutelage.cache._coder_cpu import LOW
+from tutelage.cache._set_coder_cpu import Model, Row, Scratch, scratch
+from tutelage.cache.codec import Mismatch
+
+Ints = npt.NDArray[np.int64]
+_SEAL_BYTES = 2
+_local = threading.local()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sets:
+    """Weighted sets at the positions of a row or of several: what a sampler makes and the coder keeps.
+
+    The entries of position n are `offsets[n]:offsets[n + 1]`: its first head (the largest), the other heads by id, the
+    picks by id.  `units` are weights in grains.  `witness_N` is 0 ... 255 where the next token is no head, else -1.
+    """
+
+    ids_M: Ints
+    units_M: Ints
+    offsets: Ints
+    n_heads_N: Ints
+    witness_N: Ints
+
+
+def memory(model: Model) -> Scratch:
+    """This thread's scratch memory for a model's vocabulary and m; clean between rows."""
+    key = (len(model.class_V), int(model.m))
+    if getattr(_local, "key", None) != key:
+        _local.key, _local.scratch = key, scratch(*key)
+    held: Scratch = _local.scratch
+    return held
+
+
+def encode_row(model: Model, sets: Sets, *, current_ids_n: Ints, next_ids_n: Ints) -> bytes:
+    """The bytes of one row."""
+    n = len(next_ids_n)
+    if n == 0:
+        return b""
+    stack = np.zeros(64 + 3 * (n * 8 + 2 * len(sets.ids_M)), np.int64)
+    stack[0] = _first_state(current_ids_n, next_ids_n)
+    row = Row(
+        current=current_ids_n, upcoming=next_ids_n, same=np.empty(n, np.int64), heads=sets.n_heads_N,
+        offsets=sets.offsets, ids=sets.ids_M, units=sets.units_M, witness=sets.witness_N,
+    )  # fmt: skip
+    compiled.encode_row(model, stack, memory(model), row, np.empty(len(sets.ids_M), np.int64))
+    words = np.append(stack[2 : 2 + stack[1]], [stack[0] & 0xFFFFFFFF, stack[0] >> 32]).astype("<u4").tobytes()
+    return _seal(words) + words
+
+
+def decode_row(
+    model: Model, data: npt.NDArray[np.uint8], *, current_ids_n: Ints, next_ids_n: Ints, row_number: int
+) -> Sets:
+    """The sets of one row; `Mismatch` for bytes that are damaged or belong to other tokens."""
+    n = len(next_ids_n)
+    if n == 0 or len(data) < _SEAL_BYTES + 8 or len(data) % 4 != _SEAL_BYTES:
+        if n == len(data) == 0:
+            nothing = np.zeros(0, np.int64)
+            return Sets(
+                ids_M=nothing, units_M=nothing, offsets=np.zeros(1, np.int64), n_heads_N=nothing, witness_N=nothing
+            )
+        raise Mismatch(row_number, f"{len(data)} bytes cannot hold its {n} positions", damaged=True)
+    raw = np.ascontiguousarray(data).tobytes()
+    if _seal(raw[_SEAL_BYTES:]) != raw[:_SEAL_BYTES]:
+        raise Mismatch(row_number, f"the checksum of its {len(data)} bytes is wrong", damaged=True)
+    words = np.frombuffer(raw, "<u4", offset=_SEAL_BYTES).astype(np.int64)
+    stack = np.zeros(len(words) + 64 + n, np.int64)
+    stack[0], stack[1] = words[-1] << 32 | words[-2], len(words) - 2
+    stack[2 : len(words)] = words[:-2]
+    most = n * (int(model.m) + 1)
+    row = Row(
+        current=current_ids_n, upcoming=next_ids_n, same=np.empty(n, np.int64), heads=np.empty(n, np.int64),
+        offsets=np.empty(n + 1, np.int64), ids=np.empty(most, np.int64), units=np.empty(most, np.int64),
+        witness=np.empty(n, np.int64),
+    )  # fmt: skip
+    done = -1
+    if LOW <= stack[0] < 1 << 63:
+        done = compiled.decode_row(model, stack, memory(model), row, np.empty(most, np.int64))
+    if done < n or stack[0] != _first_state(current_ids_n, next_ids_n) or stack[2 : 2 + stack[1]].any():
+        raise Mismatch(row_number, f"was made for other tokens (seen at position {max(done, 0)} of {n})")
+    end = row.offsets[n]
+    return Sets(
+        ids_M=row.ids[:end], units_M=row.units[:end], offsets=row.offsets, n_heads_N=row.heads, witness_N=row.witness
+    )
+
+
+def _seal(words: bytes) -> bytes:
+    crc = zlib.crc32(words)
+    return ((crc ^ crc >> 16) & 0xFFFF).to_bytes(2, "little")
+
+
+def _first_state(current_ids_n: Ints, next_ids_n: Ints) -> int:
+    """2**31 + 31 bits of a hash of the row's tokens."""
+    crc = zlib.crc32(np.ascontiguousarray(current_ids_n, "<i8").tobytes())
+    crc = zlib.crc32(np.ascontiguousarray(next_ids_n, "<i8").tobytes(), crc)
+    return LOW | (crc & (LOW - 1))
+
+
+def build_model(tables: Any, *, m: int, grains: int, n_vocabulary: int) -> Model:
+    """The coder's model from the stored tables; integer arithmetic alone, so that every machine gets the same."""
+    raise NotImplementedError

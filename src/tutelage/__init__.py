@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tutelage import cache, errors, losses
-    from tutelage.models.doctor import examine as doctor
     from tutelage.recipe import Recipe, load_recipe
     from tutelage.recipe.templates import init
     from tutelage.verbs.demo import demo
+    from tutelage.verbs.doctor import examine as doctor
     from tutelage.verbs.evaluate import evaluate
     from tutelage.verbs.label import Labelled, label
     from tutelage.verbs.show import show
@@ -30,7 +30,7 @@ _PLACES = {
     "Run": "verbs.train:Run",
     "cache": "cache:",
     "demo": "verbs.demo:demo",
-    "doctor": "models.doctor:examine",
+    "doctor": "verbs.doctor:examine",
     "errors": "errors:",
     "evaluate": "verbs.evaluate:evaluate",
     "init": "recipe.templates:init",

@@ -191,3 +191,15 @@ def test_objects_in_memory_can_be_labelled(tmp_path):
     labelled = tutelage.label(asked, teacher=model, tokenizer=tiny_runs.tokenizer(), data=texts)
     assert labelled.manifest.n_rows > 0
     tutelage.train(asked, run_dir=tmp_path / "run", teacher=model, tokenizer=tiny_runs.tokenizer(), data=texts)
+
+
+def test_doctor_looks_at_the_cache_too(tmp_path):
+    written = recipe(tmp_path, codec="topk", cache={"temperature": 2.0})
+    absent = tutelage.doctor(tutelage.load_recipe(written))
+    assert absent.ok
+    assert "CACHE_ABSENT" in str(absent)
+    tutelage.label(written)
+    wrong = tutelage.doctor(tutelage.load_recipe(written))
+    assert not wrong.ok
+    assert "CACHE_TEMPERATURE" in str(wrong)
+    assert "bytes a token" in str(wrong)

@@ -1,0 +1,67 @@
+"""The verb `doctor`: a model's folder, or everything that a recipe names, the teacher cache included.
+
+Nothing of a model is imported, no weight is loaded, no file is written.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from tutelage import io
+from tutelage.cache.reader import TeacherCache
+from tutelage.errors import TutelageError
+from tutelage.losses.stored import refuse_unservable
+from tutelage.models import doctor as models
+from tutelage.models import load, vocabulary
+from tutelage.models.doctor import Report
+from tutelage.models.safety import Finding
+from tutelage.recipe import Recipe
+from tutelage.training.plan import terms_of
+
+
+def examine(target: "str | Path | Recipe") -> Report:
+    """The report about a model (hub id, folder, .gguf file, package) or about what a recipe names."""
+    report = models.examine(target)
+    if not isinstance(target, Recipe) or target.teacher is None or target.teacher.cache is None:
+        return report
+    findings, facts = _examine_cache(target, target.teacher.cache)
+    return replace(
+        report,
+        findings=(*report.findings, *findings),
+        facts={**report.facts, f"teacher cache {target.teacher.cache}": facts},
+    )
+
+
+def _examine_cache(recipe: Recipe, folder: str) -> tuple[list[Finding], dict[str, io.Json]]:
+    """Whether the cache is whole, serves the loss, and counts in the student's tokens."""
+    try:
+        cache = TeacherCache(folder)
+    except TutelageError as error:
+        can_be_written = error.code in ("CACHE_ABSENT", "CACHE_UNFINISHED") and _names_a_model(recipe)
+        return [Finding(level="note" if can_be_written else "error", code=error.code, message=error.message)], {
+            "folder": folder
+        }
+    findings = []
+    asked, manifest = cache.manifest.asked, cache.manifest
+    try:
+        refuse_unservable(terms_of(recipe.loss), kind=cache.codec.KIND, temperature=asked.temperature)
+    except TutelageError as error:
+        findings.append(Finding(level="error", code=error.code, message=error.message))
+    if recipe.student.model is not None:
+        own = vocabulary.tokenizer_fingerprint(load.load_tokenizer(recipe.student.model))
+        if own != asked.tokenizer:
+            message = f"{folder} was made with tokenizer {asked.tokenizer[:8]}.., the student has {own[:8]}.."
+            findings.append(Finding(level="error", code="CACHE_MISMATCH", message=message))
+    facts: dict[str, io.Json] = {
+        "folder": folder,
+        "codec": asked.codec,
+        "temperature": asked.temperature,
+        "rows": manifest.n_rows,
+        "positions": manifest.n_positions,
+        "bytes a token": round(sum(s.file_bytes for s in manifest.shards) / max(1, manifest.n_positions), 2),
+        "made by": f"{asked.teacher.name} ({asked.teacher.saved_weights[:12]}..)",
+    }
+    return findings, facts
+
+
+def _names_a_model(recipe: Recipe) -> bool:
+    return recipe.teacher is not None and recipe.teacher.model is not None

@@ -183,3 +183,15 @@ def test_the_headline_tells_size_and_agreement(report_with):
 
 def test_the_transfer_of_the_fixture_is_sane():
     assert set(transfer().sets) == {"held_out", "out_of_domain"}
+
+
+def test_a_sampled_cache_has_a_curve_of_its_training_and_one_of_the_held_out_divergence(report_with):
+    steps = [
+        {"step": i, "tokens": 64 * i, "model": "student", "student/soft_cross_entropy": 5.0 / i} for i in (1, 2, 3)
+    ]
+    held_out = {"step": 2, "tokens": 128, "model": "student", "student/held_out/forward_kl": 0.5}
+    panels = {p.term: p for p in loss_curves([*steps, held_out], models=("student",))}
+    assert {term: p.has_held_out for term, p in panels.items()} == {"soft_cross_entropy": False, "forward_kl": True}
+    page = build_report(replace(report_with("harmless"), metrics=[*steps, held_out]))
+    assert "Cross-entropy on a stored sample of the teacher" in page
+    assert "Forward KL to the teacher" in page

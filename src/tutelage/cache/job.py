@@ -3,7 +3,7 @@
 Shape legend: N trained positions, R rows, D hidden size.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +16,13 @@ from tutelage.cache.rows import RowSet
 from tutelage.types import Batch, DenseTargets
 
 Ints = npt.NDArray[np.int64]
+_CPU_TOKENS, _ACCELERATOR_TOKENS = 2_048, 16_384  # of one forward pass
+
+
+def windows_of_pass(max_length: int, *, device: str) -> int:
+    """Windows of `max_length` tokens that one forward pass takes."""
+    tokens = _CPU_TOKENS if device == "cpu" else _ACCELERATOR_TOKENS
+    return max(1, tokens // max_length)
 
 
 class Teacher(Protocol):
@@ -49,12 +56,17 @@ class Job:
     shard_positions: int | None = None  # None: a share of the data
     head: bool = True  # store the head beside the probe: not where the held-out rows' cache has it already
 
-    def passes(self, rows: RowSet) -> Iterator[Pass]:
-        """The forward passes over some of the rows: the same batches for the same rows, whoever asks."""
+    def passes(self, rows: RowSet, *, wanted: Callable[[], bool] = lambda: True) -> Iterator[Pass]:
+        """The forward passes over some of the rows: the same batches for the same rows, whoever asks.
+
+        `wanted` is called once for each of them, and those for which it says no are left out.
+        """
         counts_R = rows.n_trained
         for places_R, item in rows.batches(
             max_length=self.asked.max_length, windows=self.windows, fingerprint=self.fingerprint, pad_id=self.pad_id
         ):
+            if not wanted():
+                continue
             current_ids_N, next_ids_N = ids_of(item.batch)
             positions = Positions(
                 current_ids_N=current_ids_N,

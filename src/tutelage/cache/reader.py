@@ -111,6 +111,11 @@ class TeacherCache:
         folder = self.folder / manifests.HELD_OUT
         return TeacherCache(folder) if (folder / manifests.MANIFEST).is_file() else None
 
+    @property
+    def shards(self) -> tuple[ShardFile, ...]:
+        """The shards, in the order of the manifest."""
+        return self._index.files
+
     def has(self, keys_R: Keys) -> npt.NDArray[np.bool_]:
         """Which of the keys [R, 32] are here."""
         return self._index.has(keys_R)

@@ -9,7 +9,7 @@ from torch import nn
 
 from tutelage import console, io
 from tutelage.cache import manifest as manifests
-from tutelage.cache.job import Job
+from tutelage.cache.job import Job, windows_of_pass
 from tutelage.cache.manifest import HELD_OUT, START, Asked, Manifest, TeacherRecord
 from tutelage.cache.rows import RowSet
 from tutelage.cache.writer import Written, write
@@ -23,8 +23,6 @@ from tutelage.training import teachers
 from tutelage.training.corpus import Corpus
 from tutelage.training.precision import ComputePath, choose_compute_path
 from tutelage.verbs.given import given_objects
-
-_CPU_TOKENS, _ACCELERATOR_TOKENS = 2_048, 16_384  # of one forward pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,16 +165,14 @@ def _write_both(
 ) -> tuple[Manifest | None, Written]:
     """The held-out rows first: their cache holds the head, which the probe of the training rows needs as well."""
     measured = list(corpus.measured_rows().values())
-    tokens = _CPU_TOKENS if compute.device == "cpu" else _ACCELERATOR_TOKENS
 
     def job(parts: Sequence[Any], *, held_out: bool) -> Job:
         asked = _asked(recipe, corpus, record=record, held_out=held_out)
-        windows = max(1, tokens // recipe.data.max_length)
         return Job(
             rows=RowSet.of(parts),
             asked=asked,
             teacher=live,
-            windows=windows,
+            windows=windows_of_pass(recipe.data.max_length, device=compute.device),
             fingerprint=corpus.fingerprint,
             pad_id=corpus.pad_id,
             probe=not held_out,

@@ -73,10 +73,11 @@ def kept_of(hidden_ND: Tensor, *, head: Head, seed: int) -> Kept:
     parts = []
     for place in chunks_of(len(hidden_ND)):
         logp_CV = log_probabilities(hidden_ND[place], head=head)
-        draws_CJ = torch.multinomial(logp_CV.exp(), J, replacement=True, generator=draw)
-        draws_logp_CJ = logp_CV.gather(-1, draws_CJ)
         kept_CK, ids_CK = logp_CV.topk(K, dim=-1)
-        tail_C = logp_CV.scatter_(-1, ids_CK, -math.inf).logsumexp(-1)
+        p_CV = logp_CV.exp_()
+        draws_CJ = torch.multinomial(p_CV, J, replacement=True, generator=draw)
+        draws_logp_CJ = p_CV.gather(-1, draws_CJ).log()
+        tail_C = p_CV.scatter_(-1, ids_CK, 0.0).sum(-1).log()
         parts.append((ids_CK, kept_CK, tail_C, draws_CJ, draws_logp_CJ))
     ids_NK, logp_NK, tail_N, draws_NJ, draws_logp_NJ = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return Kept(ids_NK=ids_NK, logp_NK=logp_NK, tail_N=tail_N, draws_NJ=draws_NJ, draws_logp_NJ=draws_logp_NJ)

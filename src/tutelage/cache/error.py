@@ -120,10 +120,12 @@ def _model(hidden_ND: Tensor, *, head: Head, temperature: float) -> tuple[_Model
     log_partition_N = weight_VD.new_empty(len(hidden_ND))
     total_V = torch.zeros(head.n_vocabulary, dtype=torch.float64, device=hidden_ND.device)
     for place in chunks_of(len(hidden_ND)):
-        logits_CV = head.logits(hidden_ND[place]) / temperature
-        log_partition_N[place] = logits_CV.logsumexp(-1)
-        p_CV = torch.softmax(logits_CV, -1)
-        total_V += p_CV.sum(0)
+        logits_CV = head.logits(hidden_ND[place])
+        p_CV = torch.log_softmax(logits_CV / temperature if temperature != 1.0 else logits_CV, -1)
+        log_partition_N[place] = (
+            logits_CV[:, 0] / temperature - p_CV[:, 0]
+        )  # a second pass over V for a logsumexp saved
+        total_V += p_CV.exp_().sum(0)
         pull_ND[place] = p_CV @ weight_VD
     model = _Model(
         hidden_ND=hidden_ND, head=head, temperature=temperature, log_partition_N=log_partition_N, pull_ND=pull_ND

@@ -226,3 +226,11 @@ def test_the_batch_error_of_an_unbiased_sample_falls_as_one_over_root_n_and_that
         batch["top_k"].append(measured(top_k(p_NV, 2, tail=False), head, hidden_ND)[1])
     assert 2.5 < batch["sample"][0] / batch["sample"][1] < 6.4  # 4 = sqrt(8000 / 500), six draws each
     assert batch["top_k"][0] / batch["top_k"][1] < 1.5
+
+
+def test_tokens_that_the_teacher_excludes_do_not_spoil_the_measure():
+    head, hidden_ND = teacher(), states().abs()
+    head.weight_VD[:3] = -1e30  # the very first ids: logits of -1e30 and worse
+    p_NV = probabilities(head, hidden_ND)
+    found = error.measure(top_k(p_NV, 6, tail=False), hidden_ND=hidden_ND, head=head)
+    assert found.kept_mass == pytest.approx(p_NV.topk(6, -1).values.sum(-1).mean().item(), rel=1e-9)

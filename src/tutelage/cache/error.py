@@ -122,9 +122,8 @@ def _model(hidden_ND: Tensor, *, head: Head, temperature: float) -> tuple[_Model
     for place in chunks_of(len(hidden_ND)):
         logits_CV = head.logits(hidden_ND[place])
         p_CV = torch.log_softmax(logits_CV / temperature if temperature != 1.0 else logits_CV, -1)
-        log_partition_N[place] = (
-            logits_CV[:, 0] / temperature - p_CV[:, 0]
-        )  # a second pass over V for a logsumexp saved
+        # A logsumexp would be another pass of exponentials; the largest of both is exact enough and always finite.
+        log_partition_N[place] = logits_CV.amax(-1) / temperature - p_CV.amax(-1)
         total_V += p_CV.exp_().sum(0)
         pull_ND[place] = p_CV @ weight_VD
     model = _Model(

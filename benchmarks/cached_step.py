@@ -1,10 +1,11 @@
 """One optimizer step from stored targets, against plain cross-entropy training and DistillKit's offline step.
 
-    python -m benchmarks.cached_step      (random weights and a random sample of 11 tokens a position)
+    python -m benchmarks.cached_step --recipe RECIPE      (with teacher.cache, after `tutelage label RECIPE`)
+    python -m benchmarks.cached_step                      (a random sample of 11 tokens a position, ready in memory)
 
-A Llama-type student (hidden 320, 8 layers, intermediate 1280, tied head: 28.8 M), 4 x 512 tokens, vocabulary 49,152,
-bfloat16 compute, float32 master weights, AdamW.  A small student is the hard case: what a cache costs is the same for
-any.  All in one process, each round in a random order; no contender sees a teacher model.
+A Llama-type student (hidden 320, 8 layers, intermediate 1280, tied head: 28.8 M), 4 x 512 tokens or the recipe's
+micro-batches, bfloat16 compute, float32 master weights, AdamW.  A small student is the hard case: what a cache costs is
+the same for any.  All in one process, each round in a random order; no contender asks a teacher model.
 
     cross_entropy   `Trainer.train_step` on ground truth: what training without any teacher costs
     sampled         the same with `forward_kl` on `targets_of(batch)`: with a real cache, reading and decoding included
@@ -33,8 +34,11 @@ from benchmarks.train_step import BETAS, LEARNING_RATE, LENGTH, N_VOCABULARY, RO
 from tutelage.losses.chunked import CHUNK_POSITIONS
 from tutelage.losses.schedules import constant
 from tutelage.losses.terms import Term
+from tutelage.recipe.load import load_recipe
+from tutelage.teachers.cached import CachedTeacher
 from tutelage.training.optim import OptimizerSettings
 from tutelage.training.precision import ComputePath
+from tutelage.training.prepare import InMemory, prepare
 from tutelage.training.trainer import Trainer
 from tutelage.types import Batch, SampledTargets, Targets, TokenView
 
@@ -176,21 +180,34 @@ def compare(
     }
 
 
+def from_recipe(path: str) -> tuple[list[Batch], TargetsOf, dict[str, Any]]:
+    """The first micro-batches of a recipe, the reader of its cache, and what the cache is."""
+    prepared = prepare(load_recipe(path), memory=InMemory())
+    teacher = prepared.teacher
+    assert isinstance(teacher, CachedTeacher), f"{path}: set teacher.cache and run tutelage label first"
+    steps = (prepared.loader.step(number) for number in itertools.count())
+    batches = list(itertools.islice(itertools.chain.from_iterable(steps), N_BATCHES))
+    manifest = teacher.cache.manifest
+    return batches, teacher.targets, {"targets": manifest.asked.codec, "settings": dict(manifest.settings)}
+
+
+def random_targets(rows: int) -> tuple[list[Batch], TargetsOf, dict[str, Any]]:
+    """Ready tensors: the step then shows what the objective costs, and a cache's reader adds its own time."""
+    batches = random_batches(rows)
+    ready = {batch.row_keys: random_sample(batch) for batch in batches}
+    told = f"random, about {N_ENTRIES} entries a position, ready in memory"
+    return batches, lambda batch: ready[batch.row_keys], {"targets": told}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--rows", type=int, default=ROWS)
+    parser.add_argument("--rows", type=int, default=ROWS, help="of a random batch")
+    parser.add_argument("--recipe", help="its cache is read and decoded at every step")
     arguments = parser.parse_args()
-    # Made once: with ready tensors the step shows what the objective costs; a cache's reader adds its own time.
-    batches = random_batches(arguments.rows)
-    ready = {batch.row_keys: random_sample(batch) for batch in batches}
-    result = compare(
-        make_student(),
-        batches,
-        targets_of=lambda batch: ready[batch.row_keys],
-        rounds=arguments.rounds,
-        config={"targets": f"random, about {N_ENTRIES} entries a position, ready in memory"},
-    )
+    made = from_recipe(arguments.recipe) if arguments.recipe else random_targets(arguments.rows)
+    batches, targets_of, config = made
+    result = compare(make_student(), batches, targets_of=targets_of, rounds=arguments.rounds, config=config)
     print({name: result[name] for name in ("speed_over_cross_entropy", "speed_over_distillkit")}, file=sys.stderr)
     print(measure.write("cached_step", result))
 

@@ -18,7 +18,7 @@ from tutelage.cache import manifest as manifests
 from tutelage.cache.codec import CODECS, Codec, Mismatch, Positions
 from tutelage.cache.manifest import Manifest, Shard, damaged, read_manifest
 from tutelage.cache.rows import as_scalars, draw_seeds
-from tutelage.cache.shard import ShardFile
+from tutelage.cache.shard import Bytes, ShardFile
 from tutelage.errors import IntegrityError
 from tutelage.types import Targets
 
@@ -115,6 +115,11 @@ class TeacherCache:
     def shards(self) -> tuple[ShardFile, ...]:
         """The shards, in the order of the manifest."""
         return self._index.files
+
+    def row(self, key: bytes, *, draw: int = 0) -> Bytes:
+        """One draw of a row as it is stored; IntegrityError[NO_SOFT_TARGETS] when it is not here."""
+        shard, row = self._place(key, 0, 1)
+        return self._index.files[shard].row(row, draw=draw)
 
     def has(self, keys_R: Keys) -> npt.NDArray[np.bool_]:
         """Which of the keys [R, 32] are here."""

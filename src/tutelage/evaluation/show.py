@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from tutelage import visible
+from tutelage.models import vocabulary
 from tutelage.models.head import head_of, trunk
 from tutelage.types import TokenView
 
@@ -146,21 +147,9 @@ def _candidates(
 ) -> tuple[Candidate, ...]:
     top = logp_V.topk(min(top_k, len(logp_V)))
     return tuple(
-        Candidate(token_id=i, text=_token_text(tokenizer, i, after=last_id), probability=p)
+        Candidate(token_id=i, text=vocabulary.token_text(tokenizer, i, after=last_id), probability=p)
         for i, p in zip(top.indices.tolist(), top.values.exp().tolist(), strict=True)
     )
-
-
-def _token_text(tokenizer: PreTrainedTokenizerBase, token_id: int, *, after: int) -> str:
-    """A token's text where it would stand: alone, SentencePiece tokenizers drop its leading space."""
-    before, both = _decode(tokenizer, [after]), _decode(tokenizer, [after, token_id])
-    return both[len(before) :] if both.startswith(before) else _decode(tokenizer, [token_id])
-
-
-def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    decoded = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    assert isinstance(decoded, str)
-    return decoded
 
 
 def _generate(
@@ -179,8 +168,8 @@ def _generate(
         if made[-1] in ends:
             break
     prompt = ids_T.tolist()
-    before, both = _decode(tokenizer, prompt), _decode(tokenizer, prompt + made)
-    return both[len(before) :] if both.startswith(before) else _decode(tokenizer, made)
+    before, both = vocabulary.decoded(tokenizer, prompt), vocabulary.decoded(tokenizer, prompt + made)
+    return both[len(before) :] if both.startswith(before) else vocabulary.decoded(tokenizer, made)
 
 
 def _end_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> set[int]:

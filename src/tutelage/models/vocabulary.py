@@ -40,6 +40,19 @@ def real_vocabulary(tokenizer: Any) -> int:
     return max(_tokens_by_id(tokenizer), default=-1) + 1
 
 
+def token_text(tokenizer: Any, token_id: int, *, after: int) -> str:
+    """A token's text where it would stand: alone, SentencePiece tokenizers drop its leading space."""
+    before, both = decoded(tokenizer, [after]), decoded(tokenizer, [after, token_id])
+    return both[len(before) :] if both.startswith(before) else decoded(tokenizer, [token_id])
+
+
+def decoded(tokenizer: Any, ids: list[int]) -> str:
+    """The text of some ids, control tokens included, nothing cleaned up."""
+    text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    assert isinstance(text, str)
+    return text
+
+
 def compare_tokenizers(teacher: Any, student: Any) -> None:
     """IntegrityError[TOKENIZER_MISMATCH] when an id means different tokens, or a text becomes different ids."""
     ours, theirs = _tokens_by_id(teacher), _tokens_by_id(student)

@@ -83,9 +83,9 @@ USAGE = [
     (
         ["init", "sofft"],
         2,
-        "error[CONFIG]: technique 'sofft' unknown (soft?); known: argmax, control, scratch, soft",
+        "error[CONFIG]: technique 'sofft' unknown (soft?); known: argmax, cached, control, scratch, soft",
     ),
-    (["init", "../x"], 2, "error[CONFIG]: technique '../x' unknown; known: argmax, control, scratch, soft"),
+    (["init", "../x"], 2, "error[CONFIG]: technique '../x' unknown; known: argmax, cached, control, scratch, soft"),
 ]
 
 
@@ -224,5 +224,5 @@ def test_importing_the_package_imports_no_torch_and_names_what_it_has() -> None:
         "assert set(tutelage.__all__) == {*tutelage._PLACES, '__version__'} == set(dir(tutelage))\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    with pytest.raises(AttributeError, match="has no attribute 'distil'; it has Recipe, Run"):
+    with pytest.raises(AttributeError, match="has no attribute 'distil'; it has Labelled, Recipe, Run"):
         tutelage.distil  # noqa: B018

@@ -33,7 +33,7 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     (training(learning_rate="1e-3"), "training.learning_rate must be a number > 0, got '1e-3'"),
     (training(betas=[0.9]), "training.betas[1] is missing"),
     ({"student": 3}, "student must be a mapping with layers, model, revision, config, got 3"),
-    ({"teacher": ["a"]}, "teacher must be a mapping with model, revision, dtype, device, got ['a']"),
+    ({"teacher": ["a"]}, "teacher must be a mapping with model, cache, revision, dtype, device, got ['a']"),
     (
         {"student": {"layers": "twenty"}},
         "student.layers must be a mapping with important, evenly, listed, got 'twenty'",
@@ -208,14 +208,47 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
         loss(weight={"schedule": "lineal", "start": 1.0, "end": 0.0}),
         "loss[0].weight.schedule 'lineal' unknown (linear?); known: constant, linear, cosine, wsd",
     ),
+    # a teacher cache
+    (
+        {"cache": {"codec": "treshold"}},
+        "cache.codec 'treshold' unknown (threshold?); known: dense, hidden, threshold, topk",
+    ),
+    ({"cache": {"codec": "../x"}}, "cache.codec '../x' unknown; known: dense, hidden, threshold, topk"),
+    ({"cache": {"codec": "topk"}}, "cache.k is missing: topk needs k, bytes_per_token or error"),
+    (
+        {"cache": {"bytes_per_token": 16, "error": 0.1}},
+        "cache needs at most one of bytes_per_token, error, threshold, k; found bytes_per_token and error",
+    ),
+    ({"cache": {"k": 4}}, "cache.k has no effect with codec threshold: it belongs to topk; remove it"),
+    (
+        {"cache": {"codec": "hidden", "error": 0.1}},
+        "cache.error has no effect with codec hidden: its size follows from the model; remove it",
+    ),
+    (
+        {"cache": {"codec": "hidden", "temperature": 2.0}},
+        "cache.temperature has no effect with codec hidden: it serves every temperature; remove it",
+    ),
+    ({"cache": {"threshold": 0.3}}, "cache.threshold must be in (0, 0.25], got 0.3"),
+    ({"cache": {"draws": 0}}, "cache.draws must be >= 1, got 0"),
+    (data(missing_soft="drop"), "data.missing_soft has no effect without teacher.cache; remove it"),
+    (
+        {"teacher": {"cache": "x"}, "student": {"layers": 3}},
+        "teacher.model is missing: student.layers copies layers of the teacher, and a cache holds no weights; name the "
+        "model beside the cache, or give student.model",
+    ),
+    (
+        {"teacher": {"cache": "x", "dtype": "float32"}, "student": "a/b"},
+        "teacher.dtype has no effect with a cache alone: no teacher runs; remove it",
+    ),
     # later versions, and what a recipe never does
     (
-        {"teacher": {"model": "a/b", "cache": "x"}},
-        "teacher.cache is not in this version (0.1.0); it knows model, revision, dtype, device",
+        {"teacher": {"model": "a/b", "quantize": "x"}},
+        "teacher.quantize is not in this version (0.1.0); it knows model, cache, revision, dtype, device",
     ),
     (
         {"students": {"a": {"layers": 3}}},
-        "students is not in this version (0.1.0); it knows teacher, student, data, loss, training, control, evaluation",
+        "students is not in this version (0.1.0); it knows teacher, student, data, loss, training, control, "
+        "cache, evaluation",
     ),
     (
         data(sources=[{"text": "a.txt", "hub": "x"}]),
@@ -240,11 +273,11 @@ def test_all_mistakes_are_listed_together() -> None:
     listed = problems(
         {
             **MINIMAL,
-            "teacher": {"model": "a", "cache": "b"},
+            "teacher": {"model": "a", "quantize": "b"},
             "loss": [{"divergence": "jensen_shannon", "beta": 1, "weight": -1, "temprature": 2}],
             "training": {"tokens": 1_000_000, "steps": 3, "schedule": "cosine", "decay": 0.1},
             "control": 3,
         }
     )
-    fields = {"teacher.cache", "loss[0].temprature", "loss[0].beta", "loss[0].weight", "training.decay", "control"}
+    fields = {"teacher.quantize", "loss[0].temprature", "loss[0].beta", "loss[0].weight", "training.decay", "control"}
     assert {line.split()[0] for line in listed} >= fields | {"training"}

@@ -105,18 +105,6 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
         teachers.verify_teacher(teacher.model, n_vocabulary=n_vocabulary, max_length=recipe.data.max_length)
     if len(stop_ids) > 1:
         start.generation_config.eos_token_id = list(stop_ids)
-    provenance: dict[str, io.Json] = {
-        "data": data.identity(),
-        "tokenizer": data.fingerprint,
-        "template": vocabulary.template_fingerprint(tokenizer),
-        "teacher": _teacher_identity(teacher),
-        "student": weights_fingerprint(start),
-        "libraries": {name: metadata.version(name) for name in _LIBRARIES},
-        "compute": dict(compute.as_json()),
-        "world_size": 1,
-        "tutelage": metadata.version("tutelage"),
-        "layers": _layers_json(layers),
-    }
     return Prepared(
         recipe=recipe,
         compute=compute,
@@ -127,8 +115,31 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
         layers=layers,
         loader=data.loader(),
         evaluation_sets=data.evaluation_sets(),
-        provenance=provenance,
+        provenance=_provenance(data, teacher=teacher, start=start, compute=compute, layers=layers),
     )
+
+
+def _provenance(
+    data: Corpus,
+    *,
+    teacher: LiveTeacher | CachedTeacher | None,
+    start: CausalLM,
+    compute: ComputePath,
+    layers: LayerChoice | None,
+) -> dict[str, io.Json]:
+    """What identifies a run beside its recipe: a resumed run must have the same."""
+    return {
+        "data": data.identity(),
+        "tokenizer": data.fingerprint,
+        "template": vocabulary.template_fingerprint(data.tokenizer),
+        "teacher": _teacher_identity(teacher),
+        "student": weights_fingerprint(start),
+        "libraries": {name: metadata.version(name) for name in _LIBRARIES},
+        "compute": dict(compute.as_json()),
+        "world_size": 1,
+        "tutelage": metadata.version("tutelage"),
+        "layers": _layers_json(layers),
+    }
 
 
 def _require_objects(recipe: Recipe, memory: InMemory) -> None:

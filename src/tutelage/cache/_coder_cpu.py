@@ -13,15 +13,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any  # numba is untyped: its decorators and array types are Any to the checker
 
+import numpy as np
 from numba import njit
 
 PRECISION = 24  # bits of a probability
-STATIC = 16  # bits of a probability in a static table
+STATIC = 15  # bits of a probability in a static table
 LOW, WORD = 1 << 31, 32
 _MASK, _WORD_MASK, _STATIC_MASK = (1 << PRECISION) - 1, (1 << WORD) - 1, (1 << STATIC) - 1
 
 inner: Callable[[Any], Any] = partial(
-    njit, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False
+    njit, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False, forceinline=True
 )()
 
 
@@ -88,24 +89,24 @@ def pop_uniform(stack: Any, total: Any) -> Any:
 
 @inner
 def push_static(stack: Any, cumulative: Any, context: Any, symbol: Any) -> None:
-    """A symbol of a table of cumulative frequencies with a total of 2**16."""
-    low = cumulative[context, symbol]
-    push(stack, low, cumulative[context, symbol + 1] - low, STATIC)
+    """A symbol of a table of cumulative frequencies with a total of 2**15."""
+    low = np.int64(cumulative[context, symbol])
+    push(stack, low, np.int64(cumulative[context, symbol + 1]) - low, STATIC)
 
 
 @inner
 def pop_static(stack: Any, cumulative: Any, context: Any) -> Any:
-    """A symbol of a table of cumulative frequencies with a total of 2**16."""
+    """A symbol of a table of cumulative frequencies with a total of 2**15."""
     point = stack[0] & _STATIC_MASK
     low, high = 0, cumulative.shape[1] - 1
     while high - low > 1:
         middle = (low + high) >> 1
-        if cumulative[context, middle] <= point:
+        if np.int64(cumulative[context, middle]) <= point:
             low = middle
         else:
             high = middle
-    first = cumulative[context, low]
-    drop(stack, first, cumulative[context, low + 1] - first, STATIC)
+    first = np.int64(cumulative[context, low])
+    drop(stack, first, np.int64(cumulative[context, low + 1]) - first, STATIC)
     return low
 
 

@@ -1,4 +1,4 @@
-"""The compiled loops of `set_tables.py`: what a teacher's distributions look like, and how well weights foretell sets."""
+"""The compiled loops of `set_tables.py`: a teacher's distributions, and how well weights foretell sets."""
 
 from typing import Any  # numba is untyped: its array types are Any to the checker
 
@@ -39,12 +39,24 @@ profile = njit(nogil=True, cache=True, error_model="numpy")(_profile)
 
 
 @inner
-def _weights(s: Any, n: Any, logs: Any, kind: Any, weight: Any) -> Any:
+def _indices(s: Any, n: Any, index: Any) -> None:
+    """What a candidate's features select in each factor."""
+    for i in range(n):
+        cur, upcoming, same = s.code[i] & 15, (s.code[i] >> 4) & 15, s.code[i] >> 8
+        common, age, count = s.past[i] >> 6, (s.past[i] >> 3) & 7, s.past[i] & 7
+        index[i, 0] = cur * c.LEVELS + upcoming
+        index[i, 1] = age * c.COUNTS + count
+        index[i, 2] = same * c.LEVELS + cur
+        index[i, 3] = common * c.COUNTS + count
+
+
+@inner
+def _weights(index: Any, n: Any, logs: Any, kind: Any, weight: Any) -> Any:
     total = 0.0
     for i in range(n):
         w = 0.0
         for k in range(c.N_FACTORS):
-            w += logs[kind, k, s.index[i, k]]
+            w += logs[kind, k, index[i, k]]
         weight[i] = 2.0**w
         total += weight[i]
     return total
@@ -62,7 +74,7 @@ def _draw_out(s: Any, members: Any, upcoming: Any, weight: Any, total: Any, gone
             continue
         shares[k + 1] = shares[k] + 1.0 / total
         k += 1
-        at = s.slot[token]
+        at = c.slot_of(s, token)
         if at >= 0:
             gone[at] = k
             total = max(total - weight[at], 1e-30)
@@ -75,22 +87,23 @@ def _observe(model: Any, s: Any, row: Any, logs: Any, escape: Any, found: Any, f
     `logs` [3, F, size] and `escape` [3, contexts] are log2 weights; `found` and `foretold` [3, F + 1, size] are sums
     for them (the last one for the escape).  Escapes by token are counted in the scratch memory.
     """
+    index = np.empty((c.MOST_CANDIDATES, c.N_FACTORS), np.int64)
     weight, gone, bits = np.empty(c.MOST_CANDIDATES), np.empty(c.MOST_CANDIDATES, np.int64), 0.0
     shares = np.zeros(s.members.shape[0] + 1)
     c.find_same(s, row)
     for t in range(row.current.shape[0]):
         start, end, n_heads = row.offsets[t], row.offsets[t + 1], row.heads[t]
         n, level = c.find_candidates(model, s, row, t)
-        c.weigh(model, s, n, t)
+        _indices(s, n, index)
         sure = c.contexts(model, row, t, s, level)[1]
         for kind in range(3):
             first = start + (0 if kind == 0 else (min(1, n_heads) if kind == 1 else n_heads))
             last = start + (min(1, n_heads) if kind == 0 else (n_heads if kind == 1 else end - start))
             if first >= last:
                 continue
-            total = _weights(s, n, logs, kind, weight)
+            total = _weights(index, n, logs, kind, weight)
             for j in range(start, first):  # heads are out before picks are drawn
-                at = s.slot[row.ids[j]]
+                at = c.slot_of(s, row.ids[j])
                 if at >= 0:
                     total -= weight[at]
                     weight[at] = 0.0
@@ -101,8 +114,8 @@ def _observe(model: Any, s: Any, row: Any, logs: Any, escape: Any, found: Any, f
             for i in range(n):
                 share = weight[i] * shares[gone[i] if gone[i] else k]
                 for f in range(c.N_FACTORS):
-                    foretold[kind, f, s.index[i, f]] += share
-                    found[kind, f, s.index[i, f]] += 1 if gone[i] else 0
+                    foretold[kind, f, index[i, f]] += share
+                    found[kind, f, index[i, f]] += 1 if gone[i] else 0
                 if gone[i]:
                     n_escaped -= 1
                     if weight[i] > 0:
@@ -110,7 +123,7 @@ def _observe(model: Any, s: Any, row: Any, logs: Any, escape: Any, found: Any, f
             foretold[kind, c.N_FACTORS, sure] += out * shares[k]
             found[kind, c.N_FACTORS, sure] += n_escaped
             for j in range(first, last):
-                if s.slot[row.ids[j]] < 0 and row.ids[j] != row.upcoming[t]:
+                if c.slot_of(s, row.ids[j]) < 0 and row.ids[j] != row.upcoming[t]:
                     s.escapes[row.ids[j]] += 1
         c.forget(s, n)
         place = slice(start, end)

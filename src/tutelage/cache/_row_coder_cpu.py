@@ -82,25 +82,24 @@ def _pop_witness(model: Any, stack: Any, where: Any) -> Any:
 def _push_position(model: Any, stack: Any, s: Any, row: Any, t: Any) -> None:
     start, n_heads, end = row.offsets[t], row.heads[t], row.offsets[t + 1]
     n, level = c.find_candidates(model, s, row, t)
-    c.weigh(model, s, n, t)
     place, sure = c.contexts(model, row, t, s, level)
     where = c.place_of(row, t)
     if where == c.NOWHERE or where == c.TAIL:
         _push_witness(model, stack, s, row.witness[t], where)
     for j in range(start, start + n_heads):
-        at = s.slot[row.ids[j]]
+        at = c.slot_of(s, row.ids[j])
         if at >= 0:
             s.saved[j - start], s.logw[at] = s.logw[at], 0
     if end > start + n_heads:
         c.push_set(model, stack, s, n, row.ids[start + n_heads : end], row.upcoming[t], 2, sure)
     for j in range(start + 1, start + n_heads):
-        at = s.slot[row.ids[j]]
+        at = c.slot_of(s, row.ids[j])
         if at >= 0:
             s.logw[at] = s.saved[j - start]
     if n_heads > 1:
         c.push_set(model, stack, s, n, row.ids[start + 1 : start + n_heads], row.upcoming[t], 1, sure)
     if n_heads > 0 and where != c.FIRST:
-        at = s.slot[row.ids[start]]
+        at = c.slot_of(s, row.ids[start])
         if at >= 0:
             s.logw[at] = s.saved[0]
         total = c.lay_out(model, s, n, 0, sure)
@@ -113,31 +112,29 @@ def _push_position(model: Any, stack: Any, s: Any, row: Any, t: Any) -> None:
 def _pop_position(model: Any, stack: Any, s: Any, row: Any, t: Any) -> Any:
     start, upcoming = row.offsets[t], row.upcoming[t]
     n, level = c.find_candidates(model, s, row, t)
-    c.weigh(model, s, n, t)
     place, sure = c.contexts(model, row, t, s, level)
     where, n_picks = _pop_counts(model, stack, row, t, place, sure)
     n_heads, fine = row.heads[t], n_picks >= 0
-    s.stamp[upcoming] = t
     if fine and n_heads > 0:
         row.ids[start] = upcoming
         if where != c.FIRST:
             total = c.lay_out(model, s, n, 0, sure)
-            token = c.pop_member(model, stack, s, n, total)
-            fine = token != upcoming
-            s.stamp[token] = t
-            if s.slot[token] >= 0:
-                s.logw[s.slot[token]] = 0
-            row.ids[start] = token
+            row.ids[start], at = c.pop_member(model, stack, s, n, total)
+            fine = at >= 0 and row.ids[start] != upcoming
+            if 0 <= at < n:
+                s.logw[at] = 0
     if fine and n_heads > 1:
-        is_next = where == c.HEAD
-        added = upcoming if is_next else -1
-        k = n_heads - 1 - (1 if is_next else 0)
-        fine = c.pop_set(model, stack, s, n, row.ids[start + 1 :], k, added, 1, sure, t)
+        k = n_heads - 1 - (1 if where == c.HEAD else 0)
+        fine = c.pop_set(model, stack, s, n, row.ids[start + 1 :], k, 1, sure, row.ids[start : start + 1], upcoming)
+        if where == c.HEAD:
+            c.insert(row.ids[start + 1 :], k, upcoming)
     if fine and n_picks > 0:
-        is_next = where == c.TAIL
-        added = upcoming if is_next else -1
-        k = n_picks - (1 if is_next else 0)
-        fine = c.pop_set(model, stack, s, n, row.ids[start + n_heads :], k, added, 2, sure, t)
+        k = n_picks - (1 if where == c.TAIL else 0)
+        fine = c.pop_set(
+            model, stack, s, n, row.ids[start + n_heads :], k, 2, sure, row.ids[start : start + n_heads], upcoming
+        )
+        if where == c.TAIL:
+            c.insert(row.ids[start + n_heads :], k, upcoming)
     row.witness[t] = -1
     if fine and (where == c.NOWHERE or where == c.TAIL):
         row.witness[t] = _pop_witness(model, stack, where)
@@ -174,10 +171,6 @@ def _decode_row(model: Any, stack: Any, s: Any, row: Any, last: Any) -> Any:
     for t in range(done - 1, -1, -1):
         place = slice(row.offsets[t], row.offsets[t + 1])
         c.unremember(s, row.ids[place], last[place])
-        s.stamp[row.upcoming[t]] = -1
-        s.stamp[row.ids[place]] = -1
-    if done < n:
-        s.stamp[:] = -1
     return done
 
 

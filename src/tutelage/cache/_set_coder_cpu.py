@@ -19,8 +19,12 @@ from tutelage.cache._coder_cpu import drop_share, inner, peek_share, pop_uniform
 NOWHERE, FIRST, HEAD, TAIL = 0, 1, 2, 3  # where the next token is
 MOST_CANDIDATES, WINDOW, BLOCK = 480, 3, 16
 N_FACTORS, N_INDEX, ESCAPE_SHIFT = 4, 196, 12
-LEVELS, AGES, COUNTS, SAMES, CLASSES = 14, 8, 6, 3, 8  # values of each feature
-FIELD, FIELD_MASK, BIAS, N_EXP = 20, (1 << 20) - 1, 1 << 14, 481  # packed log-weights, 1/32 octave; 0 is no weight
+LEVELS, AGES, COUNTS, SAMES, CLASSES = 14, 8, 6, 4, 8  # values of each feature
+AGE_STEPS, COUNT_STEPS = 66, 18
+FIELD, FIELD_MASK, BIAS, N_EXP = 20, (1 << 20) - 1, 1 << 14, 481  # packed log-weights, 1/32 octave
+SLOT, COUNT, LAST = 4, 16, 38  # where the fields of a token's state begin; its class is below
+SLOT_MASK, COUNT_MASK = (1 << 12) - 1, (1 << 22) - 1
+_FREE = ~(SLOT_MASK << SLOT)
 SYMBOLS = 64  # of a static table
 ROW_NEXT, N_NEXT = 0, LEVELS * AGES
 ROW_HEADS, N_HEADS = ROW_NEXT + N_NEXT, 4 * CLASSES * CLASSES
@@ -37,16 +41,16 @@ class Model(NamedTuple):
     grains: Any  # tau in grains
     cur_of_V: Any  # list of a current token, -1: none
     cur_start: Any
-    cur_ids: Any
-    cur_levels: Any
+    cur_list: Any  # id * 16 + level
     next_of_V: Any
     next_start: Any
-    next_ids: Any
-    next_levels: Any
+    next_list: Any
     class_V: Any  # how common: CLASSES values
-    cur_class_V: Any  # how many picks the teacher makes after this token: CLASSES values
-    next_class_V: Any
-    factors: Any  # [F, size] packed log-weights of the three kinds (first head, heads, picks)
+    sure_V: Any  # [V, 2] how many picks the teacher makes after this token, and before it: CLASSES values
+    beside: Any  # [SAMES * 256] packed log-weights of what the lists and earlier sets say (see `code`)
+    history: Any  # [CLASSES * 64] packed log-weights of class, age and count
+    age: Any  # [AGE_STEPS] class of a distance
+    count: Any  # [COUNT_STEPS] class of a count
     escape: Any  # [CLASSES * CLASSES, 3] weight of the escape
     exp: Any  # [N_EXP] weight of a log-weight
     escape_cumulative: Any  # [V + 1]
@@ -68,138 +72,116 @@ class Row(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Memory of one thread: by token (slot, age, count, stamp), by candidate, and what an encoder counts."""
+    """Memory of one thread: the state of each token (class, slot, count and last in the row), the candidates, and
+    what an encoder counts."""
 
-    slot: Any
-    last: Any
-    count: Any
-    stamp: Any
+    token: Any
+    previous: Any  # [V] where a current token was last
     cand: Any
-    feature: Any  # [candidates, 4]
-    index: Any  # [candidates, N_FACTORS] what a candidate's features select
+    code: Any  # level beside the current token + 16 * beside the next + 256 * same
+    past: Any  # index of class, age and count
     logw: Any
     weight: Any
     block: Any
     members: Any
     kept: Any
     saved: Any
-    previous: Any  # [V] where a current token was last
     counts: Any
     escapes: Any  # [V]
 
 
-def scratch(n_vocabulary: int, m: int) -> Scratch:
+def scratch(class_V: Any, m: int) -> Scratch:
     """Memory for one thread."""
+    n_vocabulary = len(class_V)
     return Scratch(
-        slot=np.full(n_vocabulary, -1, np.int64),
-        last=np.full(n_vocabulary, -1, np.int64),
-        count=np.zeros(n_vocabulary, np.int64),
-        stamp=np.full(n_vocabulary, -1, np.int64),
+        token=class_V.astype(np.int64),
+        previous=np.full(n_vocabulary, -1, np.int32),
         cand=np.zeros(MOST_CANDIDATES, np.int64),
-        feature=np.zeros((MOST_CANDIDATES, 3), np.int64),
-        index=np.zeros((MOST_CANDIDATES, N_FACTORS), np.int64),
+        code=np.zeros(MOST_CANDIDATES, np.int64),
+        past=np.zeros(MOST_CANDIDATES, np.int64),
         logw=np.zeros(MOST_CANDIDATES, np.int64),
         weight=np.zeros(MOST_CANDIDATES + BLOCK, np.int64),
         block=np.zeros(MOST_CANDIDATES // BLOCK + 2, np.int64),
+        members=np.zeros(m + 2, np.int64),
         kept=np.zeros(m + 2, np.int64),
         saved=np.zeros(m + 2, np.int64),
-        members=np.zeros(m + 2, np.int64),
-        previous=np.full(n_vocabulary, -1, np.int64),
         counts=np.zeros((STATIC_ROWS, SYMBOLS), np.int64),
         escapes=np.zeros(n_vocabulary, np.int64),
     )
 
 
 @inner
-def log_class(value: Any, most: Any) -> Any:
-    """0 for 0, else 1 + floor(log2), at most `most`."""
-    n = 0
-    while value > 0 and n < most:
-        value >>= 1
-        n += 1
-    return n
+def slot_of(s: Any, token: Any) -> Any:
+    """The slot of a token among the candidates, -1: none."""
+    return ((s.token[token] >> SLOT) & SLOT_MASK) - 1
 
 
 @inner
-def add_candidate(s: Any, n: Any, token: Any) -> Any:
-    """The slot of a token, a new one where it has none; -1 when there is no room."""
-    at = s.slot[token]
-    if at < 0 and n < MOST_CANDIDATES:
-        s.slot[token] = at = n
-        s.cand[n] = token
-        s.feature[n, 0] = s.feature[n, 1] = s.feature[n, 2] = 0
-    return at
+def past_of(model: Any, state: Any, t: Any) -> Any:
+    """The index of a token's class, age and count in the row."""
+    last = state >> LAST
+    age = model.age[min(t - last + 1, AGE_STEPS - 1) if last > 0 else 0]
+    count = model.count[min((state >> COUNT) & COUNT_MASK, COUNT_STEPS - 1)]
+    return (state & 15) * 64 + age * 8 + count
 
 
 @inner
-def add_set(s: Any, n: Any, members: Any, upcoming: Any, same: Any) -> Any:
-    """The members of an earlier set as candidates; their number."""
-    for token in members:
-        if token != upcoming:
-            at = add_candidate(s, n, token)
-            if at >= 0:
-                n = max(n, at + 1)
-                s.feature[at, 2] = max(s.feature[at, 2], same)
-    return n
+def add(model: Any, s: Any, n: Any, token: Any, code: Any, t: Any) -> Any:
+    """Say `code` of a token, which becomes a candidate if there is room; the number of candidates."""
+    state = s.token[token]
+    slot = (state >> SLOT) & SLOT_MASK
+    is_new = slot == 0  # whether it is can hardly be foretold: no branch
+    at = n if is_new else slot - 1
+    if at == MOST_CANDIDATES:
+        return n
+    s.token[token] = state | (at + 1) << SLOT
+    s.code[at] = (0 if is_new else s.code[at]) | code
+    s.cand[at], s.past[at] = token, past_of(model, state, t)
+    return n + np.int64(is_new)
 
 
 @inner
 def find_candidates(model: Any, s: Any, row: Any, t: Any) -> Any:
     """The candidates of a position, with features; their number, and the level of the next token among them."""
-    n, level, current, upcoming = 0, 0, row.current[t], row.upcoming[t]
+    n: Any = 0
+    level: Any = 0
+    current, upcoming = row.current[t], row.upcoming[t]
     key = model.cur_of_V[current]
     if key >= 0:
         for j in range(model.cur_start[key], model.cur_start[key + 1]):
-            if model.cur_ids[j] == upcoming:
-                level = np.int64(model.cur_levels[j])
+            item = np.int64(model.cur_list[j])
+            if item >> 4 == upcoming:
+                level = item & 15
             else:
-                at = add_candidate(s, n, model.cur_ids[j])
-                if at >= 0:
-                    n = max(n, at + 1)
-                    s.feature[at, 0] = model.cur_levels[j]
+                n = add(model, s, n, item >> 4, item & 15, t)
     key = model.next_of_V[upcoming]
     if key >= 0:
         for j in range(model.next_start[key], model.next_start[key + 1]):
-            if model.next_ids[j] != upcoming:
-                at = add_candidate(s, n, model.next_ids[j])
-                if at >= 0:
-                    n = max(n, at + 1)
-                    s.feature[at, 1] = model.next_levels[j]
+            item = np.int64(model.next_list[j])
+            if item >> 4 != upcoming:
+                n = add(model, s, n, item >> 4, (item & 15) << 4, t)
     p = t
-    for back in range(1, SAMES):
+    for back in (1, 2):  # bits of `same`
         p = row.same[p]
         if p < 0:
             break
-        n = add_set(s, n, row.ids[row.offsets[p] : row.offsets[p + 1]], upcoming, SAMES - back)
-    for p in range(max(t - WINDOW, 0), t):
-        n = add_set(s, n, row.ids[row.offsets[p] : row.offsets[p + 1]], upcoming, 0)
+        for j in range(row.offsets[p], row.offsets[p + 1]):
+            if row.ids[j] != upcoming:
+                n = add(model, s, n, row.ids[j], back << 8, t)
+    for j in range(row.offsets[max(t - WINDOW, 0)], row.offsets[t]):
+        if row.ids[j] != upcoming:
+            n = add(model, s, n, row.ids[j], 0, t)
+    for i in range(n):
+        s.logw[i] = model.beside[s.code[i]] + model.history[s.past[i]]
     return n, level
 
 
 @inner
-def weigh(model: Any, s: Any, n: Any, t: Any) -> None:
-    """The packed log-weights of the candidates."""
-    for i in range(n):
-        token = s.cand[i]
-        age = log_class(t - s.last[token], AGES - 1) if s.last[token] >= 0 else 0
-        count = log_class(s.count[token], COUNTS - 1)
-        f = s.feature[i]
-        s.index[i, 0] = f[0] * LEVELS + f[1]
-        s.index[i, 1] = age * COUNTS + count
-        s.index[i, 2] = f[2] * LEVELS + f[0]
-        s.index[i, 3] = model.class_V[token] * COUNTS + count
-        logw = np.int64(0)
-        for k in range(N_FACTORS):
-            logw += model.factors[k, s.index[i, k]]
-        s.logw[i] = logw
-
-
-@inner
 def contexts(model: Any, row: Any, t: Any, s: Any, level: Any) -> Any:
-    """The static context of the next token, the two of how sure the teacher is, and that of the escape."""
+    """The static context of the next token, and how sure the teacher is beside these two tokens."""
     current, upcoming = row.current[t], row.upcoming[t]
-    age = log_class(t - s.last[upcoming], AGES - 1) if s.last[upcoming] >= 0 else 0
-    sure = model.cur_class_V[current] * CLASSES + model.next_class_V[upcoming]
+    age = (past_of(model, s.token[upcoming], t) >> 3) & 7
+    sure = model.sure_V[current, 0] * CLASSES + model.sure_V[upcoming, 1]
     return ROW_NEXT + level * AGES + age, sure
 
 
@@ -207,7 +189,7 @@ def contexts(model: Any, row: Any, t: Any, s: Any, level: Any) -> Any:
 def forget(s: Any, n: Any) -> None:
     """Free the slots of a position."""
     for i in range(n):
-        s.slot[s.cand[i]] = -1
+        s.token[s.cand[i]] &= _FREE
 
 
 @inner
@@ -218,14 +200,17 @@ def lay_out(model: Any, s: Any, n: Any, kind: Any, sure: Any) -> Any:
     for b in range(n // BLOCK + 1):
         part = np.int64(0)
         for i in range(b * BLOCK, min((b + 1) * BLOCK, n)):
-            w = model.exp[min(max(((s.logw[i] >> shift) & FIELD_MASK) - BIAS, 0), N_EXP - 1)]
+            logw = s.logw[i]
+            w = model.exp[min(max(((logw >> shift) & FIELD_MASK) - BIAS, 1), N_EXP - 1)]
+            w = w if logw > 0 else 0
             s.weight[i] = w
             part += w
         s.block[b] = part
         total += part
-    s.weight[n] = model.escape[sure, kind]
-    s.block[n // BLOCK] += s.weight[n]
-    return total + s.weight[n]
+    w = np.int64(model.escape[sure, kind])
+    s.weight[n] = w
+    s.block[n // BLOCK] += w
+    return total + w
 
 
 @inner
@@ -240,10 +225,10 @@ def exclude(s: Any, at: Any) -> Any:
 @inner
 def push_member(model: Any, stack: Any, s: Any, n: Any, token: Any, total: Any) -> None:
     """A member, by its slot or by escape."""
-    at = s.slot[token]
-    if at < 0 or s.weight[at] == 0:
+    at = slot_of(s, token)
+    if at < 0:
         at = n
-        low = model.escape_cumulative[token]
+        low = np.int64(model.escape_cumulative[token])
         n_tokens = model.escape_cumulative.shape[0] - 1
         push_share(stack, low, model.escape_cumulative[token + 1] - low, model.escape_cumulative[n_tokens])
         s.escapes[token] += 1
@@ -257,7 +242,7 @@ def push_member(model: Any, stack: Any, s: Any, n: Any, token: Any, total: Any) 
 
 @inner
 def pop_member(model: Any, stack: Any, s: Any, n: Any, total: Any) -> Any:
-    """A member, by its slot or by escape."""
+    """A member and its slot; an escape has slot n, or -1 where it cannot be one."""
     point = peek_share(stack, total)
     b, low = 0, np.int64(0)
     while low + s.block[b] <= point:
@@ -269,21 +254,21 @@ def pop_member(model: Any, stack: Any, s: Any, n: Any, total: Any) -> Any:
         at += 1
     drop_share(stack, low, s.weight[at], total)
     if at < n:
-        return s.cand[at]
+        return s.cand[at], at
     n_tokens = model.escape_cumulative.shape[0] - 1
-    total = model.escape_cumulative[n_tokens]
+    total = np.int64(model.escape_cumulative[n_tokens])
     point = peek_share(stack, total)
     j = point >> ESCAPE_SHIFT
-    a, z = model.escape_start[j], model.escape_start[j + 1] + 1
+    a, z = np.int64(model.escape_start[j]), np.int64(model.escape_start[j + 1]) + 1
     while z - a > 1:
         middle = (a + z) >> 1
         if model.escape_cumulative[middle] <= point:
             a = middle
         else:
             z = middle
-    low = model.escape_cumulative[a]
+    low = np.int64(model.escape_cumulative[a])
     drop_share(stack, low, model.escape_cumulative[a + 1] - low, total)
-    return a
+    return a, (n if slot_of(s, a) < 0 else -1)
 
 
 @inner
@@ -294,17 +279,17 @@ def push_set(model: Any, stack: Any, s: Any, n: Any, members: Any, skipped: Any,
     for token in members:
         if token != skipped:
             s.members[k] = token
-            k += 1
-            at = s.slot[token]
+            at = slot_of(s, token)
             if at >= 0:
-                s.kept[k - 1] = exclude(s, at)
-                total -= s.kept[k - 1]
+                s.kept[k] = exclude(s, at)
+                total -= s.kept[k]
+            k += 1
     for left in range(k, 0, -1):
         i = pop_uniform(stack, left)
         token, w = s.members[i], s.kept[i]
         for j in range(i, left - 1):
             s.members[j], s.kept[j] = s.members[j + 1], s.kept[j + 1]
-        at = s.slot[token]
+        at = slot_of(s, token)
         if at >= 0:
             s.weight[at] = w
             s.block[at // BLOCK] += w
@@ -313,31 +298,48 @@ def push_set(model: Any, stack: Any, s: Any, n: Any, members: Any, skipped: Any,
 
 
 @inner
-def pop_set(model: Any, stack: Any, s: Any, n: Any, out: Any, k: Any, added: Any, kind: Any, sure: Any, t: Any) -> Any:
-    """k tokens to `out` in rising order, and `added` (-1: none) among them; False where a token occurs twice."""
+def is_in(members: Any, token: Any) -> Any:
+    """Whether a token is among some."""
+    for member in members:  # noqa: SIM110  # numba compiles no generators here
+        if member == token:
+            return True
+    return False
+
+
+@inner
+def pop_set(
+    model: Any, stack: Any, s: Any, n: Any, out: Any, k: Any, kind: Any, sure: Any, others: Any, upcoming: Any
+) -> Any:
+    """k tokens to `out` in rising order; False where one occurs twice, among `others` too, or is the next token."""
     total = lay_out(model, s, n, kind, sure)
-    for done in range(k + 1):
-        if done < k:
-            token = pop_member(model, stack, s, n, total)
-            at = s.slot[token]
-            if at >= 0:
-                total -= exclude(s, at)
-                s.logw[at] = 0
-            if s.stamp[token] == t:
-                return False
-            s.stamp[token] = t
-        elif added >= 0:
-            token = added
-        else:
-            break
+    for done in range(k):
+        token, at = pop_member(model, stack, s, n, total)
+        if at < 0:
+            return False
+        if at < n:
+            total -= exclude(s, at)
+            s.logw[at] = 0
+        elif token == upcoming or is_in(others, token):
+            return False
         i = done
-        while i > 0 and out[i - 1] > token:
+        while i > 0 and out[i - 1] >= token:
+            if out[i - 1] == token:
+                return False
             out[i] = out[i - 1]
             i -= 1
         out[i] = token
-        if done < k:
-            push_uniform(stack, i, done + 1)
+        push_uniform(stack, i, done + 1)
     return True
+
+
+@inner
+def insert(out: Any, k: Any, token: Any) -> None:
+    """Put a token among k others in rising order."""
+    i = k
+    while i > 0 and out[i - 1] > token:
+        out[i] = out[i - 1]
+        i -= 1
+    out[i] = token
 
 
 @inner
@@ -355,21 +357,20 @@ def units_context(left: Any, n_left: Any, n_units: Any) -> Any:
 
 
 @inner
-def remember(s: Any, members: Any, t: Any, last: Any) -> None:
-    """Note the set of a position in the row's history; `last` keeps what that replaced."""
+def remember(s: Any, members: Any, t: Any, before: Any) -> None:
+    """Note the set of a position in the row's history; `before` keeps what that replaced."""
     for i in range(members.shape[0]):
         token = members[i]
-        last[i] = s.last[token]
-        s.last[token] = t
-        s.count[token] += 1
+        state = s.token[token]
+        before[i] = state
+        s.token[token] = (state & ((1 << LAST) - 1)) + (1 << COUNT) | (t + 1) << LAST
 
 
 @inner
-def unremember(s: Any, members: Any, last: Any) -> None:
-    """Undo `remember`."""
+def unremember(s: Any, members: Any, before: Any) -> None:
+    """Undo `remember`; the sets noted later must be undone before."""
     for i in range(members.shape[0]):
-        s.last[members[i]] = last[i]
-        s.count[members[i]] -= 1
+        s.token[members[i]] = before[i]
 
 
 @inner

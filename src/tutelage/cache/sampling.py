@@ -1,7 +1,7 @@
 """Threshold sampling: a teacher's distribution as at most m + 1 weighted tokens a position, unbiased.
 
-With tau = 1/m (m an integer; Duffield, Lund, Thorup, J. ACM 2007), a token with p >= tau is a *head*, the others are the
-*tail*.  One uniform draw u a position does everything:
+With tau = 1/m (m an integer; Duffield, Lund, Thorup, J. ACM 2007), a token with p >= tau is a *head*, the others are
+the *tail*.  One uniform draw u a position does everything:
 
 - the tail is swept in the order of ids: the token that holds a point u, u + 1, u + 2, … of the tail's cumulative
   probability in units of tau is picked and weighs tau.  As p < tau, each is picked with probability p / tau, and never

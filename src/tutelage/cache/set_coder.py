@@ -14,7 +14,6 @@ Shape legend: n positions and m entries of one row, V vocabulary.
 import threading
 import zlib
 from dataclasses import dataclass
-from typing import Any  # what numba compiled is Any to the checker
 
 import numpy as np
 import numpy.typing as npt
@@ -45,10 +44,9 @@ class Sets:
 
 
 def memory(model: Model) -> Scratch:
-    """This thread's scratch memory for a model's vocabulary and m; clean between rows."""
-    key = (len(model.class_V), int(model.m))
-    if getattr(_local, "key", None) != key:
-        _local.key, _local.scratch = key, scratch(*key)
+    """This thread's scratch memory for a model; clean between rows."""
+    if getattr(_local, "model", None) is not model:
+        _local.model, _local.scratch = model, scratch(model.class_V, int(model.m))
     held: Scratch = _local.scratch
     return held
 
@@ -115,8 +113,3 @@ def _first_state(current_ids_n: Ints, next_ids_n: Ints) -> int:
     crc = zlib.crc32(np.ascontiguousarray(current_ids_n, "<i8").tobytes())
     crc = zlib.crc32(np.ascontiguousarray(next_ids_n, "<i8").tobytes(), crc)
     return LOW | (crc & (LOW - 1))
-
-
-def build_model(tables: Any, *, m: int, grains: int, n_vocabulary: int) -> Model:
-    """The coder's model from the stored tables; integer arithmetic alone, so that every machine gets the same."""
-    raise NotImplementedError

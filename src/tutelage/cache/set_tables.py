@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from tutelage.cache import _set_coder_cpu as c
+from tutelage.cache._coder_cpu import STATIC
 from tutelage.cache._profile_cpu import observe
 from tutelage.cache._profile_cpu import profile as compiled_profile
 from tutelage.cache.codec import Positions, Tables
@@ -29,7 +30,7 @@ from tutelage.types import Head
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 LEAST, MOST_KEPT = 2e-4, 512  # of a profile: tokens that are likely enough for a list
-LIST_LENGTH, LIST_ENTRIES, LEAST_RATE = 64, 130_000, 2.0**-6.5
+LIST_LENGTH, LIST_ENTRIES, LEAST_RATE = 44, 130_000, 2.0**-6.5
 PASSES = 6  # over the sets, to fit the weights: one feature each, and the first two again
 OCTAVE = 32  # steps of a log-weight
 _TOP_LOG2 = 13.0  # of a weight with rate 1
@@ -45,7 +46,7 @@ class Profile:
     low_V: Floats
     positions: Positions
 
-    def mean_V(self) -> Floats:
+    def mean(self) -> Floats:
         """The mean distribution of the sample [V]."""
         kept_V = np.bincount(self.ids_M, weights=self.p_M, minlength=len(self.low_V))
         mean_V: Floats = (kept_V + self.low_V) / max(1, len(self.positions))
@@ -120,7 +121,7 @@ def _lists(seen: Profile, key_N: Ints, in_N: npt.NDArray[np.bool_], *, m: int) -
     )
 
 
-def _classes_of_means(sum_V: Floats, times_V: Ints) -> Ints:
+def _classes_of_means(sum_V: Any, times_V: Ints) -> Ints:
     """0 for tokens that were not seen, else 1 + the share of the sample with a lower mean, in steps."""
     overall = sum_V.sum() / max(1, times_V.sum())
     mean_V = (sum_V + 2 * overall) / (times_V + 2)
@@ -182,7 +183,7 @@ def _first_tables(seen: Profile, in_N: npt.NDArray[np.bool_], *, m: int) -> dict
     upcoming = _lists(seen, seen.positions.next_ids_N, in_N, m=m)
     mean_V = _rates(seen, in_N, m)[3]
     classes = np.stack([_common_classes(mean_V), cur.classes_V, upcoming.classes_V])
-    flat = np.linspace(0, 1 << 16, c.SYMBOLS + 1).astype(np.int64)
+    flat = np.linspace(0, 1 << STATIC, c.SYMBOLS + 1).astype(np.int64)
     tables = {
         "classes": torch.from_numpy(classes.astype(np.uint8)),
         "weights": torch.zeros(3, c.N_FACTORS + 1, c.N_INDEX, dtype=torch.int16),
@@ -288,36 +289,77 @@ def _fit_static(tables: dict[str, Tensor], rows: Rows, positions: Positions, *, 
 
 def _shares(counts: Floats, prior: Floats | None) -> Floats:
     prior = prior if prior is not None else np.full(len(counts), 1.0 / len(counts))
-    return (counts + 6.0 * prior) / (counts.sum() + 6.0)
+    shares: Floats = (counts + 6.0 * prior) / (counts.sum() + 6.0)
+    return shares
 
 
 def _frequencies(shares: Floats) -> Ints:
-    """At least 1 each, 2**16 in all."""
-    whole = 1 + np.floor(shares * ((1 << 16) - len(shares))).astype(np.int64)
-    whole[int(whole.argmax())] += (1 << 16) - int(whole.sum())
+    """At least 1 each, 2**STATIC in all."""
+    whole = 1 + np.floor(shares * ((1 << STATIC) - len(shares))).astype(np.int64)
+    whole[int(whole.argmax())] += (1 << STATIC) - int(whole.sum())
     return whole
 
 
+_last: tuple[Tables, int, int, c.Model] | None = None
+
+
 def model_of(tables: Tables, *, m: int, grains: int) -> c.Model:
-    """The compiled coder's view of stored tables."""
+    """The compiled coder's view of stored tables; that of the last tables is kept."""
+    global _last
+    held = _last
+    if held is not None and held[1:3] == (m, grains) and _are_same(held[0], tables):
+        return held[3]
+    model = _model_of(tables, m=m, grains=grains)
+    _last = (dict(tables), m, grains, model)
+    return model
+
+
+def _are_same(tables: Tables, others: Tables) -> bool:
+    return tables.keys() == others.keys() and all(tables[name] is others[name] for name in tables)
+
+
+def _model_of(tables: Tables, *, m: int, grains: int) -> c.Model:
     t = {name: table.numpy().astype(np.int64) for name, table in tables.items()}
     n_vocabulary = t["classes"].shape[1]
-    lists = {}
+    of_V = {}
     for name in ("cur", "next"):
-        of_V = np.full(n_vocabulary, -1, np.int64)
-        of_V[t[f"{name}_keys"]] = np.arange(len(t[f"{name}_keys"]))
-        lists[name] = of_V
-    kinds, shifts = t["weights"][:, : c.N_FACTORS], (0, c.FIELD, 2 * c.FIELD)
-    biased = kinds + c.BIAS // c.N_FACTORS
+        of_V[name] = np.full(n_vocabulary, -1, np.int32)
+        of_V[name][t[f"{name}_keys"]] = np.arange(len(t[f"{name}_keys"]))
     escape = t["exp"][np.clip(t["weights"][:, c.N_FACTORS, : c.CLASSES**2], 1, c.N_EXP - 1)]
     cumulative = np.concatenate([[0], np.cumsum(np.maximum(t["exp"][np.minimum(t["escapes"] * 4, c.N_EXP - 1)], 1))])
     edges = np.arange((1 << (24 - c.ESCAPE_SHIFT)) + 2) << c.ESCAPE_SHIFT
     start = np.minimum(np.searchsorted(cumulative, edges, side="right") - 1, n_vocabulary - 1)
+    beside, history = _packed(t["weights"])
     return c.Model(
-        m=m, grains=grains,
-        cur_of_V=lists["cur"], cur_start=t["cur_start"], cur_ids=t["cur_ids"], cur_levels=t["cur_levels"],
-        next_of_V=lists["next"], next_start=t["next_start"], next_ids=t["next_ids"], next_levels=t["next_levels"],
-        class_V=t["classes"][0], cur_class_V=t["classes"][1], next_class_V=t["classes"][2],
-        factors=sum(biased[k] << shifts[k] for k in range(3)), escape=np.ascontiguousarray(escape.T),
-        exp=t["exp"], escape_cumulative=cumulative, escape_start=np.append(start, 0), cumulative=t["static"],
-    )  # fmt: skip
+        m=m,
+        grains=grains,
+        cur_of_V=of_V["cur"],
+        cur_start=t["cur_start"],
+        cur_list=(t["cur_ids"] * 16 + t["cur_levels"]).astype(np.int32),
+        next_of_V=of_V["next"],
+        next_start=t["next_start"],
+        next_list=(t["next_ids"] * 16 + t["next_levels"]).astype(np.int32),
+        class_V=t["classes"][0].astype(np.uint8),
+        sure_V=np.ascontiguousarray(t["classes"][1:].T.astype(np.uint8)),
+        beside=beside,
+        history=history,
+        age=np.array([min(d.bit_length(), c.AGES - 1) for d in range(c.AGE_STEPS)]),
+        count=np.array([min(n.bit_length(), c.COUNTS - 1) for n in range(c.COUNT_STEPS)]),
+        escape=np.ascontiguousarray(escape.T),
+        exp=t["exp"].astype(np.int32),
+        escape_cumulative=cumulative.astype(np.int32),
+        escape_start=np.append(start, 0).astype(np.int32),
+        cumulative=t["static"].astype(np.uint16),
+    )
+
+
+def _packed(weights: Ints) -> tuple[Ints, Ints]:
+    """Log-weights of the three kinds in one number, by the index that a candidate carries."""
+    biased = weights[:, : c.N_FACTORS] + c.BIAS // c.N_FACTORS
+    packed = sum(biased[kind] << (c.FIELD * kind) for kind in range(3))
+    code = np.arange(c.SAMES * 256)
+    cur, upcoming, same = (np.minimum(x, c.LEVELS - 1) for x in (code & 15, (code >> 4) & 15, code >> 8))
+    past = np.arange(c.CLASSES * 64)
+    common, age, count = past >> 6, (past >> 3) & 7, np.minimum(past & 7, c.COUNTS - 1)
+    beside = packed[0][cur * c.LEVELS + upcoming] + packed[2][same * c.LEVELS + cur]
+    return beside, packed[1][age * c.COUNTS + count] + packed[3][common * c.COUNTS + count]

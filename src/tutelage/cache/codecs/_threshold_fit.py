@@ -7,7 +7,6 @@ Shape legend: N positions, R rows, V vocabulary, D hidden size.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -38,7 +37,7 @@ def fit(sample: Sample, *, budget: Budget, temperature: float) -> Fitted:
     if fixed is not None:
         m = fixed
     elif budget.error is not None:
-        m = search.least(lambda m: search.error(m) <= budget.error, error=budget.error)
+        m = search.least(budget.error)
     else:
         m = search.most(budget.bytes_per_token or DEFAULT_BYTES)
     tables = search.final_tables(m)
@@ -162,10 +161,10 @@ class _Search:
             )
         return low
 
-    def least(self, fits: Callable[[int], bool], *, error: float) -> int:
+    def least(self, error: float) -> int:
         """The smallest m that meets the error; ConfigError where even the largest does not."""
         low, high = LEAST_M, MOST_M
-        if not fits(high):
+        if self.error(high) > error:
             raise ConfigError(
                 "CONFIG",
                 f"cache.error: {error:g}, and codec threshold reaches {self.error(MOST_M):.3f} at its largest m = "
@@ -173,7 +172,7 @@ class _Search:
             )
         while low < high:
             middle = int(math.sqrt(low * high))
-            if fits(middle):
+            if self.error(middle) <= error:
                 high = middle
             else:
                 low = middle + 1

@@ -2,11 +2,13 @@
 
 At m the teacher's distribution becomes at most m + 1 tokens whose weights are whole grains and sum to 1 exactly; each
 weight has the teacher's probability as its expectation over the draw, after all rounding (`cache/sampling.py`).  Right
-in losses that are linear in the target alone, which is `forward_kl`.  With the tokens goes the alignment witness: 8 bits
-of the teacher's log p(next) where the next token is no head, coded as `_row.witness_codes` says.
+in losses that are linear in the target alone, which is `forward_kl`.  With the tokens goes the alignment witness, 8
+bits of the teacher's log p(next) where the next token is no head, coded as `_row.witness_codes` says.
 
-A row is one entropy-coded byte string (`cache/set_coder.py`): the row's own tokens are the context of every symbol, so
-it decodes with them and no others.  Tables are fitted on a sample of the data and stored once.
+Bytes a token: 12 at m = 25 on documentation (SmolLM2), growing about as m**0.85; a row is one entropy-coded byte
+string (`cache/set_coder.py`).  Its own tokens are the context of every symbol, so it decodes with them and no others.
+Tables are fitted on a sample of the data and stored once.  The gradient error is that of a sample: 0.13 a position
+there, and it averages away as 1 / sqrt(n).
 
 Shape legend: N trained positions of several rows, M entries of all positions, V vocabulary, D hidden size.
 """

@@ -40,7 +40,7 @@ CACHE = (
         oracles=(WRITER + "test_a_cache_does_not_grow_with_what_was_asked_for_otherwise[fixed]",),
     ),
     Mutant(
-        id="M58",
+        id="M215",
         what="a shard read without its checksum",
         file="cache/shard.py",
         old="if found != self.record.sha256:",

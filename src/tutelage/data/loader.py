@@ -53,7 +53,8 @@ class Loader:
 
     def step(self, number: int) -> list[Batch]:
         """The micro-batches of optimizer step `number` (from 0)."""
-        first, last = number * self.rows_per_step, (number + 1) * self.rows_per_step
+        first = number * self.rows_per_step
+        last = first + self.rows_per_step
         starts = range(first, last, self.micro_batch)
         return [self._batch(range(n, min(n + self.micro_batch, last))) for n in starts]
 

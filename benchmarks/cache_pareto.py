@@ -52,8 +52,8 @@ class Bench:
     kept: Kept
 
     @classmethod
-    def of(cls, rows: Iterator[Row], n_positions: int, *, teacher: Teacher) -> "Bench":
-        fitted_on = pareto_rows.sample_of(pareto_rows.up_to(rows, FITTED_POSITIONS), teacher=teacher)
+    def of(cls, rows: Iterator[Row], n_positions: int, *, n_fitted: int, teacher: Teacher) -> "Bench":
+        fitted_on = pareto_rows.sample_of(pareto_rows.up_to(rows, n_fitted), teacher=teacher)
         sample = pareto_rows.sample_of(pareto_rows.up_to(rows, n_positions), teacher=teacher)
         return cls(
             fitted_on=fitted_on,
@@ -244,7 +244,7 @@ def run(source: str, results: Results, *, arguments: argparse.Namespace) -> None
         if not todo:
             continue
         started = time.perf_counter()
-        bench = Bench.of(rows(load()), n_positions, teacher=load())
+        bench = Bench.of(rows(load()), n_positions, n_fitted=arguments.fitted, teacher=load())
         print(f"{name} / {kind}: {n_positions} positions in {time.perf_counter() - started:.0f} s", file=sys.stderr)
         for cell, act in todo.items():
             started = time.perf_counter()
@@ -264,11 +264,12 @@ def main() -> None:
     parser.add_argument("--prompts", type=Path, help='JSON lines with "prompt", or with "passage" and "question"')
     parser.add_argument("--texts", nargs="+", default=["documentation", "prose", "chat"])
     parser.add_argument("--positions", type=int, default=POSITIONS)
+    parser.add_argument("--fitted", type=int, default=FITTED_POSITIONS, help="positions that budgets are fitted on")
     parser.add_argument("--budgets", nargs="+", type=float, default=list(BUDGETS), help="bytes a token")
     parser.add_argument("--fall", type=int, default=FALL_POSITIONS, help="positions of the fall with n; 0: none")
     parser.add_argument("--name", default="cache_pareto", help="of the result file")
     arguments = parser.parse_args()
-    config = {"length": pareto_rows.LENGTH, "fitted_positions": FITTED_POSITIONS, "budgets": arguments.budgets}
+    config = {"length": pareto_rows.LENGTH, "fitted_positions": arguments.fitted, "budgets": arguments.budgets}
     results = Results(arguments.name, config)
     for source in arguments.teacher:
         run(source, results, arguments=arguments)

@@ -108,7 +108,10 @@ def distillkit(kept: Kept, configuration: Polynomial, *, bits: int) -> Stored:
     rank_R = torch.arange(1, k - exact + 1, dtype=torch.float64) / (k - exact)
     terms_RP = torch.stack([rank_R**power for power in configuration.powers], -1)
     coefficients_NP = (kept.logp_NK[:, exact:k].double() @ torch.linalg.pinv(terms_RP).T).float()
-    logp_NK = torch.cat([kept.logp_NK[:, :exact].to(dtype).float(), coefficients_NP @ terms_RP.T.float()], -1)
+    exact_NK = kept.logp_NK[:, :exact].to(dtype).float()
+    # The ids are sorted, so no later one is more likely than the last exact one: without this the curve overshoots.
+    curve_NR = (coefficients_NP @ terms_RP.T.float()).minimum(exact_NK[:, -1:])
+    logp_NK = torch.cat([exact_NK, curve_NR], -1)
     n = len(logp_NK)
     targets = SampledTargets(
         ids_M=kept.ids_NK[:, :k].reshape(-1),

@@ -260,8 +260,8 @@ def _cache(tree: Tree) -> Iterator[Problem]:
     if codec in ("hidden", "dense"):
         for name in _given(cache, "bytes_per_token", "error"):
             yield _dead(("cache", name), f"with codec {codec}: its size follows from the model")
-        if codec == "hidden" and cache.get("temperature") not in (None, 1, 1.0):
-            yield _dead(("cache", "temperature"), "with codec hidden: it serves every temperature")
+        if cache.get("temperature") not in (None, 1, 1.0):
+            yield _dead(("cache", "temperature"), f"with codec {codec}: it serves every temperature")
     if _section(tree, "data").get("missing_soft") == "drop" and teacher.get("cache") is None:
         yield _dead(("data", "missing_soft"), "without teacher.cache")
 

@@ -6,6 +6,7 @@ To add one: the exact line (without its indentation), what it becomes, and the n
 
 from tests.mutants.cache import CACHE
 from tests.mutants.cache_codecs import CODECS
+from tests.mutants.cache_threshold import THRESHOLD_CODEC
 from tests.mutants.data_and_files import DATA, EVALUATION, FILES
 from tests.mutants.losses import DIVERGENCES, FUSED
 from tests.mutants.mutant import Mutant
@@ -24,6 +25,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *FILES,
     *CACHE,
     *CODECS,
+    *THRESHOLD_CODEC,
     *EVALUATION,
     *RUNS,
 )

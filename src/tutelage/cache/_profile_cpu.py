@@ -6,36 +6,45 @@ import numpy as np
 from numba import njit
 
 from tutelage.cache import _set_coder_cpu as c
-from tutelage.cache._coder_cpu import inner
+from tutelage.cache import _sampling_cpu
+from tutelage.cache._coder_cpu import inner, stamp_of
 from tutelage.cache._sampling_cpu import BLOCK, read_row
 
-
-def _profile(product_NV: Any, factor: Any, least: Any, most: Any, ids_NK: Any, p_NK: Any, n_N: Any, low_V: Any) -> None:
-    """Tokens with p >= `least`, at most `most` of each position, and the sum of all other probabilities by token."""
-    n_columns = product_NV.shape[1]
-    n_blocks = (n_columns + BLOCK - 1) // BLOCK
-    e, sums, peaks = np.empty(n_columns, np.float32), np.empty(n_blocks), np.empty(n_blocks, np.float32)
-    for i in range(product_NV.shape[0]):
-        total, peak = read_row(product_NV[i], e, sums, peaks, factor)
-        over, n = np.float32(1.0 / total), 0
-        bound = np.log(least * total) + peak - 1e-3
-        for k in range(n_blocks):
-            low, high = k * BLOCK, min((k + 1) * BLOCK, n_columns)
-            if peaks[k] >= bound:
-                for j in range(low, high):
-                    p = e[j] * over
-                    if p >= least and n < most:
-                        ids_NK[i, n], p_NK[i, n] = j, p
-                        n += 1
-                    else:
-                        low_V[j] += p
-            else:
-                for j in range(low, high):
-                    low_V[j] += e[j] * over
-        n_N[i] = n
+_STAMP = stamp_of(__file__, c.__file__, _sampling_cpu.__file__)
 
 
-profile = njit(nogil=True, cache=True, error_model="numpy")(_profile)
+def _profile_loop(stamp: int) -> Any:
+    def profile_of(
+        product_NV: Any, factor: Any, least: Any, most: Any, ids_NK: Any, p_NK: Any, n_N: Any, low_V: Any
+    ) -> None:
+        """Tokens with p >= `least`, at most `most` of each position, and the sum of all other probabilities by token."""
+        _ = stamp
+        n_columns = product_NV.shape[1]
+        n_blocks = (n_columns + BLOCK - 1) // BLOCK
+        e, sums, peaks = np.empty(n_columns, np.float32), np.empty(n_blocks), np.empty(n_blocks, np.float32)
+        for i in range(product_NV.shape[0]):
+            total, peak = read_row(product_NV[i], e, sums, peaks, factor)
+            over, n = np.float32(1.0 / total), 0
+            bound = np.log(least * total) + peak - 1e-3
+            for k in range(n_blocks):
+                low, high = k * BLOCK, min((k + 1) * BLOCK, n_columns)
+                if peaks[k] >= bound:
+                    for j in range(low, high):
+                        p = e[j] * over
+                        if p >= least and n < most:
+                            ids_NK[i, n], p_NK[i, n] = j, p
+                            n += 1
+                        else:
+                            low_V[j] += p
+                else:
+                    for j in range(low, high):
+                        low_V[j] += e[j] * over
+            n_N[i] = n
+
+    return njit(nogil=True, error_model="numpy", cache=True)(profile_of)
+
+
+profile = _profile_loop(_STAMP)
 
 
 @inner
@@ -81,57 +90,63 @@ def _draw_out(s: Any, members: Any, upcoming: Any, weight: Any, total: Any, gone
     return k
 
 
-def _observe(model: Any, s: Any, row: Any, logs: Any, escape: Any, found: Any, foretold: Any, history: Any) -> Any:
-    """Add up, by feature, how often candidates are members and how often they were to be; the bits that members cost.
+def _observe_loop(stamp: int) -> Any:
+    def observe_of(
+        model: Any, s: Any, row: Any, logs: Any, escape: Any, found: Any, foretold: Any, history: Any
+    ) -> Any:
+        """Add up, by feature, how often candidates are members and how often they were to be; the bits that members cost.
 
-    `logs` [3, F, size] and `escape` [3, contexts] are log2 weights; `found` and `foretold` [3, F + 1, size] are sums
-    for them (the last one for the escape).  Escapes by token are counted in the scratch memory.
-    """
-    index = np.empty((c.MOST_CANDIDATES, c.N_FACTORS), np.int64)
-    weight, gone, bits = np.empty(c.MOST_CANDIDATES), np.empty(c.MOST_CANDIDATES, np.int64), 0.0
-    shares = np.zeros(s.members.shape[0] + 1)
-    c.find_same(s, row)
-    for t in range(row.current.shape[0]):
-        start, end, n_heads = row.offsets[t], row.offsets[t + 1], row.heads[t]
-        n, level = c.find_candidates(model, s, row, t)
-        _indices(s, n, index)
-        sure = c.contexts(model, row, t, s, level)[1]
-        for kind in range(3):
-            first = start + (0 if kind == 0 else (min(1, n_heads) if kind == 1 else n_heads))
-            last = start + (min(1, n_heads) if kind == 0 else (n_heads if kind == 1 else end - start))
-            if first >= last:
-                continue
-            total = _weights(index, n, logs, kind, weight)
-            for j in range(start, first):  # heads are out before picks are drawn
-                at = c.slot_of(s, row.ids[j])
-                if at >= 0:
-                    total -= weight[at]
-                    weight[at] = 0.0
-            out = 2.0 ** escape[kind, sure]
-            gone[:n] = 0
-            k = _draw_out(s, row.ids[first:last], row.upcoming[t], weight, max(total, 0.0) + out, gone, shares)
-            n_escaped = k
-            for i in range(n):
-                share = weight[i] * shares[gone[i] if gone[i] else k]
-                for f in range(c.N_FACTORS):
-                    foretold[kind, f, index[i, f]] += share
-                    found[kind, f, index[i, f]] += 1 if gone[i] else 0
-                if gone[i]:
-                    n_escaped -= 1
-                    if weight[i] > 0:
-                        bits -= np.log2(weight[i] * (shares[gone[i]] - shares[gone[i] - 1]))
-            foretold[kind, c.N_FACTORS, sure] += out * shares[k]
-            found[kind, c.N_FACTORS, sure] += n_escaped
-            for j in range(first, last):
-                if c.slot_of(s, row.ids[j]) < 0 and row.ids[j] != row.upcoming[t]:
-                    s.escapes[row.ids[j]] += 1
-        c.forget(s, n)
-        place = slice(start, end)
-        c.remember(s, row.ids[place], t, history[place])
-    for t in range(row.current.shape[0] - 1, -1, -1):
-        place = slice(row.offsets[t], row.offsets[t + 1])
-        c.unremember(s, row.ids[place], history[place])
-    return bits
+        `logs` [3, F, size] and `escape` [3, contexts] are log2 weights; `found` and `foretold` [3, F + 1, size] are sums
+        for them (the last one for the escape).  Escapes by token are counted in the scratch memory.
+        """
+        _ = stamp
+        index = np.empty((c.MOST_CANDIDATES, c.N_FACTORS), np.int64)
+        weight, gone, bits = np.empty(c.MOST_CANDIDATES), np.empty(c.MOST_CANDIDATES, np.int64), 0.0
+        shares = np.zeros(s.members.shape[0] + 1)
+        c.find_same(s, row)
+        for t in range(row.current.shape[0]):
+            start, end, n_heads = row.offsets[t], row.offsets[t + 1], row.heads[t]
+            n, level = c.find_candidates(model, s, row, t)
+            _indices(s, n, index)
+            sure = c.contexts(model, row, t, s, level)[1]
+            for kind in range(3):
+                first = start + (0 if kind == 0 else (min(1, n_heads) if kind == 1 else n_heads))
+                last = start + (min(1, n_heads) if kind == 0 else (n_heads if kind == 1 else end - start))
+                if first >= last:
+                    continue
+                total = _weights(index, n, logs, kind, weight)
+                for j in range(start, first):  # heads are out before picks are drawn
+                    at = c.slot_of(s, row.ids[j])
+                    if at >= 0:
+                        total -= weight[at]
+                        weight[at] = 0.0
+                out = 2.0 ** escape[kind, sure]
+                gone[:n] = 0
+                k = _draw_out(s, row.ids[first:last], row.upcoming[t], weight, max(total, 0.0) + out, gone, shares)
+                n_escaped = k
+                for i in range(n):
+                    share = weight[i] * shares[gone[i] if gone[i] else k]
+                    for f in range(c.N_FACTORS):
+                        foretold[kind, f, index[i, f]] += share
+                        found[kind, f, index[i, f]] += 1 if gone[i] else 0
+                    if gone[i]:
+                        n_escaped -= 1
+                        if weight[i] > 0:
+                            bits -= np.log2(weight[i] * (shares[gone[i]] - shares[gone[i] - 1]))
+                foretold[kind, c.N_FACTORS, sure] += out * shares[k]
+                found[kind, c.N_FACTORS, sure] += n_escaped
+                for j in range(first, last):
+                    if c.slot_of(s, row.ids[j]) < 0 and row.ids[j] != row.upcoming[t]:
+                        s.escapes[row.ids[j]] += 1
+            c.forget(s, n)
+            place = slice(start, end)
+            c.remember(s, row.ids[place], t, history[place])
+        for t in range(row.current.shape[0] - 1, -1, -1):
+            place = slice(row.offsets[t], row.offsets[t + 1])
+            c.unremember(s, row.ids[place], history[place])
+        return bits
+
+    return njit(nogil=True, error_model="numpy", cache=True)(observe_of)
 
 
-observe = njit(nogil=True, cache=True, error_model="numpy")(_observe)
+observe = _observe_loop(_STAMP)

@@ -4,8 +4,19 @@ from typing import Any  # numba is untyped: its array types are Any to the check
 
 from numba import njit
 
+from tutelage.cache import _coder_cpu as coder
+from tutelage.cache import _members_cpu as members
 from tutelage.cache import _set_coder_cpu as c
-from tutelage.cache._coder_cpu import inner, pop_number, pop_static, pop_uniform, push_number, push_static, push_uniform
+from tutelage.cache._coder_cpu import (
+    inner,
+    pop_number,
+    pop_static,
+    pop_uniform,
+    push_number,
+    push_static,
+    push_uniform,
+    stamp_of,
+)
 
 _outer = njit(nogil=True, cache=True, error_model="numpy", _nrt=False)
 _N_CLASSES = 60  # of the number of picks
@@ -91,19 +102,19 @@ def _push_position(model: Any, stack: Any, s: Any, row: Any, t: Any) -> None:
         if at >= 0:
             s.saved[j - start], s.logw[at] = s.logw[at], 0
     if end > start + n_heads:
-        c.push_set(model, stack, s, n, row.ids[start + n_heads : end], row.upcoming[t], 2, sure)
+        members.push_set(model, stack, s, n, row.ids[start + n_heads : end], row.upcoming[t], 2, sure)
     for j in range(start + 1, start + n_heads):
         at = c.slot_of(s, row.ids[j])
         if at >= 0:
             s.logw[at] = s.saved[j - start]
     if n_heads > 1:
-        c.push_set(model, stack, s, n, row.ids[start + 1 : start + n_heads], row.upcoming[t], 1, sure)
+        members.push_set(model, stack, s, n, row.ids[start + 1 : start + n_heads], row.upcoming[t], 1, sure)
     if n_heads > 0 and where != c.FIRST:
         at = c.slot_of(s, row.ids[start])
         if at >= 0:
             s.logw[at] = s.saved[0]
-        total = c.lay_out(model, s, n, 0, sure)
-        c.push_member(model, stack, s, n, row.ids[start], total)
+        total = members.lay_out(model, s, n, 0, sure)
+        members.push_member(model, stack, s, n, row.ids[start], total)
     _push_counts(model, stack, s, row, t, where, place, sure)
     c.forget(s, n)
 
@@ -118,23 +129,25 @@ def _pop_position(model: Any, stack: Any, s: Any, row: Any, t: Any) -> Any:
     if fine and n_heads > 0:
         row.ids[start] = upcoming
         if where != c.FIRST:
-            total = c.lay_out(model, s, n, 0, sure)
-            row.ids[start], at = c.pop_member(model, stack, s, n, total)
+            total = members.lay_out(model, s, n, 0, sure)
+            row.ids[start], at = members.pop_member(model, stack, s, n, total)
             fine = at >= 0 and row.ids[start] != upcoming
             if 0 <= at < n:
                 s.logw[at] = 0
     if fine and n_heads > 1:
         k = n_heads - 1 - (1 if where == c.HEAD else 0)
-        fine = c.pop_set(model, stack, s, n, row.ids[start + 1 :], k, 1, sure, row.ids[start : start + 1], upcoming)
+        fine = members.pop_set(
+            model, stack, s, n, row.ids[start + 1 :], k, 1, sure, row.ids[start : start + 1], upcoming
+        )
         if where == c.HEAD:
-            c.insert(row.ids[start + 1 :], k, upcoming)
+            members.insert(row.ids[start + 1 :], k, upcoming)
     if fine and n_picks > 0:
         k = n_picks - (1 if where == c.TAIL else 0)
-        fine = c.pop_set(
+        fine = members.pop_set(
             model, stack, s, n, row.ids[start + n_heads :], k, 2, sure, row.ids[start : start + n_heads], upcoming
         )
         if where == c.TAIL:
-            c.insert(row.ids[start + n_heads :], k, upcoming)
+            members.insert(row.ids[start + n_heads :], k, upcoming)
     row.witness[t] = -1
     if fine and (where == c.NOWHERE or where == c.TAIL):
         row.witness[t] = _pop_witness(model, stack, where)
@@ -143,35 +156,39 @@ def _pop_position(model: Any, stack: Any, s: Any, row: Any, t: Any) -> Any:
     return fine
 
 
-def _encode_row(model: Any, stack: Any, s: Any, row: Any, last: Any) -> None:
-    """Push a whole row: its last position first.  `last` [M] is memory for the history."""
-    n = row.current.shape[0]
-    c.find_same(s, row)
-    for t in range(n):
-        place = slice(row.offsets[t], row.offsets[t + 1])
-        c.remember(s, row.ids[place], t, last[place])
-    for t in range(n - 1, -1, -1):
-        place = slice(row.offsets[t], row.offsets[t + 1])
-        c.unremember(s, row.ids[place], last[place])
-        _push_position(model, stack, s, row, t)
+def _loops(stamp: int) -> tuple[Any, Any]:
+    def encode(model: Any, stack: Any, s: Any, row: Any, last: Any) -> None:
+        """Push a whole row: its last position first.  `last` [M] is memory for the history."""
+        _ = stamp
+        n = row.current.shape[0]
+        c.find_same(s, row)
+        for t in range(n):
+            place = slice(row.offsets[t], row.offsets[t + 1])
+            c.remember(s, row.ids[place], t, last[place])
+        for t in range(n - 1, -1, -1):
+            place = slice(row.offsets[t], row.offsets[t + 1])
+            c.unremember(s, row.ids[place], last[place])
+            _push_position(model, stack, s, row, t)
+
+    def decode(model: Any, stack: Any, s: Any, row: Any, last: Any) -> Any:
+        """Pop a whole row; the first position that cannot be, or the number of positions."""
+        _ = stamp
+        n = row.current.shape[0]
+        c.find_same(s, row)
+        row.offsets[0] = 0
+        done = n
+        for t in range(n):
+            if not _pop_position(model, stack, s, row, t):
+                done = t
+                break
+            place = slice(row.offsets[t], row.offsets[t + 1])
+            c.remember(s, row.ids[place], t, last[place])
+        for t in range(done - 1, -1, -1):
+            place = slice(row.offsets[t], row.offsets[t + 1])
+            c.unremember(s, row.ids[place], last[place])
+        return done
+
+    return _outer(encode), _outer(decode)
 
 
-def _decode_row(model: Any, stack: Any, s: Any, row: Any, last: Any) -> Any:
-    """Pop a whole row; the first position that cannot be, or the number of positions."""
-    n = row.current.shape[0]
-    c.find_same(s, row)
-    row.offsets[0] = 0
-    done = n
-    for t in range(n):
-        if not _pop_position(model, stack, s, row, t):
-            done = t
-            break
-        place = slice(row.offsets[t], row.offsets[t + 1])
-        c.remember(s, row.ids[place], t, last[place])
-    for t in range(done - 1, -1, -1):
-        place = slice(row.offsets[t], row.offsets[t + 1])
-        c.unremember(s, row.ids[place], last[place])
-    return done
-
-
-encode_row, decode_row = _outer(_encode_row), _outer(_decode_row)
+encode_row, decode_row = _loops(stamp_of(__file__, c.__file__, coder.__file__, members.__file__))

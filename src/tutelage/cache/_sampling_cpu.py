@@ -11,6 +11,8 @@ from typing import Any  # numba is untyped: its decorators and array types are A
 import numpy as np
 from numba import njit
 
+from tutelage.cache._coder_cpu import stamp_of
+from tutelage.losses import _fused_cpu
 from tutelage.losses._fused_cpu import exponentials, maximum, widen
 
 BLOCK = 256  # a token that is looked at alone costs about as much as ten that are summed
@@ -118,45 +120,49 @@ def _round_heads(e: Any, ids: Any, units: Any, n_tail: Any, per_grain: Any, draw
 round_heads = _inner()(_round_heads)
 
 
-def _rows(
-    product_NV: Any,
-    factor: Any,
-    draws_N: Any,
-    next_ids_N: Any,
-    m: Any,
-    grains: Any,
-    ids_M: Any,
-    units_M: Any,
-    n_heads_N: Any,
-    n_entries_N: Any,
-    next_logp_N: Any,
-) -> Any:
-    """Entries of every row, one after the other: heads (largest first, then by id), then picks by id.  Their number.
+def _loop(stamp: int) -> Any:
+    def rows_of(
+        product_NV: Any,
+        factor: Any,
+        draws_N: Any,
+        next_ids_N: Any,
+        m: Any,
+        grains: Any,
+        ids_M: Any,
+        units_M: Any,
+        n_heads_N: Any,
+        n_entries_N: Any,
+        next_logp_N: Any,
+    ) -> Any:
+        """Entries of every row: heads (largest first, then by id), then picks by id.  Their number.
 
-    `grains` is tau in grains.  A row that is not finite gets a NaN in `next_logp_N` and no entries.
-    """
-    n_columns = product_NV.shape[1]
-    n_blocks = (n_columns + BLOCK - 1) // BLOCK
-    e, sums, peaks = np.empty(n_columns, np.float32), np.empty(n_blocks), np.empty(n_blocks, np.float32)
-    at = 0
-    for i in range(product_NV.shape[0]):
-        total, peak = read_row(product_NV[i], e, sums, peaks, factor)
-        n_heads_N[i] = n_entries_N[i] = 0
-        next_logp_N[i] = np.float64(widen(product_NV[i, next_ids_N[i]]) * factor) - peak - np.log(total)
-        if not (np.isfinite(total) and total > 0 and np.isfinite(peak)):
-            next_logp_N[i] = np.nan
-            continue
-        least = total / m
-        n_heads = find_heads(e, sums, peaks, peak, least, ids_M[at : at + m + 1])
-        n_wanted = m if n_heads == 0 else -1
-        n_tail = pick_tail(e, sums, least, draws_N[i], ids_M[at + n_heads : at + m + 1], n_wanted)
-        units_M[at + n_heads : at + n_heads + n_tail] = grains
-        if n_heads > 0:
-            heads = slice(at, at + n_heads)
-            round_heads(e, ids_M[heads], units_M[heads], n_tail, grains / least, draws_N[i], m * grains, grains)
-        n_heads_N[i], n_entries_N[i] = n_heads, n_heads + n_tail
-        at += n_heads + n_tail
-    return at
+        `grains` is tau in grains.  A row that is not finite gets a NaN in `next_logp_N` and no entries.
+        """
+        _ = stamp
+        n_columns = product_NV.shape[1]
+        n_blocks = (n_columns + BLOCK - 1) // BLOCK
+        e, sums, peaks = np.empty(n_columns, np.float32), np.empty(n_blocks), np.empty(n_blocks, np.float32)
+        at = 0
+        for i in range(product_NV.shape[0]):
+            total, peak = read_row(product_NV[i], e, sums, peaks, factor)
+            n_heads_N[i] = n_entries_N[i] = 0
+            next_logp_N[i] = np.float64(widen(product_NV[i, next_ids_N[i]]) * factor) - peak - np.log(total)
+            if not (np.isfinite(total) and total > 0 and np.isfinite(peak)):
+                next_logp_N[i] = np.nan
+                continue
+            least = total / m
+            n_heads = find_heads(e, sums, peaks, peak, least, ids_M[at : at + m + 1])
+            n_wanted = m if n_heads == 0 else -1
+            n_tail = pick_tail(e, sums, least, draws_N[i], ids_M[at + n_heads : at + m + 1], n_wanted)
+            units_M[at + n_heads : at + n_heads + n_tail] = grains
+            if n_heads > 0:
+                heads = slice(at, at + n_heads)
+                round_heads(e, ids_M[heads], units_M[heads], n_tail, grains / least, draws_N[i], m * grains, grains)
+            n_heads_N[i], n_entries_N[i] = n_heads, n_heads + n_tail
+            at += n_heads + n_tail
+        return at
+
+    return njit(nogil=True, cache=True, error_model="numpy")(rows_of)
 
 
-rows = njit(nogil=True, cache=True, error_model="numpy")(_rows)
+rows = _loop(stamp_of(__file__, _fused_cpu.__file__))

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple  # numba is untyped: its array types are Any 
 
 import numpy as np
 
-from tutelage.cache._coder_cpu import drop_share, inner, peek_share, pop_uniform, push_share, push_uniform
+from tutelage.cache._coder_cpu import inner
 
 NOWHERE, FIRST, HEAD, TAIL = 0, 1, 2, 3  # where the next token is
-MOST_CANDIDATES, WINDOW, BLOCK = 480, 3, 16
+MOST_CANDIDATES, WINDOW, BLOCK = 480, 1, 16
 N_FACTORS, N_INDEX, ESCAPE_SHIFT = 4, 196, 12
 LEVELS, AGES, COUNTS, SAMES, CLASSES = 14, 8, 6, 4, 8  # values of each feature
 AGE_STEPS, COUNT_STEPS = 66, 18
@@ -126,17 +126,26 @@ def past_of(model: Any, state: Any, t: Any) -> Any:
 
 
 @inner
-def add(model: Any, s: Any, n: Any, token: Any, code: Any, t: Any) -> Any:
-    """Say `code` of a token, which becomes a candidate if there is room; the number of candidates."""
-    state = s.token[token]
+def add(s: Any, age_of: Any, count_of: Any, n: Any, token: Any, code: Any, t: Any) -> Any:
+    """Say `code` of a token, which becomes a candidate if there is room; the number of candidates.
+
+    `s` holds the arrays themselves: a NamedTuple that is passed on costs twice the time here (numba 0.66).
+    """
+    states, cand, codes, past = s
+    state = states[token]
     slot = (state >> SLOT) & SLOT_MASK
     is_new = slot == 0  # whether it is can hardly be foretold: no branch
     at = n if is_new else slot - 1
     if at == MOST_CANDIDATES:
         return n
-    s.token[token] = state | (at + 1) << SLOT
-    s.code[at] = (0 if is_new else s.code[at]) | code
-    s.cand[at], s.past[at] = token, past_of(model, state, t)
+    states[token] = state | (at + 1) << SLOT
+    codes[at] = (0 if is_new else codes[at]) | code
+    last = state >> LAST
+    age = age_of[min(t - last + 1, AGE_STEPS - 1) if last > 0 else 0]
+    cand[at], past[at] = (
+        token,
+        (state & 15) * 64 + age * 8 + count_of[min((state >> COUNT) & COUNT_MASK, COUNT_STEPS - 1)],
+    )
     return n + np.int64(is_new)
 
 
@@ -145,34 +154,37 @@ def find_candidates(model: Any, s: Any, row: Any, t: Any) -> Any:
     """The candidates of a position, with features; their number, and the level of the next token among them."""
     n: Any = 0
     level: Any = 0
-    current, upcoming = row.current[t], row.upcoming[t]
-    key = model.cur_of_V[current]
+    arrays, age, count = (s.token, s.cand, s.code, s.past), model.age, model.count
+    codes, past, logw, beside, history = s.code, s.past, s.logw, model.beside, model.history
+    ids, offsets, same = row.ids, row.offsets, row.same
+    items, upcoming = model.cur_list, row.upcoming[t]
+    key = model.cur_of_V[row.current[t]]
     if key >= 0:
         for j in range(model.cur_start[key], model.cur_start[key + 1]):
-            item = np.int64(model.cur_list[j])
+            item = np.int64(items[j])
             if item >> 4 == upcoming:
                 level = item & 15
             else:
-                n = add(model, s, n, item >> 4, item & 15, t)
-    key = model.next_of_V[upcoming]
+                n = add(arrays, age, count, n, item >> 4, item & 15, t)
+    items, key = model.next_list, model.next_of_V[upcoming]
     if key >= 0:
         for j in range(model.next_start[key], model.next_start[key + 1]):
-            item = np.int64(model.next_list[j])
+            item = np.int64(items[j])
             if item >> 4 != upcoming:
-                n = add(model, s, n, item >> 4, (item & 15) << 4, t)
+                n = add(arrays, age, count, n, item >> 4, (item & 15) << 4, t)
     p = t
     for back in (1, 2):  # bits of `same`
-        p = row.same[p]
+        p = same[p]
         if p < 0:
             break
-        for j in range(row.offsets[p], row.offsets[p + 1]):
-            if row.ids[j] != upcoming:
-                n = add(model, s, n, row.ids[j], back << 8, t)
-    for j in range(row.offsets[max(t - WINDOW, 0)], row.offsets[t]):
-        if row.ids[j] != upcoming:
-            n = add(model, s, n, row.ids[j], 0, t)
+        for j in range(offsets[p], offsets[p + 1]):
+            if ids[j] != upcoming:
+                n = add(arrays, age, count, n, ids[j], back << 8, t)
+    for j in range(offsets[max(t - WINDOW, 0)], offsets[t]):
+        if ids[j] != upcoming:
+            n = add(arrays, age, count, n, ids[j], 0, t)
     for i in range(n):
-        s.logw[i] = model.beside[s.code[i]] + model.history[s.past[i]]
+        logw[i] = beside[codes[i]] + history[past[i]]
     return n, level
 
 
@@ -188,158 +200,9 @@ def contexts(model: Any, row: Any, t: Any, s: Any, level: Any) -> Any:
 @inner
 def forget(s: Any, n: Any) -> None:
     """Free the slots of a position."""
+    token, cand = s.token, s.cand
     for i in range(n):
-        s.token[s.cand[i]] &= _FREE
-
-
-@inner
-def lay_out(model: Any, s: Any, n: Any, kind: Any, sure: Any) -> Any:
-    """Weights of one kind for all candidates, then the escape, with block sums; their total."""
-    total = np.int64(0)
-    shift = FIELD * kind
-    for b in range(n // BLOCK + 1):
-        part = np.int64(0)
-        for i in range(b * BLOCK, min((b + 1) * BLOCK, n)):
-            logw = s.logw[i]
-            w = model.exp[min(max(((logw >> shift) & FIELD_MASK) - BIAS, 1), N_EXP - 1)]
-            w = w if logw > 0 else 0
-            s.weight[i] = w
-            part += w
-        s.block[b] = part
-        total += part
-    w = np.int64(model.escape[sure, kind])
-    s.weight[n] = w
-    s.block[n // BLOCK] += w
-    return total + w
-
-
-@inner
-def exclude(s: Any, at: Any) -> Any:
-    """Take a candidate's weight out; how much it was."""
-    w = s.weight[at]
-    s.weight[at] = 0
-    s.block[at // BLOCK] -= w
-    return w
-
-
-@inner
-def push_member(model: Any, stack: Any, s: Any, n: Any, token: Any, total: Any) -> None:
-    """A member, by its slot or by escape."""
-    at = slot_of(s, token)
-    if at < 0:
-        at = n
-        low = np.int64(model.escape_cumulative[token])
-        n_tokens = model.escape_cumulative.shape[0] - 1
-        push_share(stack, low, model.escape_cumulative[token + 1] - low, model.escape_cumulative[n_tokens])
-        s.escapes[token] += 1
-    low = np.int64(0)
-    for b in range(at // BLOCK):
-        low += s.block[b]
-    for i in range(at // BLOCK * BLOCK, at):
-        low += s.weight[i]
-    push_share(stack, low, s.weight[at], total)
-
-
-@inner
-def pop_member(model: Any, stack: Any, s: Any, n: Any, total: Any) -> Any:
-    """A member and its slot; an escape has slot n, or -1 where it cannot be one."""
-    point = peek_share(stack, total)
-    b, low = 0, np.int64(0)
-    while low + s.block[b] <= point:
-        low += s.block[b]
-        b += 1
-    at = b * BLOCK
-    while low + s.weight[at] <= point:
-        low += s.weight[at]
-        at += 1
-    drop_share(stack, low, s.weight[at], total)
-    if at < n:
-        return s.cand[at], at
-    n_tokens = model.escape_cumulative.shape[0] - 1
-    total = np.int64(model.escape_cumulative[n_tokens])
-    point = peek_share(stack, total)
-    j = point >> ESCAPE_SHIFT
-    a, z = np.int64(model.escape_start[j]), np.int64(model.escape_start[j + 1]) + 1
-    while z - a > 1:
-        middle = (a + z) >> 1
-        if model.escape_cumulative[middle] <= point:
-            a = middle
-        else:
-            z = middle
-    low = np.int64(model.escape_cumulative[a])
-    drop_share(stack, low, model.escape_cumulative[a + 1] - low, total)
-    return a, (n if slot_of(s, a) < 0 else -1)
-
-
-@inner
-def push_set(model: Any, stack: Any, s: Any, n: Any, members: Any, skipped: Any, kind: Any, sure: Any) -> None:
-    """A set of tokens in rising order, without `skipped`; the candidates of other sets are out already."""
-    total = lay_out(model, s, n, kind, sure)
-    k = 0
-    for token in members:
-        if token != skipped:
-            s.members[k] = token
-            at = slot_of(s, token)
-            if at >= 0:
-                s.kept[k] = exclude(s, at)
-                total -= s.kept[k]
-            k += 1
-    for left in range(k, 0, -1):
-        i = pop_uniform(stack, left)
-        token, w = s.members[i], s.kept[i]
-        for j in range(i, left - 1):
-            s.members[j], s.kept[j] = s.members[j + 1], s.kept[j + 1]
-        at = slot_of(s, token)
-        if at >= 0:
-            s.weight[at] = w
-            s.block[at // BLOCK] += w
-            total += w
-        push_member(model, stack, s, n, token, total)
-
-
-@inner
-def is_in(members: Any, token: Any) -> Any:
-    """Whether a token is among some."""
-    for member in members:  # noqa: SIM110  # numba compiles no generators here
-        if member == token:
-            return True
-    return False
-
-
-@inner
-def pop_set(
-    model: Any, stack: Any, s: Any, n: Any, out: Any, k: Any, kind: Any, sure: Any, others: Any, upcoming: Any
-) -> Any:
-    """k tokens to `out` in rising order; False where one occurs twice, among `others` too, or is the next token."""
-    total = lay_out(model, s, n, kind, sure)
-    for done in range(k):
-        token, at = pop_member(model, stack, s, n, total)
-        if at < 0:
-            return False
-        if at < n:
-            total -= exclude(s, at)
-            s.logw[at] = 0
-        elif token == upcoming or is_in(others, token):
-            return False
-        i = done
-        while i > 0 and out[i - 1] >= token:
-            if out[i - 1] == token:
-                return False
-            out[i] = out[i - 1]
-            i -= 1
-        out[i] = token
-        push_uniform(stack, i, done + 1)
-    return True
-
-
-@inner
-def insert(out: Any, k: Any, token: Any) -> None:
-    """Put a token among k others in rising order."""
-    i = k
-    while i > 0 and out[i - 1] > token:
-        out[i] = out[i - 1]
-        i -= 1
-    out[i] = token
+        token[cand[i]] &= _FREE
 
 
 @inner
@@ -359,18 +222,19 @@ def units_context(left: Any, n_left: Any, n_units: Any) -> Any:
 @inner
 def remember(s: Any, members: Any, t: Any, before: Any) -> None:
     """Note the set of a position in the row's history; `before` keeps what that replaced."""
+    states = s.token
     for i in range(members.shape[0]):
-        token = members[i]
-        state = s.token[token]
+        state = states[members[i]]
         before[i] = state
-        s.token[token] = (state & ((1 << LAST) - 1)) + (1 << COUNT) | (t + 1) << LAST
+        states[members[i]] = (state & ((1 << LAST) - 1)) + (1 << COUNT) | (t + 1) << LAST
 
 
 @inner
 def unremember(s: Any, members: Any, before: Any) -> None:
     """Undo `remember`; the sets noted later must be undone before."""
+    states = s.token
     for i in range(members.shape[0]):
-        s.token[members[i]] = before[i]
+        states[members[i]] = before[i]
 
 
 @inner

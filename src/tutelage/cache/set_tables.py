@@ -30,7 +30,7 @@ from tutelage.types import Head
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 LEAST, MOST_KEPT = 2e-4, 512  # of a profile: tokens that are likely enough for a list
-LIST_LENGTH, LIST_ENTRIES, LEAST_RATE = 44, 130_000, 2.0**-6.5
+LIST_LENGTH, LIST_ENTRIES, LEAST_RATE = 24, 130_000, 2.0**-6.5
 PASSES = 6  # over the sets, to fit the weights: one feature each, and the first two again
 OCTAVE = 32  # steps of a log-weight
 _TOP_LOG2 = 13.0  # of a weight with rate 1

@@ -187,6 +187,18 @@ def test_bytes_that_pass_their_checksum_are_still_refused(written):
             written.read([forged, *data[1:]])
 
 
+def test_a_foreign_token_at_the_last_position_is_refused(written):
+    """Few symbols depend on it, so a decoder gets to the row's end: its final state tells."""
+    data, (_, rows) = synthetic.bytes_of(written.encoded)[4], synthetic.part(written.rows, 4)
+    coder = model_of(written.fitted.tables, m=12, grains=2)
+    for token in range(60):
+        current = rows.current_ids_N.copy()
+        current[-1] = token
+        if token != rows.current_ids_N[-1]:
+            with pytest.raises(Mismatch, match="other tokens"):
+                set_coder.decode_row(coder, data, current_ids_n=current, next_ids_n=rows.next_ids_N, row_number=0)
+
+
 def test_reading_goes_on_after_a_refused_row(written):
     """The thread's scratch memory is clean again."""
     data = synthetic.bytes_of(written.encoded)

@@ -76,11 +76,7 @@ def verify(path: str | Path, teacher: str | None = None, *, sample: str = "1%") 
     """
     folder, share = Path(path), share_of(sample)
     own = read_manifest(folder)
-    held_out = folder / manifests.HELD_OUT
-    parts = {folder: own}
-    if held_out.is_dir():
-        parts[held_out] = read_manifest(held_out)
-        _require_one_teacher(folder, own, parts[held_out])
+    parts = {folder: own, **_held_out(folder, own)}
     n_files, n_bytes = _check_bytes(parts)
     _check_start(folder, own)
     caches = [TeacherCache(part) for part in parts]
@@ -123,14 +119,22 @@ def share_of(text: str) -> float:
     return share
 
 
-def _require_one_teacher(folder: Path, own: Manifest, held_out: Manifest) -> None:
-    for name in ("teacher", "tokenizer", "template", "n_vocabulary"):
-        if getattr(own.asked, name) != getattr(held_out.asked, name):
-            raise IntegrityError(
-                "CACHE_MISMATCH",
-                f"{folder}: the held-out rows were labelled with another {name} than the training rows; "
-                f"label anew: rm -r '{folder}', then tutelage label RECIPE",
-            )
+def _held_out(folder: Path, own: Manifest) -> dict[Path, Manifest]:
+    """The caches of held-out rows beside a cache, of a merged one those of every part; none by another teacher."""
+    expected = {member.held_out: member.teacher for member in own.members if member.held_out}
+    if not own.members and (folder / manifests.HELD_OUT).is_dir():
+        expected = {manifests.HELD_OUT: own.asked.teacher}
+    found = {folder / name: read_manifest(folder / name) for name in expected}
+    for path, held_out in found.items():
+        same = {name: getattr(own.asked, name) for name in ("tokenizer", "template", "n_vocabulary")}
+        for name, value in {**same, "teacher": expected[path.name]}.items():
+            if getattr(held_out.asked, name) != value:
+                raise IntegrityError(
+                    "CACHE_MISMATCH",
+                    f"{path}: the held-out rows were labelled with another {name} than the training rows; "
+                    f"label anew: rm -r '{folder}', then tutelage label RECIPE",
+                )
+    return found
 
 
 # --- bytes -----------------------------------------------------------------------------------------------------------

@@ -70,6 +70,15 @@ class Shard(_Part):
     nll_nats: float  # the teacher's own, summed over the positions
 
 
+class Member(_Part):
+    """One of the caches that a merged cache was made of."""
+
+    weight: float  # all of them sum to 1
+    identity: str  # of its manifest
+    teacher: TeacherRecord
+    held_out: str = ""  # the folder of its held-out rows here; "": it had none
+
+
 class Manifest(_Part):
     """The whole of manifest.json."""
 
@@ -79,6 +88,7 @@ class Manifest(_Part):
     why: str  # how they were chosen, for people
     files: dict[str, str]  # sha256 of what stands beside the shards
     start: dict[str, str] = {}  # sha256 of the files of START
+    members: tuple[Member, ...] = ()  # of a merged cache
     made_with: dict[str, str]  # versions, for the record; they decide nothing
     stores: tuple[str, ...] = ()  # where the tokens of the rows lay on the machine that labelled them
     shards: tuple[Shard, ...] = ()

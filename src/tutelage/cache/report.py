@@ -73,6 +73,7 @@ class Inspected:
             "made_with": self.manifest.made_with,
             "teacher_loss_nats": self.loss_nats,
             "teacher_perplexity": _perplexity(self.loss_nats),
+            "members": [member.model_dump(mode="json") for member in self.manifest.members],
             "error": asdict(self.error) if self.error is not None else None,
             "held_out_rows": self.held_out.n_rows if self.held_out else 0,
             "held_out_positions": self.held_out.n_positions if self.held_out else 0,
@@ -85,8 +86,9 @@ class Inspected:
             ("asked at", [f"temperature {self.manifest.asked.temperature:g}, draws {self.manifest.asked.draws}"]),
             ("holds", [_holds(self.manifest)]),
             ("bytes", _bytes(self.costs, beside=self.beside, draws=self.manifest.asked.draws)),
-            ("held out", [_held_out(self.held_out, beside=self.beside)]),
+            ("held out", _held_out(self.manifest, self.held_out, beside=self.beside)),
             ("teacher", _teacher(self.manifest, loss_nats=self.loss_nats)),
+            ("average", _average(self.manifest)),
             ("made for", [_made_for(self.manifest)]),
             ("made with", [", ".join(f"{name} {version}" for name, version in self.manifest.made_with.items())]),
             ("error", _error(self.error, why_none=self.why_no_error)),
@@ -128,7 +130,8 @@ def _costs(manifest: Manifest) -> Costs:
 def _beside(cache: TeacherCache) -> dict[str, int]:
     """Bytes of what is stored once a cache, whatever the number of rows; and of the held-out rows' cache."""
     sizes = {name: (cache.folder / name).stat().st_size for name in [manifests.MANIFEST, *cache.manifest.files]}
-    for folder in (cache.folder / manifests.START, cache.folder / manifests.HELD_OUT):
+    held_out = [member.held_out for member in cache.manifest.members if member.held_out]
+    for folder in (cache.folder / name for name in (manifests.START, manifests.HELD_OUT, *held_out)):
         if folder.is_dir():
             sizes[folder.name] = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     return sizes
@@ -182,7 +185,7 @@ def _holds(manifest: Manifest) -> str:
 
 
 def _bytes(costs: Costs, *, beside: dict[str, int], draws: int) -> list[str]:
-    once = {name: n for name, n in beside.items() if name != manifests.HELD_OUT}
+    once = {name: n for name, n in beside.items() if not name.startswith(manifests.HELD_OUT)}
     each = f" for {draws} draws" if draws > 1 else ""
     return [
         f"{costs.total:.2f} a token{each}: targets {costs.targets:.2f}, witness {costs.witness:.2f}, keys and index "
@@ -192,10 +195,14 @@ def _bytes(costs: Costs, *, beside: dict[str, int], draws: int) -> list[str]:
     ]
 
 
-def _held_out(held_out: Manifest | None, *, beside: dict[str, int]) -> str:
+def _held_out(manifest: Manifest, held_out: Manifest | None, *, beside: dict[str, int]) -> list[str]:
+    if members := [member for member in manifest.members if member.held_out]:
+        return [f"whole, of {member.teacher.name}: {beside[member.held_out]:,} bytes" for member in members]
     if held_out is None:
-        return "none: a student trained from this cache cannot be compared with the teacher"
-    return f"{held_out.n_rows:,} rows, {held_out.n_positions:,} positions, whole: {beside[manifests.HELD_OUT]:,} bytes"
+        return ["none: a student trained from this cache cannot be compared with the teacher"]
+    return [
+        f"{held_out.n_rows:,} rows, {held_out.n_positions:,} positions, whole: {beside[manifests.HELD_OUT]:,} bytes"
+    ]
 
 
 def _teacher(manifest: Manifest, *, loss_nats: float) -> list[str]:
@@ -206,6 +213,13 @@ def _teacher(manifest: Manifest, *, loss_nats: float) -> list[str]:
         f"{teacher.name}: {teacher.parameters:,} parameters, {teacher.dtype}, {teacher.attention} attention, weights "
         f"{teacher.saved_weights[:12]}",
         f"its own loss {loss_nats:.4f} nats a token, perplexity {_perplexity(loss_nats):,.2f}{heated}",
+    ]
+
+
+def _average(manifest: Manifest) -> list[str]:
+    return [
+        f"{member.weight:.3g} of {member.teacher.name}, weights {member.teacher.saved_weights[:12]}"
+        for member in manifest.members
     ]
 
 

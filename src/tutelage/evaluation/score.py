@@ -14,11 +14,14 @@ from torch import Tensor, nn
 
 from tutelage.errors import IntegrityError
 from tutelage.models.head import head_of, trained_hidden
-from tutelage.types import Batch, DenseTargets, Head
+from tutelage.types import Batch, DenseTargets, LogitTargets
 
 N_BINS = 15  # equal-width bins of confidence, as in Guo et al., arXiv:1706.04599
 
 Progress = Callable[[int], None]
+
+
+Whole: TypeAlias = DenseTargets | LogitTargets
 
 
 class Stored(Protocol):
@@ -32,8 +35,8 @@ class Stored(Protocol):
     def parameter_bytes(self) -> int:
         """Their bytes as it ran."""
 
-    def targets(self, batch: Batch) -> DenseTargets:
-        """Hidden states and head at the batch's trained positions."""
+    def targets(self, batch: Batch) -> Whole:
+        """Whole distributions at the batch's trained positions."""
 
 
 Scored: TypeAlias = nn.Module | Stored
@@ -138,31 +141,35 @@ def _score_batch(
 ) -> dict[str, _Positions]:
     """Every model's numbers at the trained positions of one batch; each trunk runs once, logits live for one chunk."""
     answers = {name: _answer(model, batch, n_vocabulary=n_vocabulary) for name, model in models.items()}
-    heads = {name: answer.head for name, answer in answers.items()}
-    hidden = {name: answer.hidden_ND for name, answer in answers.items()}
-    next_ids = {name: batch.view.next_ids_N.to(head.weight_VD.device) for name, head in heads.items()}
+    next_ids = {name: batch.view.next_ids_N.to(_device(answer)) for name, answer in answers.items()}
     parts: dict[str, list[Tensor]] = {name: [] for name in models}
     for start in range(0, batch.n_trained, chunk):
         here = slice(start, start + chunk)
-        reference = _reference(_logp(heads[teacher], hidden[teacher][here])) if teacher else None
+        reference = _reference(_logp(answers[teacher], here)) if teacher else None
         for name in models:
             own = reference is not None and name == teacher
-            logp_CV = reference.logp_CV if reference is not None and own else _logp(heads[name], hidden[name][here])
+            logp_CV = reference.logp_CV if reference is not None and own else _logp(answers[name], here)
             parts[name].append(_chunk_numbers(logp_CV, next_ids[name][here], reference=reference))
     return {name: _positions(pieces, with_teacher=teacher is not None) for name, pieces in parts.items()}
 
 
-def _answer(model: Scored, batch: Batch, *, n_vocabulary: int) -> DenseTargets:
-    """Hidden states [N, D] at the trained positions, and the head."""
+def _answer(model: Scored, batch: Batch, *, n_vocabulary: int) -> Whole:
+    """Hidden states [N, D] at the trained positions, and the head; of several teachers logits [N, V]."""
     if not isinstance(model, nn.Module):
         return model.targets(batch)
     head = head_of(model, n_vocabulary=n_vocabulary)
     return DenseTargets(hidden_ND=trained_hidden(model, batch.view.to(head.weight_VD.device)), head=head)
 
 
-def _logp(head: Head, hidden_CD: Tensor) -> Tensor:
+def _device(answer: Whole) -> torch.device:
+    return answer.logits_NV.device if isinstance(answer, LogitTargets) else answer.head.weight_VD.device
+
+
+def _logp(answer: Whole, place: slice) -> Tensor:
     """Log-probabilities [C, V], float32 or wider."""
-    return torch.log_softmax(head.logits(hidden_CD), dim=-1)
+    if isinstance(answer, LogitTargets):
+        return torch.log_softmax(answer.logits_NV[place], dim=-1)
+    return torch.log_softmax(answer.head.logits(answer.hidden_ND[place]), dim=-1)
 
 
 def _reference(logp_CV: Tensor) -> _Reference:

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 
 import torch
 
+from tutelage.cache.ensemble import HeldOut, held_out_of
 from tutelage.cache.job import ids_of
 from tutelage.cache.reader import TeacherCache
-from tutelage.types import Batch, DenseTargets, Targets
+from tutelage.types import Batch, DenseTargets, LogitTargets, Targets
 
 
 @dataclass(frozen=True, slots=True)
 class StoredModel:
     """The teacher on held-out rows, as its cache has it: whole distributions, no weights."""
 
-    cache: TeacherCache
+    cache: HeldOut
     device: str
 
     @property
@@ -29,10 +30,10 @@ class StoredModel:
         """Their bytes as it ran."""
         return self.cache.manifest.asked.teacher.parameter_bytes
 
-    def targets(self, batch: Batch) -> DenseTargets:
-        """Hidden states and head at the batch's trained positions; the rows must be held-out rows of the cache."""
+    def targets(self, batch: Batch) -> DenseTargets | LogitTargets:
+        """Whole distributions at the batch's trained positions; the rows must be held-out rows of the cache."""
         targets = _read(self.cache, batch)
-        assert isinstance(targets, DenseTargets), "held-out rows are stored with the hidden codec"
+        assert isinstance(targets, DenseTargets | LogitTargets), "held-out rows are stored whole"
         return targets.to(self.device)
 
 
@@ -42,11 +43,12 @@ class CachedTeacher:
     def __init__(self, cache: TeacherCache, *, device: torch.device | str) -> None:
         self.cache = cache
         self._device = str(device)
+        self._held_out = held_out_of(cache)
 
     @property
     def stored(self) -> StoredModel | None:
         """The teacher on held-out rows, None where none were labelled."""
-        return StoredModel(self.cache.held_out, self._device) if self.cache.held_out is not None else None
+        return StoredModel(self._held_out, self._device) if self._held_out is not None else None
 
     def targets(self, batch: Batch) -> Targets:
         """Targets at the batch's trained positions, on the device.
@@ -59,11 +61,10 @@ class CachedTeacher:
         return _read(self.cache, batch).to(self._device)
 
     def _are_held_out(self, batch: Batch) -> bool:
-        held_out = self.cache.held_out
-        return held_out is not None and held_out.has_all(batch.row_keys)
+        return self._held_out is not None and self._held_out.has_all(batch.row_keys)
 
 
-def _read(cache: TeacherCache, batch: Batch) -> Targets:
+def _read(cache: TeacherCache | HeldOut, batch: Batch) -> Targets:
     current_ids_N, next_ids_N = ids_of(batch)
     keys = [bytes.fromhex(key) for key in batch.row_keys]
     draws = batch.row_visits or (0,) * len(keys)

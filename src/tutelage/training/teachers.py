@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from tutelage import console
+from tutelage.cache.ensemble import held_out_of
 from tutelage.cache.manifest import START
 from tutelage.cache.reader import TeacherCache
 from tutelage.errors import ConfigError, IntegrityError
@@ -135,7 +136,8 @@ def _require_same_teacher(cache: TeacherCache, corpus: Corpus, *, model: nn.Modu
             f"{cache.folder} was made with tokenizer {asked.tokenizer[:8]}.., this run has {corpus.fingerprint[:8]}..; "
             f"give the cache's own tokenizer (that of {asked.teacher.name}), or label anew",
         )
-    if model is not None and weights_fingerprint(model) != asked.teacher.saved_weights:
+    members = (asked.teacher, *(member.teacher for member in cache.manifest.members))
+    if model is not None and weights_fingerprint(model) not in {teacher.saved_weights for teacher in members}:
         raise IntegrityError(
             "CACHE_MISMATCH",
             f"{cache.folder} was made by {asked.teacher.name} ({asked.teacher.saved_weights[:8]}..), teacher.model is "
@@ -155,7 +157,7 @@ def _require_rows(recipe: Recipe, corpus: Corpus, cache: TeacherCache) -> None:
             )
         console.warning("CACHE_MISS", f"{n_missing} of {len(here)} training rows are not in {cache.folder}: left out")
         corpus.keep_training_rows(here)
-    held_out = cache.held_out
+    held_out = held_out_of(cache)
     for name, (store, rows) in corpus.measured_rows().items():
         n_missing = len(rows) if held_out is None else int((~held_out.has(store.keys[rows])).sum())
         if n_missing:

@@ -166,18 +166,33 @@ def encode(
         ids_CK, kept_CK, tail_C = _top_k(logp_CV, k=k)
         ids_NK[place], logp_NK[place] = ids_CK.cpu().numpy(), kept_CK.half().cpu().numpy()
         tail_N[place] = tail_C.half().cpu().numpy()
+    rows = rows_of(
+        ids_NK, logp_NK, tail_N=tail_N if tail else None, next_logp_N=next_logp_N, positions=positions, bits=bits
+    )
+    return Encoded(rows=rows, next_logp_N=next_logp_N, witness_bytes=float(n))
+
+
+def rows_of(
+    ids_NK: npt.NDArray[np.int64],
+    logp_NK: _row.Floats,
+    *,
+    tail_N: _row.Floats | None,
+    next_logp_N: _row.Floats,
+    positions: Positions,
+    bits: int,
+) -> tuple[bytes, ...]:
+    """Kept entries and tail (float16), and the witness, as the bytes of rows."""
     codes_N = _row.witness_codes(next_logp_N)
-    rows = tuple(
+    return tuple(
         _row.sealed(
             _row.packed(ids_NK[row].reshape(-1), bits=bits)
             + logp_NK[row].tobytes()
-            + (tail_N[row].tobytes() if tail else b"")
+            + (tail_N[row].tobytes() if tail_N is not None else b"")
             + codes_N[row].tobytes(),
             positions.next_ids_N[row],
         )
         for row in _row.slices_of(positions)
     )
-    return Encoded(rows=rows, next_logp_N=next_logp_N, witness_bytes=float(n))
 
 
 def _top_k(logp_CV: Tensor, *, k: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -23,7 +23,7 @@ from tutelage.cache.writer import write
 from tutelage.errors import ConfigError, IntegrityError
 from tutelage.types import Batch, DenseTargets
 
-CODECS = ("topk", "dense", "hidden")
+CODECS = ("topk", "dense", "hidden", "threshold")
 
 
 @pytest.fixture

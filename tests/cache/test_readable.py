@@ -1,6 +1,7 @@
 """`cache show`: what is stored at each position of a row, against the teacher, readable."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -10,17 +11,18 @@ from rich.cells import cell_len
 import tutelage
 from tests.cache.labelled import Place, live_logp
 from tests.verbs import tiny_runs
+from tutelage.cache.reader import TeacherCache
 from tutelage.errors import ConfigError
 
 TEXTS = tiny_runs.documents(20)
-CODECS = ("topk", "dense", "hidden")
+CODECS = ("topk", "dense", "hidden", "threshold")
 
 
 def shown(place: Place, codec: str, text: str, *, top: int = 5):
     return tutelage.cache.show(place.cache(codec), text, top=top)
 
 
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("codec", CODECS[:3])
 def test_entries_and_witness_are_the_teachers_numbers(place: Place, codec: str):
     text = next(text for text in TEXTS if not shown(place, codec, text).held_out)
     found = shown(place, codec, text, top=3)
@@ -38,6 +40,25 @@ def test_entries_and_witness_are_the_teachers_numbers(place: Place, codec: str):
             assert entry.probability == pytest.approx(float(p_V[entry.token_id]), abs=loose)
         kept = 8 if codec == "topk" else 3
         assert here.tail == pytest.approx(1 - float(p_V.topk(kept).values.sum()), abs=3 * loose)
+
+
+def test_a_sample_is_shown_by_weight_with_its_witness(place: Place):
+    text = next(text for text in TEXTS if not shown(place, "threshold", text).held_out)
+    found, logp_TV = shown(place, "threshold", text, top=1000), live_logp(place, text)
+    settings = TeacherCache(place.cache("threshold")).manifest.settings
+    step = 1.5 / settings["m"]  # a threshold and a grain
+    for here in found.positions:
+        p_V = logp_TV[here.position].exp()
+        weights = [entry.probability for entry in here.entries]
+        assert weights == sorted(weights, reverse=True)
+        assert sum(weights) == pytest.approx(1.0, abs=1e-6)
+        assert len(here.entries) == here.n_entries
+        for entry in here.entries:
+            assert entry.probability == pytest.approx(float(p_V[entry.token_id]), abs=step)
+        if here.next_id in {entry.token_id for entry in here.entries}:
+            assert math.exp(here.next_logp_nats) == pytest.approx(float(p_V[here.next_id]), abs=step)
+        else:
+            assert here.next_logp_nats == pytest.approx(float(logp_TV[here.position, here.next_id]), abs=0.11)
 
 
 def test_a_text_that_ends_inside_a_word_is_found(place: Place):

@@ -53,7 +53,7 @@ def live_head() -> Head:
     return head_of(tiny_cache.teacher().model, n_vocabulary=tiny_cache.V)
 
 
-@pytest.mark.parametrize("codec", ["topk", "dense", "hidden"])
+@pytest.mark.parametrize("codec", ["topk", "dense", "hidden", "threshold"])
 def test_the_error_is_measured_against_the_positions_kept_in_full(tmp_path: Path, codec: str):
     path = made(tmp_path / "cache", codec)
     found, cache = tutelage.cache.inspect(path), TeacherCache(path)
@@ -63,8 +63,8 @@ def test_the_error_is_measured_against_the_positions_kept_in_full(tmp_path: Path
     ids = {name: probe[name].numpy().astype("i8") for name in ("current_ids", "next_ids")}
     targets = cache.targets(keys, current_ids_N=ids["current_ids"], next_ids_N=ids["next_ids"], draws=[0] * len(keys))
     assert found.error == measure(targets, hidden_ND=probe["hidden"], head=live_head())
-    assert (found.error.kl_nats is None) == (codec == "topk")
-    least, most = {"topk": (0.05, 2.0), "dense": (0.0, 1e-12), "hidden": (1e-5, 0.05)}[codec]
+    assert (found.error.kl_nats is None) == (codec in ("topk", "threshold"))
+    least, most = {"topk": (0.05, 2.0), "dense": (0.0, 1e-12), "hidden": (1e-5, 0.05), "threshold": (0.05, 0.5)}[codec]
     assert least <= found.error.per_position <= most
 
 

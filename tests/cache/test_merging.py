@@ -96,6 +96,7 @@ def test_the_average_is_drawn_without_bias_and_sums_to_1(m: int):
     assert sigma_NV.max() > 1e-4  # something was drawn
 
 
+@pytest.mark.slow
 def test_a_merged_cache_follows_both_teachers(place: Place, tmp_path: Path):
     """The sum over all positions of (stored - average of the teachers) is noise for every token."""
     path = tutelage.cache.merge(parts(place, "threshold"), tmp_path / "both", weights="1,3").path
@@ -146,7 +147,7 @@ def test_a_budget_cuts_k(place: Place, tmp_path: Path):
     assert sum(s.row_bytes for s in made.shards) / made.n_positions <= 20
 
 
-@pytest.mark.parametrize("codec", ["topk", "threshold"])
+@pytest.mark.parametrize("codec", ["topk", pytest.param("threshold", marks=pytest.mark.slow)])
 def test_a_cache_averaged_with_itself_is_itself(place: Place, tmp_path: Path, codec: str):
     one, _ = parts(place, codec)
     path = tutelage.cache.merge([one, one], tmp_path / "both", bytes_per_token=400).path
@@ -156,7 +157,7 @@ def test_a_cache_averaged_with_itself_is_itself(place: Place, tmp_path: Path, co
 
 
 # --- the cache ---
-@pytest.mark.parametrize("codec", ["topk", "threshold"])
+@pytest.mark.parametrize("codec", ["topk", pytest.param("threshold", marks=pytest.mark.slow)])
 def test_a_merged_cache_is_whole_and_always_the_same_bytes(place: Place, tmp_path: Path, codec: str):
     both = parts(place, codec)
     one = tutelage.cache.merge(both, tmp_path / "one").path
@@ -175,12 +176,14 @@ def test_a_merged_cache_is_whole_and_always_the_same_bytes(place: Place, tmp_pat
     assert damaged.value.code == "CHECKSUM"
 
 
+@pytest.mark.slow
 def test_the_default_budget_is_the_largest_of_the_parts_and_is_kept(place: Place, tmp_path: Path):
     made = tutelage.cache.merge(parts(place, "threshold"), tmp_path / "both").manifest
     assert made.asked.bytes_per_token == 40
     assert 25 < sum(s.row_bytes for s in made.shards) / made.n_positions < 44
 
 
+@pytest.mark.slow
 def test_several_draws_stay_several(place: Place, tmp_path: Path):
     path = tutelage.cache.merge(parts(place, "threshold", draws=2), tmp_path / "both").path
     tokens = all_tokens(TeacherCache(path))
@@ -204,6 +207,7 @@ def test_held_out_rows_are_averaged_when_they_are_read(place: Place, tmp_path: P
     torch.testing.assert_close(torch.softmax(found.logits_NV.double(), -1), live_NV, atol=5e-3, rtol=0)  # 8 bits
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_a_merged_cache_and_is_compared_with_the_ensemble(place: Place, tmp_path: Path):
     path = tutelage.cache.merge(parts(place, "threshold"), tmp_path / "both").path
     run = tutelage.train(place.recipe(path, codec="threshold", **BYTES["threshold"]), run_dir=tmp_path / "run")

@@ -73,11 +73,10 @@ THRESHOLD_CODEC = (
     ),
     Mutant(
         id="M268",
-        what="the witness written where the next token is a head",
-        file="cache/_row_coder_cpu.py",
-        after="def _push_position",
-        old="if where == c.NOWHERE or where == c.TAIL:",
-        new="if where == c.FIRST or where == c.HEAD:",
+        what="the witness taken upside down",
+        file="cache/codecs/threshold.py",
+        old="witness_N = _row.witness_codes(drawn.next_logp_N).astype(np.int64)",
+        new="witness_N = 255 - _row.witness_codes(drawn.next_logp_N).astype(np.int64)",
         oracles=(THRESHOLD + "test_the_witness_is_stored_exactly_where_the_next_token_is_no_head",),
     ),
     Mutant(
@@ -95,14 +94,6 @@ THRESHOLD_CODEC = (
         old="if _seal(raw[_SEAL_BYTES:]) != raw[:_SEAL_BYTES]:",
         new="if False:",
         oracles=(THRESHOLD + "test_every_flipped_byte_is_seen",),
-    ),
-    Mutant(
-        id="M271",
-        what="a member drawn from the candidates stays in: the decoder may give a token twice",
-        file="cache/_members_cpu.py",
-        old="weight[at] = logw[at] = 0",
-        new="logw[at] = 0",
-        oracles=(THRESHOLD + "test_any_sets_come_back_at_any_m_with_more_candidates_than_there_is_room_for[4]",),
     ),
     Mutant(
         id="M272",

@@ -5,8 +5,8 @@ from typing import Any  # numba is untyped: its array types are Any to the check
 import numpy as np
 from numba import njit
 
-from tutelage.cache import _set_coder_cpu as c
 from tutelage.cache import _sampling_cpu
+from tutelage.cache import _set_coder_cpu as c
 from tutelage.cache._coder_cpu import inner, stamp_of
 from tutelage.cache._sampling_cpu import BLOCK, read_row
 
@@ -17,7 +17,7 @@ def _profile_loop(stamp: int) -> Any:
     def profile_of(
         product_NV: Any, factor: Any, least: Any, most: Any, ids_NK: Any, p_NK: Any, n_N: Any, low_V: Any
     ) -> None:
-        """Tokens with p >= `least`, at most `most` of each position, and the sum of all other probabilities by token."""
+        """Tokens with p >= `least`, at most `most` of each position, and the sum of the others by token."""
         _ = stamp
         n_columns = product_NV.shape[1]
         n_blocks = (n_columns + BLOCK - 1) // BLOCK
@@ -94,10 +94,10 @@ def _observe_loop(stamp: int) -> Any:
     def observe_of(
         model: Any, s: Any, row: Any, logs: Any, escape: Any, found: Any, foretold: Any, history: Any
     ) -> Any:
-        """Add up, by feature, how often candidates are members and how often they were to be; the bits that members cost.
+        """Add up, by feature, how often candidates are members and were to be; the bits that members cost.
 
-        `logs` [3, F, size] and `escape` [3, contexts] are log2 weights; `found` and `foretold` [3, F + 1, size] are sums
-        for them (the last one for the escape).  Escapes by token are counted in the scratch memory.
+        `logs` [3, F, size] and `escape` [3, contexts] are log2 weights; `found` and `foretold` [3, F + 1, size] are
+        sums for them (the last one for the escape).  Escapes by token are counted in the scratch memory.
         """
         _ = stamp
         index = np.empty((c.MOST_CANDIDATES, c.N_FACTORS), np.int64)

@@ -5,8 +5,8 @@
 
 SmolLM2-135M-Instruct teaches 20 of its 30 layers on Python's documentation.  A cell is a way of teaching and a seed;
 finished cells stand in results/cached_students.json and are not run again, so the same command goes on after a stop.
-Every student starts from the same weights and is measured against the teacher itself, on the same held-out rows.  The share
-of the gap that a way closes is (KL of the control - its KL) / (KL of the control - KL of live), seed by seed.
+Every student starts from the same weights and is measured against the teacher itself, on the same held-out rows.  The
+share of the gap that a way closes is (KL of the control - its KL) / (KL of the control - KL of live), seed by seed.
 """
 
 import argparse

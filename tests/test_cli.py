@@ -37,10 +37,7 @@ def test_help_of_every_verb_loads_nothing_heavy() -> None:
 
 def test_help_loads_few_modules() -> None:
     """Import is what help waits for; counted instead of timed, since a busy machine makes every clock slow."""
-    code = (
-        "import sys\nfrom tutelage.cli import main\nmain(['--help'])\n"
-        "print(len(sys.modules))"
-    )
+    code = "import sys\nfrom tutelage.cli import main\nmain(['--help'])\nprint(len(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert int(done.stdout.splitlines()[-1]) < 250  # 150 or so; pydantic alone would add more than that
 

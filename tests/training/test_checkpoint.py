@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from tests.instruments import faults
 from tests.instruments.quick_disk import QUICK_DISK
 from tests.training.saved import FOREIGN, REQUIRED, RUN, bits, newest_step, save
-from tutelage.errors import IntegrityError, ResourceError
 from tutelage import tensor_file
+from tutelage.errors import IntegrityError, ResourceError
 from tutelage.training import checkpoint
 
 

@@ -69,9 +69,8 @@ def init(
     technique: Annotated[
         str,
         typer.Argument(
-            help="soft (the teacher's whole distribution), cached (the same, stored once), argmax (its most likely token), "
-            "control (no teacher), "
-            "scratch (soft, with a student trained from nothing).",
+            help="soft (the teacher's whole distribution), cached (the same, stored once), argmax (its most likely "
+            "token), control (no teacher), scratch (soft, with a student trained from nothing).",
             autocompletion=_techniques,
         ),
     ] = "soft",

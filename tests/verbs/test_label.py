@@ -176,6 +176,9 @@ def test_a_renormalised_cache_trains_only_with_a_warning(tmp_path, capsys):
     tutelage.label(written)
     tutelage.train(written, run_dir=tmp_path / "run")
     assert "warning[BIASED_LOSS]" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="reverse_kl") as caught:
+        tutelage.train({**written, "loss": ["reverse_kl"]}, run_dir=tmp_path / "reverse")
+    assert caught.value.code == "CODEC_CANNOT"
 
 
 def test_objects_in_memory_can_be_labelled(tmp_path):

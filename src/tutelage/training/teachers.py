@@ -118,14 +118,28 @@ def cached(
     _require_same_teacher(cache, corpus, model=model)
     asked = cache.manifest.asked
     refuse_unservable(terms, kind=cache.codec.KIND, temperature=asked.temperature)
-    if asked.codec == "topk" and not cache.manifest.settings.get("tail"):
-        console.warning(
-            "BIASED_LOSS",
-            f"{cache.folder} keeps {cache.manifest.settings['k']} tokens a position renormalised, without a tail: the "
-            "student learns to be too sure; label with cache.tail=true or codec threshold",
-        )
+    _refuse_or_warn_without_tail(cache, terms)
     _require_rows(recipe, corpus, cache)
     return CachedTeacher(cache, device=compute.device)
+
+
+def _refuse_or_warn_without_tail(cache: TeacherCache, terms: Sequence[Term]) -> None:
+    """A renormalised top k: `forward_kl` has a biased minimum, other divergences see a teacher that excludes tokens."""
+    manifest = cache.manifest
+    if manifest.asked.codec != "topk" or manifest.settings.get("tail"):
+        return
+    what = f"{cache.folder} keeps {manifest.settings['k']} tokens a position renormalised, without a tail"
+    others = [term.name for term in terms if term.kind == "divergence" and term.divergence != "forward_kl"]
+    if others:
+        raise ConfigError(
+            "CODEC_CANNOT",
+            f"{what}: {others[0]} would be infinite or cut off wherever the student is right about another token; use "
+            "forward_kl, or label with cache.tail=true or codec hidden",
+        )
+    console.warning(
+        "BIASED_LOSS",
+        f"{what}: the student learns to be too sure; label with cache.tail=true or codec threshold",
+    )
 
 
 def _require_same_teacher(cache: TeacherCache, corpus: Corpus, *, model: nn.Module | None) -> None:

@@ -228,7 +228,7 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
         {"cache": {"codec": "hidden", "temperature": 2.0}},
         "cache.temperature has no effect with codec hidden: it serves every temperature; remove it",
     ),
-    ({"cache": {"threshold": 0.3}}, "cache.threshold must be in (0, 0.25], got 0.3"),
+    ({"cache": {"threshold": 0.3}}, "cache.threshold must be in [0.0025, 0.25], got 0.3"),
     ({"cache": {"draws": 0}}, "cache.draws must be >= 1, got 0"),
     (data(missing_soft="drop"), "data.missing_soft has no effect without teacher.cache; remove it"),
     (

@@ -51,6 +51,12 @@ def say(text: str) -> None:
         return
 
 
+def tell(text: str) -> None:
+    """One line on stderr about what goes on, unless quiet."""
+    if not _quiet:
+        say(text)
+
+
 def _one_line(text: str) -> str:
     spaced = " ".join(text.splitlines())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in spaced)

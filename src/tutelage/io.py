@@ -79,7 +79,7 @@ def _mapped(path: Path, verb: str) -> Iterator[None]:
 
 def _resource_error(error: OSError, path: Path, verb: str) -> ResourceError:
     name = errno.errorcode.get(error.errno or 0, str(error))
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         message = f"no space left to write {path} ({name}); make room and rerun the same command to continue"
         return ResourceError("DISK_FULL", message)
     if verb == "fsync":

@@ -269,6 +269,12 @@ def test_whole_distributions_are_not_merged_and_what_to_do_is_named(place: Place
     refused(ConfigError, "CONFIG", "cache.codec=threshold or topk.*read as an ensemble", both, tmp_path / "out")
 
 
+def test_an_average_is_not_averaged_again(place: Place, tmp_path: Path):
+    one, two = parts(place, "topk")
+    both = merge([one, two], output=tmp_path / "both").path
+    refused(ConfigError, "CONFIG", "merge the caches that it was made of", [both, one], tmp_path / "out")
+
+
 def test_two_codecs_are_refused(place: Place, tmp_path: Path):
     both = [parts(place, "topk")[0], parts(place, "threshold")[1]]
     refused(ConfigError, "CACHE_MISMATCH", "differ in codec", both, tmp_path / "out")

@@ -6,13 +6,14 @@ import torch
 from tests.cache.tiny_cache import Rows
 from tutelage.cache.rows import RowSet, draw_seeds
 
-GOLDEN = (7650059716135273924, 9898829722934820028, 10725959517223994323)
+GOLDEN = (6655343360812637694, 6929631479487854045, 9085887318319164186, 16335199404009468371, 15743094884522234174)
 
 
-def test_a_seed_is_a_function_of_key_and_draw_on_every_machine():
+def test_a_seed_is_a_function_of_key_draw_and_teacher_on_every_machine():
     keys = [bytes(32), bytes(range(32))]
-    assert draw_seeds(keys, [0, 0]).tolist() == [GOLDEN[0], GOLDEN[1]]
-    assert draw_seeds(keys, [1, 0]).tolist() == [GOLDEN[2], GOLDEN[1]]
+    assert draw_seeds(keys, [0, 0], teacher="a").tolist() == [GOLDEN[0], GOLDEN[1]]
+    assert draw_seeds(keys, [1, 0], teacher="a").tolist() == [GOLDEN[2], GOLDEN[1]]
+    assert draw_seeds(keys, [0, 0], teacher="b").tolist() == [GOLDEN[3], GOLDEN[4]]
 
 
 def test_a_row_set_is_the_same_for_the_same_rows_in_any_order_and_number():

@@ -29,7 +29,7 @@ CACHE = (
         file="cache/rows.py",
         old='return np.array([int.from_bytes(digest[:8], "little") for digest in digests], dtype=np.uint64)',
         new="return np.array([hash(digest) & 0xFFFFFFFF for digest in digests], dtype=np.uint64)",
-        oracles=("tests/cache/test_rows.py::test_a_seed_is_a_function_of_key_and_draw_on_every_machine",),
+        oracles=("tests/cache/test_rows.py::test_a_seed_is_a_function_of_key_draw_and_teacher_on_every_machine",),
     ),
     Mutant(
         id="M55",

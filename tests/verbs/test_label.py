@@ -136,7 +136,7 @@ def test_rows_that_were_not_labelled_are_refused_or_left_out_by_name(tmp_path, c
     tutelage.label(written)
     for n, text in enumerate(tiny_runs.documents(6, seed=8)):
         (tmp_path / "corpus" / f"new-{n}.txt").write_text(text)
-    grown = {**written, "data": {**written["data"], "held_out": None}, "evaluation": {}}
+    grown = written
     with pytest.raises(IntegrityError, match="missing_soft=drop") as caught:
         tutelage.train(grown, run_dir=tmp_path / "run")
     assert caught.value.code == "CACHE_MISS"
@@ -206,3 +206,44 @@ def test_doctor_looks_at_the_cache_too(tmp_path):
     assert not wrong.ok
     assert "CACHE_TEMPERATURE" in str(wrong)
     assert "bytes a token" in str(wrong)
+
+
+def test_a_threshold_can_be_chosen_outright(tmp_path):
+    labelled = tutelage.label(recipe(tmp_path, codec="threshold", cache={"threshold": 0.04}))
+    assert labelled.manifest.settings["m"] == 25
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path, force):
+    written = recipe(tmp_path, codec="topk")
+    (tmp_path / "cache" / "photos").mkdir(parents=True)
+    (tmp_path / "cache" / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"thesis\.txt") as caught:
+        tutelage.label(written, force=force)
+    assert caught.value.code == "EXISTS"
+    assert (tmp_path / "cache" / "thesis.txt").read_text() == "mine"
+
+
+def test_force_writes_a_cache_anew_and_leaves_what_else_lies_beside_it(tmp_path):
+    written = recipe(tmp_path, codec="topk")
+    tutelage.label(written)
+    (tmp_path / "cache" / "notes.txt").write_text("mine")
+    anew = tutelage.label({**written, "cache": {"codec": "topk", "k": 3}}, force=True)
+    assert anew.manifest.settings["k"] == 3
+    assert (tmp_path / "cache" / "notes.txt").read_text() == "mine"
+    with pytest.raises(ConfigError, match="is a file"):
+        tutelage.label({**written, "teacher": {**written["teacher"], "cache": str(tmp_path / "cache" / "notes.txt")}})
+
+
+def test_a_label_that_was_stopped_before_its_plan_does_not_leave_its_teachers_start(tmp_path):
+    written = recipe(tmp_path, codec="topk")
+    other = tiny_runs.model_folder(tmp_path / "other", layers=2, own=tiny_runs.tokenizer(words=30))
+    labelled = tutelage.label({**written, "teacher": {**written["teacher"], "model": str(other)}})
+    start = {p.name: p.read_bytes() for p in (labelled.path / "start").iterdir()}
+    shutil.rmtree(labelled.path / "held_out")
+    for name in ("manifest.json", "shards", "tables.safetensors", "probe.safetensors"):
+        path = labelled.path / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    tutelage.label(written)
+    assert {p.name: p.read_bytes() for p in (labelled.path / "start").iterdir()} != start
+    tutelage.train(written, run_dir=tmp_path / "run")

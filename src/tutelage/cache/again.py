@@ -148,7 +148,7 @@ def _compare(cache: TeacherCache, shard: int, one: Pass, *, rows: RowSet) -> Com
         encoded = cache.codec.encode(
             one.targets.hidden_ND,
             head=one.targets.head,
-            positions=replace(one.positions, seeds_R=rows.seeds(draw=draw)),
+            positions=replace(one.positions, seeds_R=rows.seeds(draw=draw, teacher=asked.teacher.weights)),
             temperature=asked.temperature,
             settings=cache.manifest.settings,
             tables=cache.tables,

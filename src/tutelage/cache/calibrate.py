@@ -82,7 +82,7 @@ def _sample(job: Job, rows: RowSet) -> Sample:
         current_ids_N=np.concatenate([part[0] for part in whole]),
         next_ids_N=np.concatenate([part[1] for part in whole]),
         counts_R=rows.n_trained,
-        seeds_R=rows.seeds(draw=0),
+        seeds_R=rows.seeds(draw=0, teacher=job.asked.teacher.weights),
     )
     return Sample(hidden_ND=torch.cat([part[2] for part in whole]), head=head, positions=positions)
 

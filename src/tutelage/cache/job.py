@@ -72,7 +72,7 @@ class Job:
                 current_ids_N=current_ids_N,
                 next_ids_N=next_ids_N,
                 counts_R=counts_R[places_R],
-                seeds_R=rows.take(places_R).seeds(draw=0),
+                seeds_R=rows.take(places_R).seeds(draw=0, teacher=self.asked.teacher.weights),
             )
             yield Pass(places_R=places_R, positions=positions, targets=self.teacher.targets(item.batch))
 

@@ -158,6 +158,28 @@ def read_manifest(path: Path) -> Manifest:
     return manifest
 
 
+_OURS = (MANIFEST, PLAN, START, HELD_OUT, SHARDS, TABLES, PROBE, HEAD)
+
+
+def require_ours(path: Path) -> None:
+    """ConfigError[EXISTS] for a file, or a folder with other things in it: a cache is never written among them."""
+    if path.is_file():
+        raise ConfigError("EXISTS", f"{path} is a file, expected a folder for a teacher cache; name another one")
+    others = sorted(p.name for p in path.iterdir() if not p.name.startswith(".")) if path.is_dir() else []
+    if others and not any((path / name).exists() for name in _OURS):
+        raise ConfigError(
+            "EXISTS", f"{path} holds {', '.join(others[:3])} and no teacher cache; name a folder that is empty or new"
+        )
+
+
+def remove_cache(path: Path) -> None:
+    """Remove a cache, its manifest first; whatever else lies in the folder stays."""
+    for place in [*(path / name for name in _OURS), *sorted(path.glob(f"{HELD_OUT}-*"))]:
+        io.remove_tree(place)
+    if path.is_dir():
+        io.remove_leftovers(path)
+
+
 def read_plan(path: Path) -> Plan | None:
     """The plan of a cache that is being written, None when there is none."""
     if not (path / PLAN).is_file():

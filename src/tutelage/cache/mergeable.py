@@ -42,6 +42,12 @@ def require_mergeable(caches: Sequence[TeacherCache]) -> None:
         raise ConfigError("CONFIG", f"merge: {len(caches)} cache, expected two or more; name those of all teachers")
     first, *others = caches
     for cache in caches:
+        if cache.manifest.members:
+            raise ConfigError(
+                "CONFIG",
+                f"{cache.folder} is an average already: a second draw from a draw is noisier, and its parts have no "
+                "held-out rows of their own; merge the caches that it was made of, all at once, with --weights",
+            )
         codec = cache.manifest.asked.codec
         if codec not in MERGED_CODECS:
             raise ConfigError(

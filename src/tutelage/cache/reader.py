@@ -157,7 +157,7 @@ class TeacherCache:
             current_ids_N=current_ids_N,
             next_ids_N=next_ids_N,
             counts_R=counts_R,
-            seeds_R=draw_seeds(keys, of_draw),
+            seeds_R=draw_seeds(keys, of_draw, teacher=self.manifest.asked.teacher.weights),
         )
         try:
             return self.codec.decode(

@@ -69,9 +69,9 @@ class RowSet:
             values[own] = getattr(store, column)[self.numbers_R[own]]
         return values
 
-    def seeds(self, *, draw: int) -> npt.NDArray[np.uint64]:
+    def seeds(self, *, draw: int, teacher: str) -> npt.NDArray[np.uint64]:
         """The seed of one draw of each row."""
-        return draw_seeds((key.tobytes() for key in self.keys_R), [draw] * len(self))
+        return draw_seeds((key.tobytes() for key in self.keys_R), [draw] * len(self), teacher=teacher)
 
     def sha256(self) -> str:
         """Of the keys: two row sets with the same answer hold the same content."""
@@ -101,10 +101,13 @@ def as_scalars(keys_R: npt.NDArray[np.uint8]) -> npt.NDArray[np.void]:
     return scalars
 
 
-def draw_seeds(keys: Iterable[bytes], draws: Iterable[int]) -> npt.NDArray[np.uint64]:
-    """The seed of a draw of each row: a function of the row's content and the draw's number alone."""
+def draw_seeds(keys: Iterable[bytes], draws: Iterable[int], *, teacher: str) -> npt.NDArray[np.uint64]:
+    """The seed of a draw of each row: a function of the row's content, the draw's number and the teacher alone.
+
+    Of the teacher too, so that the draws of two teachers are independent and their errors average out in an ensemble.
+    """
     digests = (
-        hashlib.sha256(f"tutelage cache draw {draw}".encode() + key).digest()
+        hashlib.sha256(f"tutelage cache draw {draw} of {teacher}".encode() + key).digest()
         for key, draw in zip(keys, draws, strict=True)
     )
     return np.array([int.from_bytes(digest[:8], "little") for digest in digests], dtype=np.uint64)

@@ -181,7 +181,9 @@ def _write_one(folder: Path, job: Job, *, plan: Plan, number: int, rows: RowSet,
 def _encode(codec: Codec, one: Pass, *, rows: RowSet, draw: int, plan: Plan, tables: Tables) -> Encoded:
     positions = one.positions
     if draw:
-        positions = replace(positions, seeds_R=rows.take(one.places_R).seeds(draw=draw))
+        positions = replace(
+            positions, seeds_R=rows.take(one.places_R).seeds(draw=draw, teacher=plan.manifest.asked.teacher.weights)
+        )
     return codec.encode(
         one.targets.hidden_ND,
         head=one.targets.head,
@@ -285,7 +287,7 @@ def _alone(folder: Path, name: str) -> Iterator[None]:
     told = False
     while (handle := io.take_lock(_lock_path(folder, name))) is None:
         if not told:
-            console.say(f"{folder}: another process plans the work; waiting for it")
+            console.tell(f"{folder}: another process plans the work; waiting for it")
         told = True
         time.sleep(_POLL_S)
     try:

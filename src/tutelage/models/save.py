@@ -77,9 +77,12 @@ def save_model(model: CausalLM, tokenizer: Any, folder: Path, *, replace: bool =
     return SavedModel(path=folder, n_bytes=weights)
 
 
-def save_start(model: CausalLM, tokenizer: Any, folder: Path) -> None:
-    """Write tokenizer and config alone: what a student can start from without weights; one that is there stays."""
-    if folder.is_dir():
+def save_start(model: CausalLM, tokenizer: Any, folder: Path, *, replace: bool) -> None:
+    """Write tokenizer and config alone: what a student can start from without weights.
+
+    One that is there stays; with `replace` only if it is the same, byte for byte.
+    """
+    if folder.is_dir() and not replace:
         return
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     io.remove_tree(partial)
@@ -87,12 +90,19 @@ def save_start(model: CausalLM, tokenizer: Any, folder: Path) -> None:
     with _full_disk(folder), quiet_transformers():
         model.config.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
+    if folder.is_dir() and _contents(folder) == _contents(partial):
+        io.remove_tree(partial)
+        return
     try:
-        io.commit_directory(partial, folder)
+        io.commit_directory(partial, folder, replace=True)
     except ResourceError:
         if not folder.is_dir():  # else another process was faster
             raise
         io.remove_tree(partial)
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 @contextmanager

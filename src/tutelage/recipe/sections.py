@@ -281,7 +281,7 @@ class Cache(Section):
         default=None, gt=0, description="budget of the gradient error a position, against the reference student"
     )
     threshold: float | None = Field(
-        default=None, gt=0, le=0.25, description="of threshold: probabilities from here on are exact; becomes a 1/m"
+        default=None, ge=0.0025, le=0.25, description="of threshold: probabilities from here on are exact; made a 1/m"
     )
     k: Count | None = Field(default=None, description="of topk: how many tokens a position")
     tail: bool | None = Field(

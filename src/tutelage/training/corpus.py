@@ -46,6 +46,7 @@ class Corpus:
         self._recipe, self.tokenizer, self._examples = recipe, tokenizer, examples
         self.fingerprint = vocabulary.tokenizer_fingerprint(tokenizer)
         self._renderer = _renderer(recipe, tokenizer)
+        self._kept: dict[str, tuple[Store, splits.Rows]] = {}
         self.store = self._build(recipe.data.sources)
         self.held_out_store = self.store
         held_out = recipe.data.held_out
@@ -126,16 +127,21 @@ class Corpus:
         """Leave out the training rows that are not chosen."""
         self.split = replace(self.split, train=self.split.train[chosen])
 
+    def keep_measured_rows(self, name: str, chosen: npt.NDArray[np.bool_]) -> None:
+        """Leave out the rows of a set of `measured_rows` that are not chosen."""
+        store, rows = self.measured_rows()[name]
+        self._kept[name] = (store, rows[chosen])
+
     def measured_rows(self) -> dict[str, tuple[Store, splits.Rows]]:
         """Name -> store and row numbers to measure on: `held_out` and `out_of_domain`, as far as there are."""
-        sets = {}
+        sets: dict[str, tuple[Store, splits.Rows]] = {}
         limit = self._recipe.evaluation.rows
         if len(self.split.held_out):
             sets["held_out"] = (self.held_out_store, _spread(self.split.held_out, limit))
         if self._out_of_domain is not None:
             rows = splits.by_share(self._out_of_domain, 0.0).train
             sets["out_of_domain"] = (self._out_of_domain, _spread(rows, limit))
-        return sets
+        return {name: found for name, found in {**sets, **self._kept}.items() if len(found[1])}
 
     def evaluation_sets(self) -> dict[str, Callable[[], list[EvaluationBatch]]]:
         """Name -> function that gives the batches of `measured_rows`, made once."""

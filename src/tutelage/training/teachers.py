@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PretrainedConfig
@@ -160,23 +161,30 @@ def _require_same_teacher(cache: TeacherCache, corpus: Corpus, *, model: nn.Modu
 
 
 def _require_rows(recipe: Recipe, corpus: Corpus, cache: TeacherCache) -> None:
-    here = cache.has(corpus.store.keys[corpus.split.train])
+    """Every row is in the cache; else CACHE_MISS, or they are left out where `data.missing_soft` says drop."""
+    drop = recipe.data.missing_soft == "drop"
+    train = corpus.split.train
+    here = cache.has(corpus.store.keys[train])
     if not here.all():
-        n_missing, first = int((~here).sum()), int(corpus.split.train[~here][0])
-        if recipe.data.missing_soft == "error":
-            raise IntegrityError(
-                "CACHE_MISS",
-                f"{n_missing} of {len(here)} training rows are not in {cache.folder} (first: row {first}, "
-                f"{corpus.store.name(first)}); extend it: tutelage label RECIPE, or set data.missing_soft=drop",
-            )
-        console.warning("CACHE_MISS", f"{n_missing} of {len(here)} training rows are not in {cache.folder}: left out")
+        first = int(train[~here][0])
+        where = f" (first: row {first}, {corpus.store.name(first)})"
+        _say_missing(cache, "training", n_missing=int((~here).sum()), n_rows=len(here), where=where, drop=drop)
         corpus.keep_training_rows(here)
     held_out = held_out_of(cache)
     for name, (store, rows) in corpus.measured_rows().items():
-        n_missing = len(rows) if held_out is None else int((~held_out.has(store.keys[rows])).sum())
-        if n_missing:
-            raise IntegrityError(
-                "CACHE_MISS",
-                f"{n_missing} of {len(rows)} {name.replace('_', '-')} rows are not in {cache.folder}, so the student "
-                "could not be measured against the teacher; extend it: tutelage label RECIPE",
-            )
+        here = held_out.has(store.keys[rows]) if held_out is not None else np.zeros(len(rows), dtype=np.bool_)
+        if not here.all():
+            what, where = name.replace("_", "-"), ": the student could not be measured on them against the teacher"
+            _say_missing(cache, what, n_missing=int((~here).sum()), n_rows=len(here), where=where, drop=drop)
+            corpus.keep_measured_rows(name, here)
+
+
+def _say_missing(cache: TeacherCache, what: str, *, n_missing: int, n_rows: int, where: str, drop: bool) -> None:
+    found = f"{n_missing} of {n_rows} {what} rows are not in {cache.folder}"
+    if drop:
+        console.warning("CACHE_MISS", f"{found}: left out")
+        return
+    extend = "extend it: tutelage label RECIPE"
+    if cache.manifest.members:
+        extend = "extend the caches that it was merged from (tutelage label) and merge them again"
+    raise IntegrityError("CACHE_MISS", f"{found}{where}; {extend}, or set data.missing_soft=drop")

@@ -91,6 +91,7 @@ def label(
     """
     checked, memory = given_objects(recipe, overrides, teacher=teacher, tokenizer=tokenizer, data=data)
     folder = _folder(checked)
+    manifests.require_ours(folder)
     earlier = _recorded(folder) if not force else None
     compute = choose_compute_path(
         earlier.dtype if earlier is not None else str(checked.training.precision),
@@ -108,10 +109,10 @@ def label(
     assert live is not None
     teachers.verify_teacher(live.model, n_vocabulary=n_vocabulary, max_length=checked.data.max_length)
     record = _record(checked, live, saved_weights=saved_weights)
-    if force and folder.exists():
-        io.remove_tree(folder)
+    if force:
+        manifests.remove_cache(folder)
     io.make_directory(folder)
-    save_start(live.model, tokenizer, folder / START)
+    save_start(live.model, tokenizer, folder / START, replace=_recorded(folder) is None)
     held_out, written = _write_both(folder, checked, corpus, live=live, record=record, compute=compute)
     return Labelled(path=folder, manifest=written.manifest, held_out=held_out, written=written)
 
@@ -181,7 +182,7 @@ def _write_both(
 
     held_out = None
     if measured:
-        console.say("labelling the held-out rows, whole")
+        console.tell("labelling the held-out rows, whole")
         held_out = write(folder / HELD_OUT, job(measured, held_out=True)).manifest
     return held_out, write(folder, job([(corpus.store, corpus.split.train)], held_out=False))
 

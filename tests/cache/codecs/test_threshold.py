@@ -238,7 +238,7 @@ def test_a_smaller_error_needs_a_larger_m(written):
     assert chosen[0].settings["m"] < chosen[1].settings["m"]
 
 
-@pytest.mark.parametrize("fixed", [{"m": 3}, {"m": 401}, {"m": 9.5}, {"tau": 0}, {"tau": 0.9}, {"k": 7}])
+@pytest.mark.parametrize("fixed", [{"m": 3}, {"m": 401}, {"m": 9.5}, {"threshold": 0}, {"threshold": 0.9}, {"k": 7}])
 def test_settings_that_cannot_be_are_refused(written, fixed):
     with pytest.raises(ConfigError):
         synthetic.fitted(
@@ -250,7 +250,7 @@ def test_settings_that_cannot_be_are_refused(written, fixed):
 def test_tau_is_one_over_m(written):
     fitted = synthetic.fitted(
         threshold, hidden_ND=written.hidden_ND, teacher=written.teacher, rows=written.rows,
-        budget=Budget(fixed={"tau": 0.04}),
+        budget=Budget(fixed={"threshold": 0.04}),
     )  # fmt: skip
     assert fitted.settings["m"] == 25
 

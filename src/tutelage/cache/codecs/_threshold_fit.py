@@ -49,19 +49,25 @@ def fit(sample: Sample, *, budget: Budget, temperature: float) -> Fitted:
 
 
 def _fixed_m(budget: Budget) -> int | None:
-    unknown = budget.fixed.keys() - {"m", "tau"}
+    unknown = budget.fixed.keys() - {"m", "threshold"}
     if unknown:
         names = ", ".join(sorted(unknown))
-        raise ConfigError("CONFIG", f"cache: {names} unknown to codec threshold; it knows m and tau")
+        raise ConfigError(
+            "CONFIG",
+            f"cache: {names} unknown to codec threshold; it knows threshold (1 / m), bytes_per_token and error",
+        )
     if not budget.fixed:
         return None
     m: object = budget.fixed.get("m")
-    tau = budget.fixed.get("tau")
+    tau = budget.fixed.get("threshold")
     if m is None and isinstance(tau, int | float) and tau > 0:
         m = round(1 / tau)
     if isinstance(m, bool) or not isinstance(m, int) or not LEAST_M <= m <= MOST_M:
-        found = f"m: {m}" if tau is None else f"tau: {tau}"
-        raise ConfigError("CONFIG", f"cache.{found}, expected an m = 1 / tau of {LEAST_M} to {MOST_M}; set cache.m=25")
+        found = f"1 / {m}" if tau is None else f"{tau}"
+        raise ConfigError(
+            "CONFIG",
+            f"cache.threshold: {found}, expected 1 / m, m whole, {LEAST_M} to {MOST_M}; set cache.threshold=0.04",
+        )
     return m
 
 

@@ -271,7 +271,7 @@ def test_whole_distributions_are_not_merged_and_what_to_do_is_named(place: Place
 
 def test_an_average_is_not_averaged_again(place: Place, tmp_path: Path):
     one, two = parts(place, "topk")
-    both = merge([one, two], output=tmp_path / "both").path
+    both = tutelage.cache.merge([one, two], output=tmp_path / "both").path
     refused(ConfigError, "CONFIG", "merge the caches that it was made of", [both, one], tmp_path / "out")
 
 

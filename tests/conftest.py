@@ -22,7 +22,8 @@ settings.register_profile("tutelage", derandomize=True, deadline=None, database=
 settings.load_profile("tutelage")
 
 _HOMES = Path(tempfile.mkdtemp(prefix="tutelage-tests-"))
-_USERS_HOME = os.environ.get("TUTELAGE_HOME")
+# A worker of pytest-xdist inherits the environment that this file has changed in the first process: it is told apart.
+_USERS_HOME = os.environ.setdefault("TUTELAGE_TESTS_USERS_HOME", os.environ.get("TUTELAGE_HOME", "")) or None
 os.environ["TUTELAGE_HOME"] = str(_HOMES / "session")  # what fixtures wider than a test see
 
 

@@ -39,12 +39,4 @@ CACHE = (
         new="if before is not None and (found := []):",
         oracles=(WRITER + "test_a_cache_does_not_grow_with_what_was_asked_for_otherwise[fixed]",),
     ),
-    Mutant(
-        id="M215",
-        what="a shard read without its checksum",
-        file="cache/shard.py",
-        old="if found != self.record.sha256:",
-        new="if False:",
-        oracles=(READER + "test_a_flipped_bit_anywhere_is_noticed",),
-    ),
 )

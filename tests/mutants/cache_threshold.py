@@ -95,12 +95,4 @@ THRESHOLD_CODEC = (
         new="if False:",
         oracles=(THRESHOLD + "test_every_flipped_byte_is_seen",),
     ),
-    Mutant(
-        id="M272",
-        what="bytes of a budget measured on the rows that the tables were fitted on",
-        file="cache/codecs/_threshold_fit.py",
-        old="measure_R=share_R >= (0.85 if parted else -1),",
-        new="measure_R=share_R < 0.6,",
-        oracles=(THRESHOLD + "test_a_budget_in_bytes_is_met_by_the_largest_m",),
-    ),
 )

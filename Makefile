@@ -6,7 +6,7 @@ unexport PYTHONPATH
 BIN := .venv/bin
 # Tiny models lose more to waiting threads than they gain from them; the tests with the real teacher ask for more.
 # Two processes; the tests of a file stay together, since they share what is slow to make.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 FORMATTED := src tests scripts benchmarks
 
 .PHONY: help demo test test-fast check format docs bench clean environment

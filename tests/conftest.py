@@ -27,6 +27,11 @@ _USERS_HOME = os.environ.setdefault("TUTELAGE_TESTS_USERS_HOME", os.environ.get(
 os.environ["TUTELAGE_HOME"] = str(_HOMES / "session")  # what fixtures wider than a test see
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The mutants first: they take longest, and are not to be what one process is left with at the end."""
+    items.sort(key=lambda item: "tests/mutants/" not in item.nodeid)
+
+
 def pytest_unconfigure() -> None:
     shutil.rmtree(_HOMES, ignore_errors=True)
 

@@ -2,7 +2,8 @@
 
 Importing torch and transformers takes seconds, so this process imports them once (never tutelage) and forks: a child
 puts its copy of src first on sys.path and runs pytest in itself.  OUT.json: {id: {"exit": pytest's status, "output"}};
-"unchanged" is the run of every oracle on an unchanged copy, which must pass.
+"unchanged" is the run of one oracle of each test file on an unchanged copy, which must pass: all of them run on the
+unchanged package in the rest of the suite.
 """
 
 import importlib
@@ -101,8 +102,8 @@ def run(mutants: list[Mutant], *, n_processes: int) -> dict[str, dict[str, objec
     for name in WARM:
         importlib.import_module(name)
     assert not any(name.partition(".")[0] == "tutelage" for name in sys.modules), "tutelage must be fresh in the child"
-    every_oracle = sorted({oracle for m in mutants for oracle in m.oracles})
-    jobs = [(UNCHANGED, None, every_oracle)] + [(m.id, m, list(m.oracles)) for m in mutants]
+    of_each_file = {oracle.partition("::")[0]: oracle for m in mutants for oracle in m.oracles}
+    jobs = [(UNCHANGED, None, sorted(of_each_file.values()))] + [(m.id, m, list(m.oracles)) for m in mutants]
     results: dict[str, dict[str, object]] = {}
     running: dict[int, tuple[str, Path, float]] = {}
     with tempfile.TemporaryDirectory(prefix="tutelage-mutants-") as folder:

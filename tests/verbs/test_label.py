@@ -247,3 +247,13 @@ def test_a_label_that_was_stopped_before_its_plan_does_not_leave_its_teachers_st
     tutelage.label(written)
     assert {p.name: p.read_bytes() for p in (labelled.path / "start").iterdir()} != start
     tutelage.train(written, run_dir=tmp_path / "run")
+
+
+def test_a_teacher_in_half_precision_is_gone_on_with_and_is_another_one_in_another_precision(tmp_path):
+    written = recipe(tmp_path, codec="topk")
+    half = {**written, "teacher": {**written["teacher"], "dtype": "float16"}}
+    assert tutelage.label(half).manifest.asked.teacher.dtype == "float16"
+    assert tutelage.label(half).written.n_positions == 0
+    with pytest.raises(ConfigError, match=r"teacher\.dtype float16") as caught:
+        tutelage.label({**written, "teacher": {**written["teacher"], "dtype": "auto"}})
+    assert caught.value.code == "CACHE_MISMATCH"

@@ -118,6 +118,11 @@ class Manifest(_Part):
         """Trained positions of all shards, each counted once however many draws there are."""
         return sum(shard.n_positions for shard in self.shards)
 
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes of the shards for each trained position, all draws, keys and index included."""
+        return sum(shard.file_bytes for shard in self.shards) / max(1, self.n_positions)
+
 
 class Plan(_Part):
     """plan.json while the work goes on: shard `first_shard + n` holds missing rows edges[n]:edges[n + 1] by key."""

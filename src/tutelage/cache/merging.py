@@ -64,11 +64,6 @@ class Merged:
     path: Path
     manifest: Manifest
 
-    @property
-    def bytes_per_token(self) -> float:
-        """Bytes of the shards for each trained position, keys and index included."""
-        return sum(s.file_bytes for s in self.manifest.shards) / max(1, self.manifest.n_positions)
-
     def as_json(self) -> dict[str, Any]:
         """Everything, for programs."""
         return {
@@ -77,7 +72,7 @@ class Merged:
             "settings": self.manifest.settings,
             "rows": self.manifest.n_rows,
             "positions": self.manifest.n_positions,
-            "bytes_per_token": self.bytes_per_token,
+            "bytes_per_token": self.manifest.bytes_per_token,
             "teachers": [
                 {"name": member.teacher.name, "weight": member.weight, "held_out": member.held_out}
                 for member in self.manifest.members
@@ -88,7 +83,7 @@ class Merged:
         members = self.manifest.members
         lines = [
             f"cache:   {self.path}  ({self.manifest.n_rows:,} rows, {self.manifest.n_positions:,} positions, "
-            f"{self.bytes_per_token:.2f} bytes a token)",
+            f"{self.manifest.bytes_per_token:.2f} bytes a token)",
             "average: " + ", ".join(f"{member.weight:.3g} {member.teacher.name}" for member in members),
             f"codec:   {self.manifest.asked.codec}; {self.manifest.why}",
         ]

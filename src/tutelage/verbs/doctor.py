@@ -57,7 +57,7 @@ def _examine_cache(recipe: Recipe, folder: str) -> tuple[list[Finding], dict[str
         "temperature": asked.temperature,
         "rows": manifest.n_rows,
         "positions": manifest.n_positions,
-        "bytes a token": round(sum(s.file_bytes for s in manifest.shards) / max(1, manifest.n_positions), 2),
+        "bytes a token": round(manifest.bytes_per_token, 2),
         "made by": f"{asked.teacher.name} ({asked.teacher.saved_weights[:12]}..)",
     }
     return findings, facts

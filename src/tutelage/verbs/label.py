@@ -35,12 +35,6 @@ class Labelled:
     written: Written
 
     @property
-    def bytes_per_token(self) -> float:
-        """Bytes of the shards for each trained position (of all draws), keys and index included."""
-        shards = self.manifest.shards
-        return sum(s.file_bytes for s in shards) / max(1, sum(s.n_positions for s in shards))
-
-    @property
     def rate_tok_per_s(self) -> float:
         """Positions that this process labelled a second, everything included."""
         return self.written.n_positions / self.written.seconds if self.written.n_positions else 0.0
@@ -53,7 +47,7 @@ class Labelled:
             "settings": self.manifest.settings,
             "rows": self.manifest.n_rows,
             "positions": self.manifest.n_positions,
-            "bytes_per_token": self.bytes_per_token,
+            "bytes_per_token": self.manifest.bytes_per_token,
             "held_out_rows": self.held_out.n_rows if self.held_out else 0,
             "labelled_now": self.written.n_positions,
             "rate_tok_per_s": self.rate_tok_per_s,
@@ -63,7 +57,7 @@ class Labelled:
         manifest = self.manifest
         lines = [
             f"cache:   {self.path}  ({manifest.n_rows:,} rows, {manifest.n_positions:,} positions, "
-            f"{self.bytes_per_token:.2f} bytes a token)",
+            f"{self.manifest.bytes_per_token:.2f} bytes a token)",
             f"codec:   {manifest.asked.codec}; {manifest.why}",
         ]
         if self.held_out is not None:
@@ -92,9 +86,8 @@ def label(
     checked, memory = given_objects(recipe, overrides, teacher=teacher, tokenizer=tokenizer, data=data)
     folder = _folder(checked)
     manifests.require_ours(folder)
-    earlier = _recorded(folder) if not force else None
     compute = choose_compute_path(
-        earlier.dtype if earlier is not None else str(checked.training.precision),
+        _precision(checked, earlier=_recorded(folder) if not force else None),
         device=checked.training.device,
         threads=checked.training.threads,
     )
@@ -130,6 +123,12 @@ def _folder(recipe: Recipe) -> Path:
             f"label runs the teacher, and the recipe names only its cache {teacher.cache}; add teacher.model=…",
         )
     return Path(teacher.cache)
+
+
+def _precision(recipe: Recipe, *, earlier: TeacherRecord | None) -> str:
+    """What the shards that are there ran in, where that is a compute path; `teacher.dtype` has its way in any case."""
+    paths = ("float32", "bfloat16", "float64")
+    return earlier.dtype if earlier is not None and earlier.dtype in paths else str(recipe.training.precision)
 
 
 def _recorded(folder: Path) -> TeacherRecord | None:

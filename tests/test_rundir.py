@@ -281,6 +281,20 @@ def test_the_lock_of_a_killed_process_is_taken_over_with_a_note(
         assert capsys.readouterr().err == "", "a clean release leaves nothing to take over"
 
 
+def test_the_next_process_clears_what_a_killed_one_left_in_any_of_the_runs_folders(tmp_path: Path) -> None:
+    run, users = RunDirectory(tmp_path / "demo"), tmp_path / "elsewhere" / ".users.tmp"
+    for folder in (run.path, run.models, run.evaluation, run.checkpoints / "student"):
+        io.write_text(folder / ".left.1-0.tmp" / "half", "x")  # a folder whose removal was not finished
+        io.write_text(folder / ".file.1-1.tmp", "x")
+        io.write_text(folder / "whole", "x")
+    io.write_text(users, "x")
+    (run.path / "link").symlink_to(users.parent)
+    with run.lock():
+        assert [path for path in run.path.rglob("*.tmp")] == []
+    assert users.exists()
+    assert len([path for path in run.path.rglob("whole")]) == 4
+
+
 def test_an_error_inside_releases_the_lock(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = RunDirectory(tmp_path / "demo")
     with pytest.raises(KeyboardInterrupt), run.lock():

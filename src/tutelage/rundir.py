@@ -106,12 +106,17 @@ class RunDirectory:
             since = datetime.now().astimezone().isoformat(timespec="seconds")
             io.write_json(self._owner_path, {"pid": os.getpid(), "host": socket.gethostname(), "since": since})
             try:
-                io.remove_leftovers(self.path)
+                self._sweep()
                 yield
             finally:
                 io.remove_file(self._owner_path)
         finally:
             os.close(handle)
+
+    def _sweep(self) -> None:
+        """Removes what killed processes left aside, in each folder of the run; links are not followed."""
+        for folder, _, _ in os.walk(self.path):  # from above: what is removed here is not entered
+            io.remove_leftovers(Path(folder))
 
     def _owner(self) -> str:
         try:

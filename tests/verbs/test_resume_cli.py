@@ -85,6 +85,7 @@ PLACES = {
     "the control's training": lambda operation: "checkpoints/control/step-000004.partial" in str(operation.path),
     "the final evaluation": lambda operation: "records.jsonl" in str(operation.path),
     "the report": lambda operation: "report.html" in str(operation.path),
+    "the evaluation's records": lambda operation: operation.kind == "fsync" and "records.jsonl" in str(operation.path),
     "the last file": lambda operation: "finished.json" in str(operation.path),
     "the student's folder": lambda operation: "models/student" in str(operation.path),
 }
@@ -106,6 +107,31 @@ def test_a_run_killed_in_each_of_its_phases_ends_in_the_same_files(place, path, 
 
     pid = command_in_fork("train", path, "--run-dir", run, log=tmp_path / "log", before=train_under_it)
     assert wait(pid) == -signal.SIGKILL
+    code, _, err = call("train", path, "--run-dir", run)
+    assert code == 0, err
+    assert_same_outcome(run, whole)
+
+
+@pytest.mark.slow
+def test_a_run_killed_while_it_replaces_a_saved_model_ends_in_the_same_files(path, whole, tmp_path):
+    run = tmp_path / "run"
+
+    def die_at(wanted):
+        def before():
+            from tutelage import io
+
+            def die_there(operation):
+                if wanted(operation):
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            io.FAULTS = die_there
+
+        pid = command_in_fork("train", path, "--run-dir", run, log=tmp_path / "log", before=before)
+        assert wait(pid) == -signal.SIGKILL
+
+    die_at(lambda o: "checkpoints/control/step-000002.partial" in str(o.path))  # the student's folder is there
+    die_at(lambda o: o.kind == "unlink" and "models/.student." in str(o.path))  # and half of it is removed
+    assert list((run / "models").glob(".student.*.tmp"))
     code, _, err = call("train", path, "--run-dir", run)
     assert code == 0, err
     assert_same_outcome(run, whole)

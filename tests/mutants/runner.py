@@ -1,9 +1,9 @@
 """Applies each mutant to a copy of src and runs its oracle there: `python -m tests.mutants.runner OUT.json [ID …]`.
 
 Importing torch and transformers takes seconds, so this process imports them once (never tutelage) and forks: a child
-puts its copy of src first on sys.path and runs pytest in itself.  OUT.json: {id: {"exit": pytest's status, "output"}};
+puts its copy of src first on sys.path and runs pytest in itself.  OUT.json: {id: {"exit": of pytest, "output", "seconds"}};
 "unchanged" is the run of one oracle of each test file on an unchanged copy, which must pass: all of them run on the
-unchanged package in the rest of the suite.
+unchanged package in the rest of the suite.  It comes first, by itself: the others copy what it has compiled.
 """
 
 import importlib
@@ -24,7 +24,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: what its thread
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "tutelage"
 UNCHANGED = "unchanged"
-TIMEOUT_S = 240.0  # of one mutant (some are compiled anew); the unchanged run gets as much for each of them
+TIMEOUT_S = 240.0  # of one mutant (some are compiled anew)
 WARM = (
     *("numpy", "pydantic", "pytest", "safetensors.torch", "tokenizers", "torch"),
     *("torch._dynamo", "transformers", "yaml", "transformers.models.llama.modeling_llama"),
@@ -55,10 +55,10 @@ def _only(lines: list[str], mutant: Mutant, fits: Callable[[str], bool]) -> int:
     return found[0]
 
 
-def copy_of_source(folder: Path, mutant: Mutant | None) -> Path:
+def copy_of_source(folder: Path, mutant: Mutant | None, *, of: Path = SOURCE) -> Path:
     """`folder`/src with a copy of the package, mutated if a mutant is given; compiled files come along."""
     package = folder / "src" / "tutelage"
-    shutil.copytree(SOURCE, package)
+    shutil.copytree(of, package)
     if mutant is not None:
         target = package / mutant.file
         text = patched(mutant)
@@ -103,32 +103,46 @@ def run(mutants: list[Mutant], *, n_processes: int) -> dict[str, dict[str, objec
         importlib.import_module(name)
     assert not any(name.partition(".")[0] == "tutelage" for name in sys.modules), "tutelage must be fresh in the child"
     of_each_file = {oracle.partition("::")[0]: oracle for m in mutants for oracle in m.oracles}
-    jobs = [(UNCHANGED, None, sorted(of_each_file.values()))] + [(m.id, m, list(m.oracles)) for m in mutants]
-    results: dict[str, dict[str, object]] = {}
-    running: dict[int, tuple[str, Path, float]] = {}
     with tempfile.TemporaryDirectory(prefix="tutelage-mutants-") as folder:
-        while jobs or running:
-            while jobs and len(running) < n_processes:
-                name, mutant, oracles = jobs.pop(0)
-                place = Path(folder, name)
-                source = copy_of_source(place, mutant)
-                limit_s = TIMEOUT_S * (len(mutants) if mutant is None else 1)
-                running[oracle_in_child(source, oracles, place / "output")] = (name, place, time.monotonic() + limit_s)
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if pid == 0:
-                _stop_the_late(running)
-                time.sleep(0.02)
-                continue
-            name, place, _ = running.pop(pid)
-            output = (place / "output").read_text(errors="replace")
-            results[name] = {"exit": os.waitstatus_to_exitcode(status), "output": output}
-            shutil.rmtree(place)
+        place = Path(folder, UNCHANGED)
+        source = copy_of_source(place, None)
+        started = time.monotonic()
+        pid = oracle_in_child(source, sorted(of_each_file.values()), place / "output")
+        first = _result(place, os.waitpid(pid, 0)[1], started)
+        return {UNCHANGED: first} | _run_mutants(mutants, Path(folder), source / "tutelage", n_processes=n_processes)
+
+
+def _run_mutants(
+    mutants: list[Mutant], folder: Path, package: Path, *, n_processes: int
+) -> dict[str, dict[str, object]]:
+    """The result of each mutant's oracle, on copies of `package`."""
+    jobs, results = list(mutants), dict[str, dict[str, object]]()
+    running: dict[int, tuple[Path, float]] = {}
+    while jobs or running:
+        while jobs and len(running) < n_processes:
+            mutant = jobs.pop(0)
+            place = folder / mutant.id
+            source = copy_of_source(place, mutant, of=package)
+            running[oracle_in_child(source, list(mutant.oracles), place / "output")] = (place, time.monotonic())
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == 0:
+            _stop_the_late(running)
+            time.sleep(0.02)
+            continue
+        place, started = running.pop(pid)
+        results[place.name] = _result(place, status, started)
+        shutil.rmtree(place)
     return results
 
 
-def _stop_the_late(running: dict[int, tuple[str, Path, float]]) -> None:
-    for pid, (_, _, deadline) in running.items():
-        if time.monotonic() > deadline:
+def _result(place: Path, status: int, started: float) -> dict[str, object]:
+    output = (place / "output").read_text(errors="replace")
+    return {"exit": os.waitstatus_to_exitcode(status), "output": output, "seconds": time.monotonic() - started}
+
+
+def _stop_the_late(running: dict[int, tuple[Path, float]]) -> None:
+    for pid, (_, started) in running.items():
+        if time.monotonic() > started + TIMEOUT_S:
             os.killpg(pid, signal.SIGKILL)
 
 

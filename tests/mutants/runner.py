@@ -1,9 +1,9 @@
 """Applies each mutant to a copy of src and runs its oracle there: `python -m tests.mutants.runner OUT.json [ID …]`.
 
 Importing torch and transformers takes seconds, so this process imports them once (never tutelage) and forks: a child
-puts its copy of src first on sys.path and runs pytest in itself.  OUT.json: {id: {"exit": of pytest, "output", "seconds"}};
-"unchanged" is the run of one oracle of each test file on an unchanged copy, which must pass: all of them run on the
-unchanged package in the rest of the suite.  It comes first, by itself: the others copy what it has compiled.
+puts its copy of src first on sys.path and runs pytest in itself.  OUT.json: {id: {"exit": pytest's status, "output",
+"seconds"}}; "unchanged" is the run of one oracle of each test file on an unchanged copy, which must pass: all of them
+run on the unchanged package in the rest of the suite.  It comes first, by itself: the others copy what it compiled.
 """
 
 import importlib

@@ -1,196 +1,195 @@
 """The compiled coder of a position's members: sets of tokens, each by its slot among the candidates or by escape.
 
-The order of a set costs nothing: see `_coder_cpu.py`.  Arrays are handed on by themselves where time counts: a
-NamedTuple that is passed on costs twice the time (numba 0.66).
+A set of k members is popped in the order in which it was drawn: k slots, the tokens of those that escaped, then the
+order is pushed back, as one number in chunks below 2**24 (see `_coder_cpu.py`: the order of a set costs nothing).
+There is no branch on what is read, and no loop ends early on it: it cannot be foretold, and each miss costs as much as
+a division.
 """
 
 from typing import Any  # numba is untyped: its array types are Any to the checker
 
 import numpy as np
 
-from tutelage.cache._coder_cpu import drop_share, inner, peek_share, pop_uniform, push_share, push_uniform
-from tutelage.cache._set_coder_cpu import (
-    BIAS,
-    BLOCK,
-    ESCAPE_SHIFT,
-    FIELD,
-    FIELD_MASK,
-    N_EXP,
-    SLOT,
-    SLOT_MASK,
-    slot_of,
-)
+from tutelage.cache._coder_cpu import SPARE, inner, pop_uniform, push, push_uniform, quotient, settle
+from tutelage.cache._set_coder_cpu import LANES, MOST_WEIGHT, SLOT, SLOT_MASK, slot_of
+
+MOST_MEMBERS = 512
+_NEVER = (1 << 31) - 1
+
+
+def _chunks() -> tuple[Any, Any]:
+    """For the number of members before one: how many values its chunk of the order has up to it, and if it ends it."""
+    radix, ends = np.ones(MOST_MEMBERS, np.int64), np.zeros(MOST_MEMBERS, np.bool_)
+    for j in range(1, MOST_MEMBERS):
+        radix[j] = (1 if ends[j - 1] else radix[j - 1]) * (j + 1)
+        ends[j] = radix[j] * (j + 2) >= 1 << 24
+    return radix, ends
+
+
+_RADIX, _ENDS = _chunks()
 
 
 @inner
 def lay_out(model: Any, s: Any, n: Any, kind: Any, sure: Any) -> Any:
-    """Weights of one kind for all candidates, then the escape, with block sums; their total."""
-    return fill(s.logw, model.exp, s.weight, s.block, n, FIELD * kind, np.int64(model.escape[sure, kind]))
-
-
-@inner
-def fill(logw: Any, exp: Any, weight: Any, block: Any, n: Any, shift: Any, escape: Any) -> Any:
-    """See `lay_out`."""
+    """Weights of one kind for all candidates and the escape, with their running sums; the number of blocks."""
+    beside, history = model.beside, model.history
+    code, past, alive, weight, upto = s.code, s.past, s.alive, s.weight, s.upto
+    which = np.uint64(kind)
     for i in range(n):
-        x = ((logw[i] >> shift) & np.int64(FIELD_MASK)) - np.int64(BIAS)
-        x = np.int64(N_EXP - 1) if x > N_EXP - 1 else x
-        x = np.int64(1) if x < 1 else x
-        w = np.int64(exp[x])
-        weight[i] = w if logw[i] > 0 else np.int64(0)
-    weight[n] = escape
-    for i in range(n + 1, (n // BLOCK + 1) * BLOCK):
-        weight[i] = 0
-    total = np.int64(0)
-    for b in range(n // BLOCK + 1):
-        part = np.int64(0)
-        for i in range(BLOCK):
-            part += weight[b * BLOCK + i]
-        block[b] = part
-        total += part
-    return total
+        product = beside[which, np.uint64(code[i])] * history[which, np.uint64(past[i])]
+        weight[i] = max(np.int32(min(product, np.float32(MOST_WEIGHT))), np.int32(1)) * alive[i]
+    weight[n] = model.escape[np.uint64(sure), which]
+    total = np.int32(0)
+    for i in range(n + 1):
+        total = np.int32(total + weight[i])
+        upto[i] = total
+    for i in range(n + 1, n + LANES):
+        upto[i] = _NEVER
+    return (n + LANES) // LANES
 
 
 @inner
-def exclude(s: Any, at: Any) -> Any:
-    """Take a candidate's weight out; how much it was."""
-    w = s.weight[at]
-    s.weight[at] = 0
-    s.block[at // BLOCK] -= w
-    return w
+def slot_at(upto: Any, n_blocks: Any, point: Any) -> Any:
+    """The slot that a point falls in: the number of running sums up to it."""
+    point, n = np.int32(point), np.int32(0)
+    for i in range(n_blocks * LANES):
+        n = np.int32(n + np.int32(upto[i] <= point))
+    return np.int64(n)
 
 
 @inner
-def push_member(model: Any, stack: Any, s: Any, n: Any, token: Any, total: Any) -> None:
-    """A member, by its slot or by escape."""
-    at = slot_of(s, token)
-    if at < 0:
-        at = n
-        low = np.int64(model.escape_cumulative[token])
-        n_tokens = model.escape_cumulative.shape[0] - 1
-        push_share(stack, low, model.escape_cumulative[token + 1] - low, model.escape_cumulative[n_tokens])
-        s.escapes[token] += 1
-    low = np.int64(0)
-    for b in range(at // BLOCK):
-        low += s.block[b]
-    for i in range(at // BLOCK * BLOCK, at):
-        low += s.weight[i]
-    push_share(stack, low, s.weight[at], total)
+def shift(upto: Any, n_blocks: Any, at: Any, by: Any) -> None:
+    """Add to the weight of a slot."""
+    first, by = np.int32(at), np.int32(by)
+    for i in range(n_blocks * LANES):
+        upto[i] += by if np.int32(i) >= first else np.int32(0)
 
 
 @inner
-def pop_member(model: Any, stack: Any, s: Any, n: Any, total: Any) -> Any:
-    """A member and its slot; an escape has slot n, or -1 where it cannot be one."""
-    at = pop_slot(stack, s.weight, s.block, total)
-    if at < n:
-        return s.cand[at], at
-    token = pop_escape(stack, model.escape_cumulative, model.escape_start)
-    return token, (n if slot_of(s, token) < 0 else -1)
+def pop_slots(x: Any, top: Any, words: Any, s: Any, n: Any, n_blocks: Any, k: Any) -> Any:
+    """k slots, one after the other without putting back (but the escape, slot n), to `s.slots`."""
+    weight, upto, slots = s.weight, s.upto, s.slots
+    total = np.int64(upto[n])
+    for j in range(k):
+        x, top = settle(x, top, words, total << SPARE)
+        q = quotient(x, total)
+        point = x - q * total
+        at = slot_at(upto, n_blocks, point)
+        w = np.int64(weight[np.uint64(at)])
+        x = w * q + point - (np.int64(upto[np.uint64(at)]) - w)
+        slots[j] = at
+        out = w if at < n else 0
+        shift(upto, n_blocks, at, -out)
+        total -= out
+    return x, top
 
 
 @inner
-def pop_slot(stack: Any, weight: Any, block: Any, total: Any) -> Any:
-    """The slot that the state shows."""
-    point = peek_share(stack, total)
-    b, low = 0, np.int64(0)
-    while low + block[b] <= point:
-        low += block[b]
-        b += 1
-    at = b * BLOCK
-    while low + weight[at] <= point:
-        low += weight[at]
-        at += 1
-    drop_share(stack, low, weight[at], total)
-    return at
-
-
-@inner
-def pop_escape(stack: Any, cumulative: Any, start: Any) -> Any:
+def pop_escape(x: Any, top: Any, words: Any, model: Any) -> Any:
     """A token of the whole vocabulary."""
-    total = np.int64(cumulative[cumulative.shape[0] - 1])
-    point = peek_share(stack, total)
-    j = point >> ESCAPE_SHIFT
-    a, z = np.int64(start[j]), np.int64(start[j + 1]) + 1
-    while z - a > 1:
-        middle = (a + z) >> 1
-        if np.int64(cumulative[middle]) <= point:
-            a = middle
-        else:
-            z = middle
-    low = np.int64(cumulative[a])
-    drop_share(stack, low, np.int64(cumulative[a + 1]) - low, total)
-    return a
+    upto = model.escape_upto
+    n_codes = upto.shape[0]
+    total = np.int64(upto[n_codes - 1])
+    x, top = settle(x, top, words, total << SPARE)
+    q = quotient(x, total)
+    point = x - q * total
+    code = slot_at(upto, n_codes // LANES, point)
+    w, low = np.int64(model.escape_weight[code]), np.int64(model.escape_low[code])
+    index = quotient(point - low, w)
+    x = w * q + point - low - index * w
+    return x, top, np.int64(model.escape_order[model.escape_first[code] + index])
 
 
 @inner
-def push_set(model: Any, stack: Any, s: Any, n: Any, members: Any, skipped: Any, kind: Any, sure: Any) -> None:
-    """A set of tokens in rising order, without `skipped`; the candidates of other sets are out already."""
-    total = lay_out(model, s, n, kind, sure)
-    k = 0
-    for token in members:
-        if token != skipped:
-            s.members[k] = token
-            at = slot_of(s, token)
-            if at >= 0:
-                s.kept[k] = exclude(s, at)
-                total -= s.kept[k]
-            k += 1
-    for left in range(k, 0, -1):
-        i = pop_uniform(stack, left)
-        token, w = s.members[i], s.kept[i]
-        for j in range(i, left - 1):
-            s.members[j], s.kept[j] = s.members[j + 1], s.kept[j + 1]
-        at = slot_of(s, token)
-        if at >= 0:
-            s.weight[at] = w
-            s.block[at // BLOCK] += w
-            total += w
-        push_member(model, stack, s, n, token, total)
+def push_escape(x: Any, top: Any, words: Any, model: Any, token: Any) -> Any:
+    """A token of the whole vocabulary."""
+    code = np.int64(model.escape_code[token])
+    w, index = np.int64(model.escape_weight[code]), model.escape_place[token] - model.escape_first[code]
+    total = np.int64(model.escape_upto[model.escape_upto.shape[0] - 1])
+    return push(x, top, words, np.int64(model.escape_low[code]) + index * w, w, total)
 
 
 @inner
-def is_in(members: Any, token: Any) -> Any:
-    """Whether a token is among some."""
-    for member in members:  # noqa: SIM110  # numba compiles no generators here
-        if member == token:
-            return True
-    return False
+def pop_order(x: Any, top: Any, words: Any, drawn: Any, k: Any, size: Any, out: Any, first: Any) -> Any:
+    """Put `size` tokens to out[first:] in rising order, and push back the order in which the first k were drawn."""
+    n_blocks = (size + LANES - 1) // LANES
+    for j in range(size, n_blocks * LANES):
+        drawn[j] = _NEVER
+    value = np.int64(0)
+    for j in range(size):
+        token, below, before = drawn[j], np.int32(0), np.int32(0)
+        for i in range(n_blocks * LANES):
+            less = np.int32(drawn[i] < token)
+            below = np.int32(below + less)
+            before = np.int32(before + (less if np.int32(i) < np.int32(j) else np.int32(0)))
+        out[np.uint64(first + below)] = token
+        if j < k:
+            value = value * (j + 1) + before
+            if _ENDS[j] or j == k - 1:
+                x, top = push_uniform(x, top, words, value, _RADIX[j])
+                value = np.int64(0)
+    return x, top
 
 
 @inner
 def pop_set(
-    model: Any, stack: Any, s: Any, n: Any, out: Any, k: Any, kind: Any, sure: Any, others: Any, upcoming: Any
+    x: Any, top: Any, words: Any, model: Any, s: Any, n: Any, n_strange: Any, kind: Any, sure: Any, k: Any
 ) -> Any:
-    """k tokens to `out` in rising order; False where one occurs twice, among `others` too, or is the next token."""
-    weight, block, logw, cand, states = s.weight, s.block, s.logw, s.cand, s.token
-    cumulative, escape_start = model.escape_cumulative, model.escape_start
-    total = fill(logw, model.exp, weight, block, n, FIELD * kind, np.int64(model.escape[sure, kind]))
-    for done in range(k):
-        at = pop_slot(stack, weight, block, total)
-        if at < n:
-            token, w = cand[at], weight[at]
-            total -= w
-            block[at // BLOCK] -= w
-            weight[at] = logw[at] = 0
-        else:
-            token = pop_escape(stack, cumulative, escape_start)
-            if (states[token] >> SLOT) & SLOT_MASK or token == upcoming or is_in(others, token):
-                return False
-        i = done
-        while i > 0 and out[i - 1] >= token:
-            if out[i - 1] == token:
-                return False
-            out[i] = out[i - 1]
-            i -= 1
-        out[i] = token
-        push_uniform(stack, i, done + 1)
-    return True
+    """k members to `s.drawn`; x, top, the number of members that escaped so far, negative where one is twice.
+
+    Who was drawn has no weight in the sets that follow; `SLOT_MASK` marks who escaped.
+    """
+    n_blocks = lay_out(model, s, n, kind, sure)
+    x, top = pop_slots(x, top, words, s, n, n_blocks, k)
+    states, cand, slots, drawn, alive, strange = s.token, s.cand, s.slots, s.drawn, s.alive, s.strange
+    escaped = n_strange
+    for j in range(k):
+        at = np.uint64(slots[j])
+        drawn[j], alive[at] = cand[at], 0
+        strange[np.uint64(escaped)] = j
+        escaped += np.int64(slots[j] == n)
+    for i in range(n_strange, escaped):
+        x, top, token = pop_escape(x, top, words, model)
+        if slot_of(states, token) > 0:
+            return x, top, -i - 1
+        states[token] |= SLOT_MASK << SLOT
+        drawn[strange[i]] = token
+        strange[i] = token
+    return x, top, escaped
 
 
 @inner
-def insert(out: Any, k: Any, token: Any) -> None:
-    """Put a token among k others in rising order."""
-    i = k
-    while i > 0 and out[i - 1] > token:
-        out[i] = out[i - 1]
-        i -= 1
-    out[i] = token
+def push_set(
+    x: Any, top: Any, words: Any, model: Any, s: Any, row: Any, n: Any, kind: Any, sure: Any, first: Any, last: Any,
+    upcoming: Any,
+) -> Any:  # fmt: skip
+    """The members of row.ids[first:last] but the next token; those of other sets have no weight already."""
+    ids, weight, upto, members, slots, kept = row.ids, s.weight, s.upto, s.drawn, s.slots, s.kept
+    n_blocks, k, value = lay_out(model, s, n, kind, sure), 0, np.int64(0)
+    for j in range(first, last):
+        if ids[j] != upcoming:
+            members[k] = ids[j]
+            k += 1
+    for left in range(k, 0, -1):  # kept: in the order of drawing
+        if left == k or _ENDS[left - 1]:
+            x, top, value = pop_uniform(x, top, words, _RADIX[left - 1])
+        i = value - quotient(value, left) * left
+        value = quotient(value, left)
+        token = kept[left - 1] = members[i]
+        at = slot_of(s.token, token)
+        slots[left - 1] = at if at > 0 else n
+        if at > 0:
+            shift(upto, n_blocks, at, -weight[at])
+        for j in range(i, left - 1):
+            members[j] = members[j + 1]
+    for j in range(k - 1, -1, -1):
+        if slots[j] == n:
+            x, top = push_escape(x, top, words, model, kept[j])
+            s.escapes[kept[j]] += 1
+    for j in range(k - 1, -1, -1):
+        at = slots[j]
+        w = np.int64(weight[at])
+        if at < n:
+            shift(upto, n_blocks, at, w)
+        x, top = push(x, top, words, np.int64(upto[at]) - w, w, np.int64(upto[n]))
+    return x, top

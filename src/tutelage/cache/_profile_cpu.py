@@ -62,7 +62,8 @@ def _indices(s: Any, n: Any, index: Any) -> None:
 @inner
 def _weights(index: Any, n: Any, logs: Any, kind: Any, weight: Any) -> Any:
     total = 0.0
-    for i in range(n):
+    weight[:2] = 0.0
+    for i in range(2, n):
         w = 0.0
         for k in range(c.N_FACTORS):
             w += logs[kind, k, index[i, k]]
@@ -83,32 +84,30 @@ def _draw_out(s: Any, members: Any, upcoming: Any, weight: Any, total: Any, gone
             continue
         shares[k + 1] = shares[k] + 1.0 / total
         k += 1
-        at = c.slot_of(s, token)
-        if at >= 0:
+        at = c.slot_of(s.token, token)
+        if at > 0:
             gone[at] = k
             total = max(total - weight[at], 1e-30)
     return k
 
 
 def _observe_loop(stamp: int) -> Any:
-    def observe_of(
-        model: Any, s: Any, row: Any, logs: Any, escape: Any, found: Any, foretold: Any, history: Any
-    ) -> Any:
+    def observe_of(model: Any, s: Any, row: Any, logs: Any, escape: Any, found: Any, foretold: Any) -> Any:
         """Add up, by feature, how often candidates are members and were to be; the bits that members cost.
 
         `logs` [3, F, size] and `escape` [3, contexts] are log2 weights; `found` and `foretold` [3, F + 1, size] are
         sums for them (the last one for the escape).  Escapes by token are counted in the scratch memory.
         """
         _ = stamp
-        index = np.empty((c.MOST_CANDIDATES, c.N_FACTORS), np.int64)
-        weight, gone, bits = np.empty(c.MOST_CANDIDATES), np.empty(c.MOST_CANDIDATES, np.int64), 0.0
-        shares = np.zeros(s.members.shape[0] + 1)
-        c.find_same(s, row)
+        index = np.empty((c.MOST_CANDIDATES + 1, c.N_FACTORS), np.int64)
+        weight, gone, bits = np.empty(c.MOST_CANDIDATES + 1), np.empty(c.MOST_CANDIDATES + 1, np.int64), 0.0
+        shares = np.zeros(model.m + 3)
+        base = c.begin_row(s, row)
         for t in range(row.current.shape[0]):
             start, end, n_heads = row.offsets[t], row.offsets[t + 1], row.heads[t]
-            n, level = c.find_candidates(model, s, row, t)
+            n = c.find_candidates(model, s, row, t, base)
             _indices(s, n, index)
-            sure = c.contexts(model, row, t, s, level)[1]
+            sure = c.contexts(model, row, t, s)[1]
             for kind in range(3):
                 first = start + (0 if kind == 0 else (min(1, n_heads) if kind == 1 else n_heads))
                 last = start + (min(1, n_heads) if kind == 0 else (n_heads if kind == 1 else end - start))
@@ -116,8 +115,8 @@ def _observe_loop(stamp: int) -> Any:
                     continue
                 total = _weights(index, n, logs, kind, weight)
                 for j in range(start, first):  # heads are out before picks are drawn
-                    at = c.slot_of(s, row.ids[j])
-                    if at >= 0:
+                    at = c.slot_of(s.token, row.ids[j])
+                    if at > 0:
                         total -= weight[at]
                         weight[at] = 0.0
                 out = 2.0 ** escape[kind, sure]
@@ -136,14 +135,10 @@ def _observe_loop(stamp: int) -> Any:
                 foretold[kind, c.N_FACTORS, sure] += out * shares[k]
                 found[kind, c.N_FACTORS, sure] += n_escaped
                 for j in range(first, last):
-                    if c.slot_of(s, row.ids[j]) < 0 and row.ids[j] != row.upcoming[t]:
+                    if c.slot_of(s.token, row.ids[j]) == 0 and row.ids[j] != row.upcoming[t]:
                         s.escapes[row.ids[j]] += 1
-            c.forget(s, n)
-            place = slice(start, end)
-            c.remember(s, row.ids[place], t, history[place])
-        for t in range(row.current.shape[0] - 1, -1, -1):
-            place = slice(row.offsets[t], row.offsets[t + 1])
-            c.unremember(s, row.ids[place], history[place])
+            c.forget(s, n, 0)
+            c.remember(s, row, t, base)
         return bits
 
     return njit(nogil=True, error_model="numpy", cache=True)(observe_of)

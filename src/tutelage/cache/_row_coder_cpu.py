@@ -2,12 +2,14 @@
 
 from typing import Any  # numba is untyped: its array types are Any to the checker
 
+import numpy as np
 from numba import njit
 
 from tutelage.cache import _coder_cpu as coder
 from tutelage.cache import _members_cpu as members
 from tutelage.cache import _set_coder_cpu as c
 from tutelage.cache._coder_cpu import (
+    LOW,
     inner,
     pop_number,
     pop_static,
@@ -15,178 +17,179 @@ from tutelage.cache._coder_cpu import (
     push_number,
     push_static,
     push_uniform,
+    settle,
     stamp_of,
 )
 
 _outer = njit(nogil=True, cache=True, error_model="numpy", _nrt=False)
 _N_CLASSES = 60  # of the number of picks
+WORDS, WORDS_OF_MEMBER = 10, 5  # that a position and one of its members may push, counted by operations
+
+
+def room(model: Any) -> Any:
+    """Words that the largest position may push."""
+    return WORDS + WORDS_OF_MEMBER * (model.m + 2)
+
+
+_room = inner(room)
 
 
 @inner
-def _push_counts(model: Any, stack: Any, s: Any, row: Any, t: Any, where: Any, place: Any, sure: Any) -> None:
+def _push_counts(
+    x: Any, top: Any, words: Any, model: Any, counts: Any, row: Any, t: Any, where: Any, place: Any, sure: Any
+) -> Any:
     """Where the next token is, the numbers of heads and picks, and the weights of all heads but the first."""
-    start, n_heads = row.offsets[t], row.heads[t]
+    start, n_heads, tables = row.offsets[t], row.heads[t], model.cumulative
     n_picks = row.offsets[t + 1] - start - n_heads
-    n_units = model.m * model.grains
-    left = n_units - n_picks * model.grains
+    left = (model.m - n_picks) * model.grains
     for i in range(1, n_heads):
         left -= row.units[start + i]
     for i in range(n_heads - 1, 0, -1):
         left += row.units[start + i]
-        context = c.units_context(left, n_heads - i, n_units)
-        push_number(stack, model.cumulative, s.counts, context, row.units[start + i])
+        context = c.units_context(model, left, n_heads - i)
+        x, top = push_number(x, top, words, tables, counts, context, row.units[start + i])
     if n_heads > 0:
         n_rests = model.m // _N_CLASSES + 1
         symbol = n_picks // n_rests
         context = c.picks_context(n_heads, where, sure)
-        push_uniform(stack, n_picks - symbol * n_rests, n_rests)
-        push_static(stack, model.cumulative, context, symbol)
-        s.counts[context, symbol] += 1
-    push_number(stack, model.cumulative, s.counts, c.ROW_HEADS + where * c.CLASSES * c.CLASSES + sure, n_heads)
-    push_static(stack, model.cumulative, place, where)
-    s.counts[place, where] += 1
+        x, top = push_uniform(x, top, words, n_picks - symbol * n_rests, n_rests)
+        x, top = push_static(x, top, words, tables, context, symbol)
+        counts[context, symbol] += 1
+    context = c.ROW_HEADS + where * c.CLASSES * c.CLASSES + sure
+    x, top = push_number(x, top, words, tables, counts, context, n_heads)
+    counts[place, where] += 1
+    return push_static(x, top, words, tables, place, where)
 
 
 @inner
-def _pop_counts(model: Any, stack: Any, row: Any, t: Any, place: Any, sure: Any) -> Any:
-    """What `_push_counts` wrote; where the next token is and the number of picks, -1 where they cannot be."""
-    where = pop_static(stack, model.cumulative, place)
-    n_heads = pop_number(stack, model.cumulative, c.ROW_HEADS + where * c.CLASSES * c.CLASSES + sure)
-    start, n_picks, n_units = row.offsets[t], model.m, model.m * model.grains
+def _pop_counts(x: Any, top: Any, words: Any, model: Any, row: Any, t: Any, place: Any, sure: Any) -> Any:
+    """What `_push_counts` wrote: x, top, where the next token is, the number of picks or -1 where it cannot be."""
+    tables, starts = model.cumulative, model.start
+    x, top, where = pop_static(x, top, words, tables, starts, place)
+    context = c.ROW_HEADS + where * c.CLASSES * c.CLASSES + sure
+    x, top, n_heads = pop_number(x, top, words, tables, starts, context)
+    start, n_picks = row.offsets[t], np.int64(model.m)
     row.heads[t] = n_heads
     if n_heads > 0:
         n_rests = model.m // _N_CLASSES + 1
-        n_picks = pop_static(stack, model.cumulative, c.picks_context(n_heads, where, sure)) * n_rests
-        n_picks += pop_uniform(stack, n_rests)
+        x, top, rough = pop_static(x, top, words, tables, starts, c.picks_context(n_heads, where, sure))
+        x, top, fine = pop_uniform(x, top, words, n_rests)
+        n_picks = rough * n_rests + fine
     least = 1 if where == c.FIRST else (2 if where == c.HEAD else 0)
     if n_heads < least or n_heads + n_picks > model.m + 1 or (where == c.TAIL and n_picks == 0):
-        return where, -1
-    left = n_units - n_picks * model.grains
+        return x, top, where, np.int64(-1)
+    left = (model.m - n_picks) * model.grains
     for i in range(1, n_heads):
-        u = pop_number(stack, model.cumulative, c.units_context(left, n_heads - i, n_units))
+        x, top, u = pop_number(x, top, words, tables, starts, c.units_context(model, left, n_heads - i))
         row.units[start + i] = u
         left -= u
-    if left < 0:
-        return where, -1
     if n_heads > 0:
         row.units[start] = left
-    for i in range(n_heads, n_heads + n_picks):
-        row.units[start + i] = model.grains
-    return where, n_picks
+    for i in range(start + n_heads, start + n_heads + n_picks):
+        row.units[i] = model.grains
+    return x, top, where, n_picks if left >= 0 else np.int64(-1)
 
 
 @inner
-def _push_witness(model: Any, stack: Any, s: Any, code: Any, where: Any) -> None:
-    context = c.ROW_WITNESS + (1 if where == c.TAIL else 0)
-    push_uniform(stack, code & 3, 4)
-    push_static(stack, model.cumulative, context, code >> 2)
-    s.counts[context, code >> 2] += 1
+def _witness_context(where: Any) -> Any:
+    return c.ROW_WITNESS + (1 if where == c.TAIL else 0)
 
 
 @inner
-def _pop_witness(model: Any, stack: Any, where: Any) -> Any:
-    high = pop_static(stack, model.cumulative, c.ROW_WITNESS + (1 if where == c.TAIL else 0))
-    return high * 4 + pop_uniform(stack, 4)
-
-
-@inner
-def _push_position(model: Any, stack: Any, s: Any, row: Any, t: Any) -> None:
+def _bounds(row: Any, t: Any, kind: Any) -> Any:
+    """Where the first head, the other heads or the picks stand."""
     start, n_heads, end = row.offsets[t], row.heads[t], row.offsets[t + 1]
-    n, level = c.find_candidates(model, s, row, t)
-    place, sure = c.contexts(model, row, t, s, level)
+    if kind == 0:
+        return start, start + min(n_heads, 1)
+    return (start + min(n_heads, 1), start + n_heads) if kind == 1 else (start + n_heads, end)
+
+
+@inner
+def _revive(s: Any, row: Any, first: Any, last: Any, alive: Any) -> None:
+    """Let members have a weight, or none."""
+    for j in range(first, last):
+        at = c.slot_of(s.token, row.ids[j])
+        s.alive[at] = alive if at > 1 else 0
+
+
+@inner
+def _push_position(x: Any, top: Any, words: Any, model: Any, s: Any, row: Any, t: Any, base: Any) -> Any:
+    n = c.find_candidates(model, s, row, t, base)
+    place, sure = c.contexts(model, row, t, s)
     where = c.place_of(row, t)
     if where == c.NOWHERE or where == c.TAIL:
-        _push_witness(model, stack, s, row.witness[t], where)
-    for j in range(start, start + n_heads):
-        at = c.slot_of(s, row.ids[j])
-        if at >= 0:
-            s.saved[j - start], s.logw[at] = s.logw[at], 0
-    if end > start + n_heads:
-        members.push_set(model, stack, s, n, row.ids[start + n_heads : end], row.upcoming[t], 2, sure)
-    for j in range(start + 1, start + n_heads):
-        at = c.slot_of(s, row.ids[j])
-        if at >= 0:
-            s.logw[at] = s.saved[j - start]
-    if n_heads > 1:
-        members.push_set(model, stack, s, n, row.ids[start + 1 : start + n_heads], row.upcoming[t], 1, sure)
-    if n_heads > 0 and where != c.FIRST:
-        at = c.slot_of(s, row.ids[start])
-        if at >= 0:
-            s.logw[at] = s.saved[0]
-        total = members.lay_out(model, s, n, 0, sure)
-        members.push_member(model, stack, s, n, row.ids[start], total)
-    _push_counts(model, stack, s, row, t, where, place, sure)
-    c.forget(s, n)
+        context, code = _witness_context(where), row.witness[t]
+        x, top = push_uniform(x, top, words, code & 3, 4)
+        x, top = push_static(x, top, words, model.cumulative, context, code >> 2)
+        s.counts[context, code >> 2] += 1
+    _revive(s, row, row.offsets[t], row.offsets[t] + row.heads[t], 0)
+    for kind in range(2, -1, -1):
+        first, last = _bounds(row, t, kind)
+        if kind < 2:
+            _revive(s, row, first, last, 1)
+        if last > first:
+            x, top = members.push_set(x, top, words, model, s, row, n, kind, sure, first, last, row.upcoming[t])
+    x, top = _push_counts(x, top, words, model, s.counts, row, t, where, place, sure)
+    c.forget(s, n, 0)
+    return x, top
 
 
 @inner
-def _pop_position(model: Any, stack: Any, s: Any, row: Any, t: Any) -> Any:
-    start, upcoming = row.offsets[t], row.upcoming[t]
-    n, level = c.find_candidates(model, s, row, t)
-    place, sure = c.contexts(model, row, t, s, level)
-    where, n_picks = _pop_counts(model, stack, row, t, place, sure)
-    n_heads, fine = row.heads[t], n_picks >= 0
-    if fine and n_heads > 0:
-        row.ids[start] = upcoming
-        if where != c.FIRST:
-            total = members.lay_out(model, s, n, 0, sure)
-            row.ids[start], at = members.pop_member(model, stack, s, n, total)
-            fine = at >= 0 and row.ids[start] != upcoming
-            if 0 <= at < n:
-                s.logw[at] = 0
-    if fine and n_heads > 1:
-        k = n_heads - 1 - (1 if where == c.HEAD else 0)
-        fine = members.pop_set(
-            model, stack, s, n, row.ids[start + 1 :], k, 1, sure, row.ids[start : start + 1], upcoming
-        )
-        if where == c.HEAD:
-            members.insert(row.ids[start + 1 :], k, upcoming)
-    if fine and n_picks > 0:
-        k = n_picks - (1 if where == c.TAIL else 0)
-        fine = members.pop_set(
-            model, stack, s, n, row.ids[start + n_heads :], k, 2, sure, row.ids[start : start + n_heads], upcoming
-        )
-        if where == c.TAIL:
-            members.insert(row.ids[start + n_heads :], k, upcoming)
+def _pop_position(x: Any, top: Any, words: Any, model: Any, s: Any, row: Any, t: Any, base: Any) -> Any:
+    start, upcoming, drawn = row.offsets[t], row.upcoming[t], s.drawn
+    n = c.find_candidates(model, s, row, t, base)
+    place, sure = c.contexts(model, row, t, s)
+    x, top, where, n_picks = _pop_counts(x, top, words, model, row, t, place, sure)
+    row.offsets[t + 1] = start + (row.heads[t] + n_picks if n_picks >= 0 else 0)
+    n_strange, fine = np.int64(0), n_picks >= 0 and top + _room(model) < words.shape[0]
+    for kind in range(3):
+        first, last = _bounds(row, t, kind)
+        if fine and last > first:
+            own = np.int64(where == kind + 1)  # the next token is one of this set
+            k = last - first - own
+            if k > 0:
+                x, top, n_strange = members.pop_set(x, top, words, model, s, n, n_strange, kind, sure, k)
+                fine = n_strange >= 0
+            if fine:
+                drawn[k] = upcoming
+                x, top = members.pop_order(x, top, words, drawn, k, k + own, row.ids, first)
     row.witness[t] = -1
     if fine and (where == c.NOWHERE or where == c.TAIL):
-        row.witness[t] = _pop_witness(model, stack, where)
-    row.offsets[t + 1] = start + n_heads + max(n_picks, 0) if fine else start
-    c.forget(s, n)
-    return fine
+        x, top, high = pop_static(x, top, words, model.cumulative, model.start, _witness_context(where))
+        x, top, low = pop_uniform(x, top, words, 4)
+        row.witness[t] = high * 4 + low
+    c.forget(s, n, n_strange if fine else max(-n_strange - 1, 0))
+    return x, top, fine
 
 
 def _loops(stamp: int) -> tuple[Any, Any]:
-    def encode(model: Any, stack: Any, s: Any, row: Any, last: Any) -> None:
-        """Push a whole row: its last position first.  `last` [M] is memory for the history."""
+    def encode(model: Any, state: Any, words: Any, s: Any, row: Any, before: Any) -> Any:
+        """Push a whole row: its last position first; the state and top.  `before` [M] is memory for the history."""
         _ = stamp
-        n = row.current.shape[0]
-        c.find_same(s, row)
-        for t in range(n):
-            place = slice(row.offsets[t], row.offsets[t + 1])
-            c.remember(s, row.ids[place], t, last[place])
-        for t in range(n - 1, -1, -1):
-            place = slice(row.offsets[t], row.offsets[t + 1])
-            c.unremember(s, row.ids[place], last[place])
-            _push_position(model, stack, s, row, t)
+        base, states, x, top = c.begin_row(s, row), s.token, state, 0
+        for t in range(row.current.shape[0]):
+            for j in range(row.offsets[t], row.offsets[t + 1]):
+                before[j] = states[row.ids[j]]
+            c.remember(s, row, t, base)
+        for t in range(row.current.shape[0] - 1, -1, -1):
+            for j in range(row.offsets[t], row.offsets[t + 1]):
+                states[row.ids[j]] = before[j]
+            x, top = _push_position(x, top, words, model, s, row, t, base)
+        return settle(x, top, words, LOW)
 
-    def decode(model: Any, stack: Any, s: Any, row: Any, last: Any) -> Any:
-        """Pop a whole row; the first position that cannot be, or the number of positions."""
+    def decode(model: Any, state: Any, top: Any, words: Any, s: Any, row: Any) -> Any:
+        """Pop a whole row; the first position that cannot be, or the number of positions, then the state and top."""
         _ = stamp
-        n = row.current.shape[0]
-        c.find_same(s, row)
+        base, x, done = c.begin_row(s, row), state, row.current.shape[0]
         row.offsets[0] = 0
-        done = n
-        for t in range(n):
-            if not _pop_position(model, stack, s, row, t):
+        for t in range(row.current.shape[0]):
+            x, top, fine = _pop_position(x, top, words, model, s, row, t, base)
+            if not fine:
                 done = t
                 break
-            place = slice(row.offsets[t], row.offsets[t + 1])
-            c.remember(s, row.ids[place], t, last[place])
-        for t in range(done - 1, -1, -1):
-            place = slice(row.offsets[t], row.offsets[t + 1])
-            c.unremember(s, row.ids[place], last[place])
-        return done
+            c.remember(s, row, t, base)
+        x, top = settle(x, top, words, LOW)
+        return done, x, top
 
     return _outer(encode), _outer(decode)
 

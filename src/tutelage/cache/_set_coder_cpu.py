@@ -1,4 +1,4 @@
-"""The compiled coder of a row's weighted sets, over `_coder_cpu.py`: what is likely at a position, and the sets in it.
+"""What the compiled coder of a row's weighted sets knows at a position: its candidates, the row's history, contexts.
 
 A position is decoded in this order, and encoded in the reverse:
 
@@ -7,7 +7,12 @@ A position is decoded in this order, and encoded in the reverse:
 
 Members come from a short list of candidates with integer weights, or by escape from the whole vocabulary.  Candidates
 are what the sample saw beside this current token and beside this next token, and the sets of a few earlier positions
-of the row; the weight of each is 2 to the sum of what its features say.  `Model` is all that the sample taught.
+of the row.  The weight of each is a product of two numbers, one of what the lists and the earlier sets say of it, one
+of how common it is and of its history in the row: one IEEE product, the same on every machine.  `Model` is all that
+the sample taught.
+
+Slots number the candidates of a position: 0 is nobody's, 1 the next token's, which is coded by itself and has no
+weight, and the one behind the last stands for the escape.
 """
 
 from typing import Any, NamedTuple  # numba is untyped: its array types are Any to the checker
@@ -17,13 +22,13 @@ import numpy as np
 from tutelage.cache._coder_cpu import inner
 
 NOWHERE, FIRST, HEAD, TAIL = 0, 1, 2, 3  # where the next token is
-MOST_CANDIDATES, WINDOW, BLOCK = 480, 1, 16
-N_FACTORS, N_INDEX, ESCAPE_SHIFT = 4, 196, 12
+MOST_CANDIDATES, LANES = 480, 16  # LANES: loops over candidates run over whole multiples
+N_FACTORS, N_INDEX = 4, 196
 LEVELS, AGES, COUNTS, SAMES, CLASSES = 14, 8, 6, 4, 8  # values of each feature
-AGE_STEPS, COUNT_STEPS = 66, 18
-FIELD, FIELD_MASK, BIAS, N_EXP = 20, (1 << 20) - 1, 1 << 14, 481  # packed log-weights, 1/32 octave
-SLOT, COUNT, LAST = 4, 16, 38  # where the fields of a token's state begin; its class is below
-SLOT_MASK, COUNT_MASK = (1 << 12) - 1, (1 << 22) - 1
+MOST_WEIGHT = 1 << 15  # of a candidate: all of them and the escape stay below 2**24
+CLASS, SLOT, COUNT, LAST = 6, 10, 22, 27  # where the fields of a token's state begin
+SLOT_MASK, COUNT_MASK = (1 << 12) - 1, (1 << 5) - 1
+CLASS_FIELD, PAST_FIELD = (CLASSES - 1) << CLASS, (1 << 9) - 1
 _FREE = ~(SLOT_MASK << SLOT)
 SYMBOLS = 64  # of a static table
 ROW_NEXT, N_NEXT = 0, LEVELS * AGES
@@ -35,7 +40,7 @@ STATIC_ROWS = ROW_WITNESS + N_WITNESS
 
 
 class Model(NamedTuple):
-    """What the sample taught, ready to be read; integers only.  V vocabulary, K keys with a list of their own."""
+    """What the sample taught, ready to be read.  V vocabulary, C codes of how likely a token is to escape."""
 
     m: Any
     grains: Any  # tau in grains
@@ -47,15 +52,19 @@ class Model(NamedTuple):
     next_list: Any
     class_V: Any  # how common: CLASSES values
     sure_V: Any  # [V, 2] how many picks the teacher makes after this token, and before it: CLASSES values
-    beside: Any  # [SAMES * 256] packed log-weights of what the lists and earlier sets say (see `code`)
-    history: Any  # [CLASSES * 64] packed log-weights of class, age and count
-    age: Any  # [AGE_STEPS] class of a distance
-    count: Any  # [COUNT_STEPS] class of a count
+    beside: Any  # [3, SAMES * 256] float32, what the lists and earlier sets say, by `Scratch.code`
+    history: Any  # [3, CLASSES * 64] float32, what class, age and count say, by `Scratch.past`
     escape: Any  # [CLASSES * CLASSES, 3] weight of the escape
-    exp: Any  # [N_EXP] weight of a log-weight
-    escape_cumulative: Any  # [V + 1]
-    escape_start: Any  # where to look in it, by the high bits of a point
+    escape_order: Any  # [V] tokens by code
+    escape_place: Any  # [V] where a token is in it
+    escape_code: Any  # [V]
+    escape_first: Any  # [C] place of the first token of a code
+    escape_low: Any  # [C] weight of all tokens before it
+    escape_upto: Any  # [C] weight of all tokens up to the last of a code
+    escape_weight: Any  # [C] of one token
+    left: Any  # [m * grains + 1] step of what is left of the weight
     cumulative: Any  # [STATIC_ROWS, SYMBOLS + 1]
+    start: Any  # [STATIC_ROWS, 32] where to look in it
 
 
 class Row(NamedTuple):
@@ -72,137 +81,148 @@ class Row(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Memory of one thread: the state of each token (class, slot, count and last in the row), the candidates, and
-    what an encoder counts."""
+    """Memory of one thread, and what an encoder counts.
 
-    token: Any
-    previous: Any  # [V] where a current token was last
+    The state of a token: class of its count in the row, how common it is, slot, count, and the clock when it was last
+    in a set.  The clock goes on from row to row: what was last before a row began is not in it.
+    """
+
+    token: Any  # [V]
+    previous: Any  # [V] the clock when a current token was last
+    clock: Any  # [1]
     cand: Any
-    code: Any  # level beside the current token + 16 * beside the next + 256 * same
+    code: Any  # level beside the current token + 16 * beside the next + 256 * same; zeros between positions
+    seen: Any  # state
     past: Any  # index of class, age and count
-    logw: Any
+    alive: Any  # 1, or 0 for who has no weight
     weight: Any
-    block: Any
-    members: Any
+    upto: Any  # running sums of the weights
+    slots: Any
+    drawn: Any
+    strange: Any  # members that escaped
     kept: Any
-    saved: Any
     counts: Any
     escapes: Any  # [V]
 
 
 def scratch(class_V: Any, m: int) -> Scratch:
     """Memory for one thread."""
-    n_vocabulary = len(class_V)
+    n_vocabulary, room, most = len(class_V), MOST_CANDIDATES + 2 * LANES, m + 2 + LANES
     return Scratch(
-        token=class_V.astype(np.int64),
-        previous=np.full(n_vocabulary, -1, np.int32),
-        cand=np.zeros(MOST_CANDIDATES, np.int64),
-        code=np.zeros(MOST_CANDIDATES, np.int64),
-        past=np.zeros(MOST_CANDIDATES, np.int64),
-        logw=np.zeros(MOST_CANDIDATES, np.int64),
-        weight=np.zeros(MOST_CANDIDATES + BLOCK, np.int64),
-        block=np.zeros(MOST_CANDIDATES // BLOCK + 2, np.int64),
-        members=np.zeros(m + 2, np.int64),
-        kept=np.zeros(m + 2, np.int64),
-        saved=np.zeros(m + 2, np.int64),
+        token=class_V.astype(np.int64) << CLASS,
+        previous=np.zeros(n_vocabulary, np.int64),
+        clock=np.ones(1, np.int64),
+        cand=np.zeros(room, np.int32),
+        code=np.zeros(room, np.int32),
+        seen=np.zeros(room, np.int64),
+        past=np.zeros(room, np.int32),
+        alive=np.zeros(room, np.int32),
+        weight=np.zeros(room, np.int32),
+        upto=np.zeros(room, np.int32),
+        slots=np.zeros(most, np.int32),
+        drawn=np.zeros(most, np.int32),
+        strange=np.zeros(most, np.int32),
+        kept=np.zeros(most, np.int32),
         counts=np.zeros((STATIC_ROWS, SYMBOLS), np.int64),
         escapes=np.zeros(n_vocabulary, np.int64),
     )
 
 
 @inner
-def slot_of(s: Any, token: Any) -> Any:
-    """The slot of a token among the candidates, -1: none."""
-    return ((s.token[token] >> SLOT) & SLOT_MASK) - 1
+def slot_of(states: Any, token: Any) -> Any:
+    """The slot of a token among the candidates, 0: none."""
+    return (states[token] >> SLOT) & SLOT_MASK
 
 
 @inner
-def past_of(model: Any, state: Any, t: Any) -> Any:
-    """The index of a token's class, age and count in the row."""
-    last = state >> LAST
-    age = model.age[min(t - last + 1, AGE_STEPS - 1) if last > 0 else 0]
-    count = model.count[min((state >> COUNT) & COUNT_MASK, COUNT_STEPS - 1)]
-    return (state & 15) * 64 + age * 8 + count
+def add(arrays: Any, n: Any, token: Any, code: Any) -> Any:
+    """Say `code` of a token, which becomes a candidate in slot n if it is none; the next free slot.
 
-
-@inner
-def add(s: Any, age_of: Any, count_of: Any, n: Any, token: Any, code: Any, t: Any) -> Any:
-    """Say `code` of a token, which becomes a candidate if there is room; the number of candidates.
-
-    `s` holds the arrays themselves: a NamedTuple that is passed on costs twice the time here (numba 0.66).
+    The arrays themselves: a NamedTuple that is passed on costs twice the time here (numba 0.66).
     """
-    states, cand, codes, past = s
-    state = states[token]
+    states, cand, codes, seen = arrays
+    place = np.uint64(token)
+    state = states[place]
     slot = (state >> SLOT) & SLOT_MASK
-    is_new = slot == 0  # whether it is can hardly be foretold: no branch
-    at = n if is_new else slot - 1
-    if at == MOST_CANDIDATES:
-        return n
-    states[token] = state | (at + 1) << SLOT
-    codes[at] = (0 if is_new else codes[at]) | code
-    last = state >> LAST
-    age = age_of[min(t - last + 1, AGE_STEPS - 1) if last > 0 else 0]
-    cand[at], past[at] = (
-        token,
-        (state & 15) * 64 + age * 8 + count_of[min((state >> COUNT) & COUNT_MASK, COUNT_STEPS - 1)],
-    )
-    return n + np.int64(is_new)
+    at = n if slot == 0 else slot  # no branch: whether it is new can hardly be foretold
+    states[place] = state | at << SLOT
+    codes[np.uint64(at)] |= code
+    cand[np.uint64(at)] = token
+    seen[np.uint64(at)] = state
+    return n + np.int64(slot == 0)
 
 
 @inner
-def find_candidates(model: Any, s: Any, row: Any, t: Any) -> Any:
-    """The candidates of a position, with features; their number, and the level of the next token among them."""
-    n: Any = 0
-    level: Any = 0
-    arrays, age, count = (s.token, s.cand, s.code, s.past), model.age, model.count
-    codes, past, logw, beside, history = s.code, s.past, s.logw, model.beside, model.history
-    ids, offsets, same = row.ids, row.offsets, row.same
-    items, upcoming = model.cur_list, row.upcoming[t]
+def add_list(arrays: Any, n: Any, items: Any, first: Any, last: Any, shift: Any) -> Any:
+    """Add a list, as far as there is room."""
+    for j in range(first, min(last, first + MOST_CANDIDATES - n)):
+        item = np.int64(items[np.uint64(j)])
+        n = add(arrays, n, item >> 4, (item & 15) << shift)
+    return n
+
+
+@inner
+def add_set(arrays: Any, n: Any, row: Any, p: Any, code: Any) -> Any:
+    """Add the set of an earlier position, as far as there is room."""
+    ids, first = row.ids, row.offsets[p]
+    for j in range(first, min(row.offsets[p + 1], first + MOST_CANDIDATES - n)):
+        n = add(arrays, n, ids[np.uint64(j)], code)
+    return n
+
+
+@inner
+def find_candidates(model: Any, s: Any, row: Any, t: Any, base: Any) -> Any:
+    """The candidates of a position, with features; how many slots they fill.  `base` is the clock of its row."""
+    arrays, upcoming, n = (s.token, s.cand, s.code, s.seen), row.upcoming[t], np.int64(1)
+    n = add(arrays, n, upcoming, 0)
     key = model.cur_of_V[row.current[t]]
     if key >= 0:
-        for j in range(model.cur_start[key], model.cur_start[key + 1]):
-            item = np.int64(items[j])
-            if item >> 4 == upcoming:
-                level = item & 15
-            else:
-                n = add(arrays, age, count, n, item >> 4, item & 15, t)
-    items, key = model.next_list, model.next_of_V[upcoming]
+        n = add_list(arrays, n, model.cur_list, model.cur_start[key], model.cur_start[key + 1], 0)
+    key = model.next_of_V[upcoming]
     if key >= 0:
-        for j in range(model.next_start[key], model.next_start[key + 1]):
-            item = np.int64(items[j])
-            if item >> 4 != upcoming:
-                n = add(arrays, age, count, n, item >> 4, (item & 15) << 4, t)
-    p = t
-    for back in (1, 2):  # bits of `same`
-        p = same[p]
-        if p < 0:
-            break
-        for j in range(offsets[p], offsets[p + 1]):
-            if ids[j] != upcoming:
-                n = add(arrays, age, count, n, ids[j], back << 8, t)
-    for j in range(offsets[max(t - WINDOW, 0)], offsets[t]):
-        if ids[j] != upcoming:
-            n = add(arrays, age, count, n, ids[j], 0, t)
+        n = add_list(arrays, n, model.next_list, model.next_start[key], model.next_start[key + 1], 4)
+    p = row.same[t]
+    if p >= 0:
+        n = add_set(arrays, n, row, p, 1 << 8)
+        p = row.same[p]
+        if p >= 0:
+            n = add_set(arrays, n, row, p, 2 << 8)
+    if t > 0:
+        n = add_set(arrays, n, row, t - 1, 0)
+    seen, past, alive = s.seen, s.past, s.alive
     for i in range(n):
-        logw[i] = beside[codes[i]] + history[past[i]]
-    return n, level
+        past[i] = past_of(seen[i], base, t)
+        alive[i] = 1
+    alive[0] = alive[1] = 0
+    return n
 
 
 @inner
-def contexts(model: Any, row: Any, t: Any, s: Any, level: Any) -> Any:
+def past_of(state: Any, base: Any, t: Any) -> Any:
+    """The index of a token's class, age (its bits) and count in the row."""
+    last = state >> LAST
+    d = base + t + 1 - last
+    age = 1 + (d >= 2) + (d >= 4) + (d >= 8) + (d >= 16) + (d >= 32) + (d >= 64)
+    return (state & PAST_FIELD) + (age << 3) if last > base else state & CLASS_FIELD
+
+
+@inner
+def contexts(model: Any, row: Any, t: Any, s: Any) -> Any:
     """The static context of the next token, and how sure the teacher is beside these two tokens."""
-    current, upcoming = row.current[t], row.upcoming[t]
-    age = (past_of(model, s.token[upcoming], t) >> 3) & 7
-    sure = model.sure_V[current, 0] * CLASSES + model.sure_V[upcoming, 1]
-    return ROW_NEXT + level * AGES + age, sure
+    sure = np.int64(model.sure_V[row.current[t], 0]) * CLASSES + np.int64(model.sure_V[row.upcoming[t], 1])
+    return ROW_NEXT + np.int64(s.code[1] & 15) * AGES + ((np.int64(s.past[1]) >> 3) & 7), sure
 
 
 @inner
-def forget(s: Any, n: Any) -> None:
+def forget(s: Any, n: Any, n_strange: Any) -> None:
     """Free the slots of a position."""
-    token, cand = s.token, s.cand
+    states, cand, codes, strange = s.token, s.cand, s.code, s.strange
+    for i in range(1, n):
+        states[np.uint64(cand[i])] &= _FREE
+    for i in range(n_strange):
+        states[np.uint64(strange[i])] &= _FREE
     for i in range(n):
-        token[cand[i]] &= _FREE
+        codes[i] = 0
 
 
 @inner
@@ -214,37 +234,32 @@ def picks_context(n_heads: Any, where: Any, sure: Any) -> Any:
 
 
 @inner
-def units_context(left: Any, n_left: Any, n_units: Any) -> Any:
+def units_context(model: Any, left: Any, n_left: Any) -> Any:
     """The static context of a head's weight."""
-    return ROW_UNITS + min(n_left - 1, 3) * 32 + max(left, 0) * 31 // n_units
+    return ROW_UNITS + min(n_left - 1, 3) * 32 + np.int64(model.left[max(left, 0)])
 
 
 @inner
-def remember(s: Any, members: Any, t: Any, before: Any) -> None:
-    """Note the set of a position in the row's history; `before` keeps what that replaced."""
-    states = s.token
-    for i in range(members.shape[0]):
-        state = states[members[i]]
-        before[i] = state
-        states[members[i]] = (state & ((1 << LAST) - 1)) + (1 << COUNT) | (t + 1) << LAST
+def remember(s: Any, row: Any, t: Any, base: Any) -> None:
+    """Note the set of a position in the row's history."""
+    states, ids = s.token, row.ids
+    for j in range(row.offsets[t], row.offsets[t + 1]):
+        place = np.uint64(ids[np.uint64(j)])
+        state = states[place]
+        n = min(((state >> COUNT) & COUNT_MASK if state >> LAST > base else 0) + 1, COUNT_MASK)
+        step = 1 + (n >= 2) + (n >= 4) + (n >= 8) + (n >= 16)
+        states[place] = (state & CLASS_FIELD) + step + (n << COUNT) + ((base + t + 1) << LAST)
 
 
 @inner
-def unremember(s: Any, members: Any, before: Any) -> None:
-    """Undo `remember`; the sets noted later must be undone before."""
-    states = s.token
-    for i in range(members.shape[0]):
-        states[members[i]] = before[i]
-
-
-@inner
-def find_same(s: Any, row: Any) -> None:
-    """Where the current token of each position was before in the row."""
-    for t in range(row.current.shape[0]):
-        row.same[t] = s.previous[row.current[t]]
-        s.previous[row.current[t]] = t
-    for t in range(row.current.shape[0]):
-        s.previous[row.current[t]] = -1
+def begin_row(s: Any, row: Any) -> Any:
+    """Find where the current token of each position was before in the row; the clock of the row."""
+    base, n = s.clock[0], row.current.shape[0]
+    for t in range(n):
+        row.same[t] = max(s.previous[row.current[t]] - base - 1, -1)
+        s.previous[row.current[t]] = base + t + 1
+    s.clock[0] = base + n + 1
+    return base
 
 
 @inner

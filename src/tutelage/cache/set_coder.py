@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tutelage.cache import _row_coder_cpu as compiled
-from tutelage.cache._coder_cpu import LOW
+from tutelage.cache._coder_cpu import LOW, WORD
 from tutelage.cache._set_coder_cpu import Model, Row, Scratch, scratch
 from tutelage.cache.codec import Mismatch
 
@@ -56,15 +56,15 @@ def encode_row(model: Model, sets: Sets, *, current_ids_n: Ints, next_ids_n: Int
     n = len(next_ids_n)
     if n == 0:
         return b""
-    stack = np.zeros(64 + 3 * (n * 8 + 2 * len(sets.ids_M)), np.int64)
-    stack[0] = _first_state(current_ids_n, next_ids_n)
+    words = np.zeros(64 + n * compiled.WORDS + len(sets.ids_M) * compiled.WORDS_OF_MEMBER, np.uint32)
     row = Row(
         current=current_ids_n, upcoming=next_ids_n, same=np.empty(n, np.int64), heads=sets.n_heads_N,
         offsets=sets.offsets, ids=sets.ids_M, units=sets.units_M, witness=sets.witness_N,
     )  # fmt: skip
-    compiled.encode_row(model, stack, memory(model), row, np.empty(len(sets.ids_M), np.int64))
-    words = np.append(stack[2 : 2 + stack[1]], [stack[0] & 0xFFFFFFFF, stack[0] >> 32]).astype("<u4").tobytes()
-    return _seal(words) + words
+    state = _first_state(current_ids_n, next_ids_n)
+    state, top = compiled.encode_row(model, state, words, memory(model), row, np.empty(len(sets.ids_M), np.int64))
+    said = np.append(words[1 : 1 + top], np.array([state & 0xFFFFFFFF, state >> 32], np.uint32)).astype("<u4").tobytes()
+    return _seal(said) + said
 
 
 def decode_row(
@@ -82,20 +82,19 @@ def decode_row(
     raw = np.ascontiguousarray(data).tobytes()
     if _seal(raw[_SEAL_BYTES:]) != raw[:_SEAL_BYTES]:
         raise Mismatch(row_number, f"the checksum of its {len(data)} bytes is wrong", damaged=True)
-    words = np.frombuffer(raw, "<u4", offset=_SEAL_BYTES).astype(np.int64)
-    stack = np.zeros(len(words) + 64 + n, np.int64)
-    stack[0], stack[1] = words[-1] << 32 | words[-2], len(words) - 2
-    stack[2 : len(words)] = words[:-2]
+    said = np.frombuffer(raw, "<u4", offset=_SEAL_BYTES)
+    words = np.zeros(len(said) + 1024 + n + 2 * compiled.room(model), np.uint32)
+    words[1 : len(said) - 1], state = said[:-2], int(said[-1]) << WORD | int(said[-2])
     most = n * (int(model.m) + 1)
     row = Row(
         current=current_ids_n, upcoming=next_ids_n, same=np.empty(n, np.int64), heads=np.empty(n, np.int64),
         offsets=np.empty(n + 1, np.int64), ids=np.empty(most, np.int64), units=np.empty(most, np.int64),
         witness=np.empty(n, np.int64),
     )  # fmt: skip
-    done = -1
-    if LOW <= stack[0] < 1 << 63:
-        done = compiled.decode_row(model, stack, memory(model), row, np.empty(most, np.int64))
-    if done < n or stack[0] != _first_state(current_ids_n, next_ids_n) or stack[2 : 2 + stack[1]].any():
+    done, top = -1, 0
+    if LOW <= state < 1 << 63:
+        done, state, top = compiled.decode_row(model, state, len(said) - 2, words, memory(model), row)
+    if done < n or state != _first_state(current_ids_n, next_ids_n) or words[1 : 1 + top].any():
         raise Mismatch(row_number, f"was made for other tokens (seen at position {max(done, 0)} of {n})")
     end = row.offsets[n]
     return Sets(

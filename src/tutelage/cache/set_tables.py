@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tutelage.cache import _set_coder_cpu as c
-from tutelage.cache._coder_cpu import STATIC
+from tutelage.cache._coder_cpu import START_SHIFT, STATIC
 from tutelage.cache._profile_cpu import observe
 from tutelage.cache._profile_cpu import profile as compiled_profile
 from tutelage.cache.codec import Positions, Tables
@@ -34,6 +34,7 @@ LIST_LENGTH, LIST_ENTRIES, LEAST_RATE = 24, 130_000, 2.0**-6.5
 PASSES = 6  # over the sets, to fit the weights: one feature each, and the first two again
 OCTAVE = 32  # steps of a log-weight
 _TOP_LOG2 = 13.0  # of a weight with rate 1
+_TOP_LOG, _TOP_CODE = 15 * OCTAVE, 120  # of an escape's weight, and of a token's among the escapes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,10 +201,8 @@ def _first_tables(seen: Profile, in_N: npt.NDArray[np.bool_], *, m: int) -> dict
 
 
 def _powers() -> Tensor:
-    """Weights of log-weights: 0, then 2**(i / OCTAVE) from 1 on."""
-    powers = np.round(2.0 ** (np.arange(c.N_EXP) / OCTAVE))
-    powers[0] = 0
-    return torch.from_numpy(powers.astype(np.int32))
+    """2**(i / OCTAVE) of one octave, times 2**23: whole numbers that float32 holds exactly."""
+    return torch.from_numpy(np.round(2.0 ** (np.arange(OCTAVE) / OCTAVE + 23)).astype(np.int32))
 
 
 Rows = Sequence[tuple[Sets, tuple[int, int]]]
@@ -241,7 +240,7 @@ def observed(model: c.Model, rows: Rows, positions: Positions, *, logs: Any, esc
             same=np.empty(n, np.int64), heads=sets.n_heads_N, offsets=sets.offsets, ids=sets.ids_M,
             units=sets.units_M, witness=sets.witness_N,
         )  # fmt: skip
-        bits += observe(model, memory(model), row, logs, escape, found, foretold, np.empty(len(sets.ids_M), np.int64))
+        bits += observe(model, memory(model), row, logs, escape, found, foretold)
     return found, foretold, bits
 
 
@@ -260,7 +259,7 @@ def _fit_escapes(
     expected = np.bincount(step_V, weights=mean_V * n, minlength=24)
     rate_V = ((escaped + 1) / (expected + 1))[step_V] * mean_V + 1e-9
     log_V = np.log2(rate_V / rate_V.sum())
-    codes_V = np.clip(np.round((log_V + 22.5) * 8), 1, c.N_EXP // 4)
+    codes_V = np.clip(np.round((log_V + 22.5) * 8), 1, _TOP_CODE)
     tables["escapes"] = torch.from_numpy(codes_V.astype(np.uint8))
 
 
@@ -325,11 +324,9 @@ def _model_of(tables: Tables, *, m: int, grains: int) -> c.Model:
     for name in ("cur", "next"):
         of_V[name] = np.full(n_vocabulary, -1, np.int32)
         of_V[name][t[f"{name}_keys"]] = np.arange(len(t[f"{name}_keys"]))
-    escape = t["exp"][np.clip(t["weights"][:, c.N_FACTORS, : c.CLASSES**2], 1, c.N_EXP - 1)]
-    cumulative = np.concatenate([[0], np.cumsum(np.maximum(t["exp"][np.minimum(t["escapes"] * 4, c.N_EXP - 1)], 1))])
-    edges = np.arange((1 << (24 - c.ESCAPE_SHIFT)) + 2) << c.ESCAPE_SHIFT
-    start = np.minimum(np.searchsorted(cumulative, edges, side="right") - 1, n_vocabulary - 1)
-    beside, history = _packed(t["weights"])
+    logs = t["weights"]
+    escape = _exp(np.clip(logs[:, c.N_FACTORS, : c.CLASSES**2], 1, _TOP_LOG), t["exp"]).astype(np.int32)
+    beside, history = _products(logs, t["exp"])
     return c.Model(
         m=m,
         grains=grains,
@@ -343,23 +340,51 @@ def _model_of(tables: Tables, *, m: int, grains: int) -> c.Model:
         sure_V=np.ascontiguousarray(t["classes"][1:].T.astype(np.uint8)),
         beside=beside,
         history=history,
-        age=np.array([min(d.bit_length(), c.AGES - 1) for d in range(c.AGE_STEPS)]),
-        count=np.array([min(n.bit_length(), c.COUNTS - 1) for n in range(c.COUNT_STEPS)]),
         escape=np.ascontiguousarray(escape.T),
-        exp=t["exp"].astype(np.int32),
-        escape_cumulative=cumulative.astype(np.int32),
-        escape_start=np.append(start, 0).astype(np.int32),
+        **_escapes(t["escapes"], t["exp"]),
+        left=(np.arange(m * grains + 1) * 31 // (m * grains)).astype(np.uint8),
         cumulative=t["static"].astype(np.uint16),
+        start=_starts(t["static"]),
     )
 
 
-def _packed(weights: Ints) -> tuple[Ints, Ints]:
-    """Log-weights of the three kinds in one number, by the index that a candidate carries."""
-    biased = weights[:, : c.N_FACTORS] + c.BIAS // c.N_FACTORS
-    packed = sum(biased[kind] << (c.FIELD * kind) for kind in range(3))
+def _exp(logs: Ints, octave: Ints) -> Floats:
+    """2**(log / OCTAVE), exact in float32."""
+    return np.ldexp(octave[logs % OCTAVE].astype(np.float64), logs // OCTAVE - 23)
+
+
+def _products(logs: Ints, octave: Ints) -> tuple[Any, Any]:
+    """The two numbers whose product is a candidate's weight, of the three kinds, by the indices that it carries."""
     code = np.arange(c.SAMES * 256)
     cur, upcoming, same = (np.minimum(x, c.LEVELS - 1) for x in (code & 15, (code >> 4) & 15, code >> 8))
     past = np.arange(c.CLASSES * 64)
     common, age, count = past >> 6, (past >> 3) & 7, np.minimum(past & 7, c.COUNTS - 1)
-    beside = packed[0][cur * c.LEVELS + upcoming] + packed[2][same * c.LEVELS + cur]
-    return beside, packed[1][age * c.COUNTS + count] + packed[3][common * c.COUNTS + count]
+    beside = logs[:, 0][:, cur * c.LEVELS + upcoming] + logs[:, 2][:, same * c.LEVELS + cur]
+    history = logs[:, 1][:, age * c.COUNTS + count] + logs[:, 3][:, common * c.COUNTS + count]
+    most = 60 * OCTAVE  # a product is below 2**120
+    first, second = (_exp(np.clip(part, -most, most), octave).astype(np.float32) for part in (beside, history))
+    return first, second
+
+
+def _escapes(code_V: Ints, octave: Ints) -> dict[str, Any]:
+    """Tokens sorted by code: those of one code have the same weight, so that a division finds one among them."""
+    n_codes = (_TOP_CODE // c.LANES + 1) * c.LANES
+    code_V = np.minimum(code_V, _TOP_CODE)
+    order = np.argsort(code_V, kind="stable")
+    place_V = np.empty_like(order)
+    place_V[order] = np.arange(len(order))
+    n_C = np.bincount(code_V, minlength=n_codes)
+    weight_C = np.maximum(_exp(np.arange(n_codes) * 4, octave).astype(np.int64), 1)
+    upto_C = np.cumsum(n_C * weight_C)
+    return {
+        "escape_order": order.astype(np.int32), "escape_place": place_V.astype(np.int32),
+        "escape_code": code_V.astype(np.uint8), "escape_first": np.cumsum(n_C) - n_C,
+        "escape_low": (upto_C - n_C * weight_C).astype(np.int32), "escape_upto": upto_C.astype(np.int32),
+        "escape_weight": weight_C.astype(np.int32),
+    }  # fmt: skip
+
+
+def _starts(cumulative: Ints) -> Any:
+    """The first symbol that may cover a point of a static table, by its high bits."""
+    points = np.arange(1 << (STATIC - START_SHIFT)) << START_SHIFT
+    return (cumulative[:, None, 1:] <= points[:, None]).sum(-1).astype(np.uint8)

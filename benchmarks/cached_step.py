@@ -39,7 +39,7 @@ from tutelage.teachers.cached import CachedTeacher
 from tutelage.training.optim import OptimizerSettings
 from tutelage.training.precision import ComputePath
 from tutelage.training.prepare import InMemory, prepare
-from tutelage.training.trainer import Trainer
+from tutelage.training.trainer import one_model
 from tutelage.types import Batch, SampledTargets, Targets, TokenView
 
 N_ENTRIES, K = 11, 128  # tokens a position of a sample, and of DistillKit's recommended format
@@ -89,7 +89,7 @@ class FromStore:
 
 
 def ours(student: Any, batches: Sequence[Batch], *, terms: tuple[Term, ...], targets_of: TargetsOf | None) -> Step:
-    trainer = Trainer(
+    trainer = one_model(
         copy.deepcopy(student),
         terms=terms,
         teacher=FromStore(targets_of) if targets_of is not None else None,

@@ -26,7 +26,7 @@ from tutelage.models import save
 from tutelage.teachers.live import LiveTeacher
 from tutelage.training.plan import n_steps_of, optimizer_settings, terms_of
 from tutelage.training.prepare import InMemory, Prepared, prepare
-from tutelage.training.trainer import Trainer
+from tutelage.training.trainer import one_model
 
 TEACHER = "package:smollm2-135m-instruct"
 LAYERS = 20
@@ -94,7 +94,7 @@ def train(prepared: Prepared, way: Way, *, seed: int) -> tuple[Any, float, int]:
         assert isinstance(teacher, LiveTeacher)
         teacher = DrawnTeacher(teacher, n_draws=way.drawn, seed=seed)
     n_steps = n_steps_of(training, prepared.loader)
-    trainer = Trainer(
+    trainer = one_model(
         prepared.start(), terms=terms_of(prepared.recipe.loss), teacher=teacher, microbatches=prepared.loader.step,
         compute=prepared.compute, optimizer=optimizer_settings(training, n_steps=n_steps),
         n_vocabulary=prepared.n_vocabulary, seed=seed,
@@ -104,7 +104,7 @@ def train(prepared: Prepared, way: Way, *, seed: int) -> tuple[Any, float, int]:
         if stats.step % training.log_every == 0:
             print(f"  step {stats.step}/{n_steps}: {stats.losses}", flush=True)
     seconds = time.perf_counter() - started
-    weights = {name: weight.detach() for name, weight in trainer.masters.state().items()}
+    weights = {name: weight.detach() for name, weight in trainer.only.masters.state().items()}
     model = save.with_weights(prepared.student, weights, dtype=prepared.compute.weight_dtype)
     return model.eval(), seconds, n_steps
 

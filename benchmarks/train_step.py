@@ -33,7 +33,7 @@ from tutelage.models.load import load_model
 from tutelage.teachers.live import LiveTeacher
 from tutelage.training.optim import OptimizerSettings
 from tutelage.training.precision import ComputePath, MasterWeights
-from tutelage.training.trainer import Trainer
+from tutelage.training.trainer import one_model
 from tutelage.types import Batch, TokenView
 
 ROWS, LENGTH, N_VOCABULARY = 4, 512, 49_152
@@ -105,7 +105,7 @@ def floor(start: Setup) -> Step:
 
 def ours(start: Setup) -> Step:
     batch = Batch(views={"": TokenView.of(start.ids_BT, start.ids_BT)})
-    trainer = Trainer(
+    trainer = one_model(
         copy.deepcopy(start.student),
         terms=(Term(kind="divergence", divergence="forward_kl"),),
         teacher=LiveTeacher(start.teacher, n_vocabulary=N_VOCABULARY),

@@ -7,6 +7,7 @@ One message is one line, `note[CODE]: message`, whatever characters a file name 
 import os
 import sys
 import time
+from collections.abc import Mapping
 from types import TracebackType
 
 from rich.console import Console
@@ -84,6 +85,8 @@ class Progress:
         self._first = self._printed = done
         self._bar: Bar | None = None
         self._task = TaskID(0)
+        self._rows: dict[str, str] = {}  # beside the text: of one thing each, such as a model
+        self._row_tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> "Progress":
         if not _quiet and _is_terminal():
@@ -109,11 +112,21 @@ class Progress:
         if kind is None and self.done != self._printed:
             self._print()
 
-    def update(self, done: int, text: str = "") -> None:
-        """`done` units of `total` are ready; `text` stands beside them (losses, tokens/s)."""
-        self.done, self.text = done, text
+    def update(self, done: int, text: str = "", *, rows: Mapping[str, str] | None = None) -> None:
+        """`done` units of `total` are ready; `text` stands beside them (tokens/s).
+
+        `rows` are a text by name (a model: its losses): a line each where there are several.
+        """
+        rows = rows or {}
+        alone = "".join(rows.values()) if len(rows) == 1 else ""
+        self.done, self.text = done, "  ".join(part for part in (alone, text) if part)
+        self._rows = dict(rows) if len(rows) > 1 else {}
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, text=_one_line(text))
+            self._bar.update(self._task, completed=done, text=_one_line(self.text))
+            for name, row in self._rows.items():
+                if name not in self._row_tasks:
+                    self._row_tasks[name] = self._bar.add_task(_one_line(f"  {name}"), total=self.total, text="")
+                self._bar.update(self._row_tasks[name], completed=done, text=_one_line(row))
         elif self._is_due():
             self._print()
 
@@ -133,6 +146,8 @@ class Progress:
         share = f" ({self.done / self.total:.0%})" if self.total else ""
         parts = [f"{self.title}: {self.done} of {self.total}{share}", self.text, self._time_left()]
         say(", ".join(part for part in parts if part))
+        for name, row in self._rows.items():
+            say(f"  {name}: {row}")
 
     def _time_left(self) -> str:
         n_done, n_left = self.done - self._first, self.total - self.done

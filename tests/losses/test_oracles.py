@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tutelage.losses import divergences
-from tutelage.losses.chunked import chunked_loss, plain_chunk
+from tutelage.losses.chunked import chunked_loss
 from tutelage.losses.names import DIVERGENCES
+from tutelage.losses.plain import plain_chunk
 from tutelage.losses.schedules import constant
 from tutelage.losses.support import log_softmax, merge_tail
 from tutelage.losses.terms import Scale, Term, scale_of

@@ -27,8 +27,9 @@ from tests.losses.stored_targets import (
     teacher,
     top_k,
 )
-from tutelage.losses.chunked import Workspace, plain_chunk
+from tutelage.losses.gradients import Workspace
 from tutelage.losses.names import DIVERGENCES
+from tutelage.losses.plain import plain_chunk
 from tutelage.losses.schedules import constant
 from tutelage.losses.terms import Term
 from tutelage.types import LogitTargets
@@ -129,9 +130,9 @@ def test_the_expected_gradient_of_a_sample_is_that_of_the_whole_distribution(tem
 def test_a_sample_never_becomes_a_tensor_over_the_vocabulary():
     workspace = Workspace()
     run(sampled(random_entries()), [soft(), TRUTH], workspace=workspace)
-    assert "teacher" not in workspace._tensors
+    assert "of teacher" not in workspace._tensors
     run(teacher(), [soft(), TRUTH], workspace=workspace)
-    assert "teacher" in workspace._tensors
+    assert "of teacher" in workspace._tensors
 
 
 # --- the top k and a tail ---------------------------------------------------------------------------------------------

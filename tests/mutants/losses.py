@@ -42,7 +42,7 @@ DIVERGENCES = (
     Mutant(
         id="M5",
         what="temperature applied to one side",
-        file="losses/chunked.py",
+        file="losses/plain.py",
         after="def term_sums",
         old="teacher_logp_NV = log_softmax(teacher_logits_NV, temperature=temperature)",
         new="teacher_logp_NV = log_softmax(teacher_logits_NV)",
@@ -52,7 +52,7 @@ DIVERGENCES = (
         id="M7",
         what="softmax in bfloat16",
         file="losses/support.py",
-        old="wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))",
+        old="wide_NV = logits_NV.to(wide(logits_NV.dtype))",
         new="wide_NV = logits_NV.to(torch.bfloat16)",
         oracles=(LOSSES + "test_float32_gradients_are_right_to_1e_5_and_bf16_no_worse_than_naive",),
     ),

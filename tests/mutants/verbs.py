@@ -10,8 +10,8 @@ RUNS = (
         id="M62",
         what="an early stop saves the last weights, not the best",
         file="training/fit.py",
-        old="if self.plan.patience is not None and self.progress.best_step not in (None, self.trainer.step):",
-        new="if False:",
+        old="if self.plan.patience is None or self.progress.best_step in (None, self.trainer.step):",
+        new="if True:",
         oracles=(OPTIONS + "test_a_run_that_no_longer_improves_stops_and_its_best_weights_are_saved",),
     ),
     Mutant(

@@ -13,14 +13,14 @@ from tutelage.models.head import head_of, trunk
 from tutelage.teachers.live import LiveTeacher
 from tutelage.training.optim import OptimizerSettings
 from tutelage.training.precision import ComputePath
-from tutelage.training.trainer import Trainer
+from tutelage.training.trainer import one_model
 from tutelage.types import TokenView
 
 V = 48
 
 
 def trainer(student, *, teacher=None, terms, data, learning_rate=1e-2):
-    return Trainer(
+    return one_model(
         student, terms=terms, teacher=teacher and LiveTeacher(teacher, n_vocabulary=V), microbatches=data,
         compute=ComputePath(device="cpu", weight_dtype=torch.float64, threads=1), n_vocabulary=V, seed=0,
         optimizer=OptimizerSettings(schedule=constant(learning_rate), n_steps=3, max_grad_norm=None),
@@ -52,8 +52,8 @@ def test_the_first_step_is_that_of_a_plain_pytorch_loop():
     t = trainer(student, teacher=teacher, terms=terms, data=lambda _: batches)
     stats = next(t.steps())
     assert stats.n_trained == count
-    assert stats.total == pytest.approx(total.item(), abs=1e-12)
-    assert stats.gradient_norm == pytest.approx(norm.item(), abs=1e-12)
+    assert stats.totals["student"] == pytest.approx(total.item(), abs=1e-12)
+    assert stats.gradient_norms["student"] == pytest.approx(norm.item(), abs=1e-12)
     assert stats.losses["student/forward_kl"] == pytest.approx(kl.item() / count, abs=1e-12)
     assert stats.losses["student/cross_entropy"] == pytest.approx(hard.item() / count, abs=1e-12)
 
@@ -69,5 +69,5 @@ def test_every_step_draws_its_own_dropout():
     """With learning rate 0 and the same batch, only the dropped units can make two steps differ."""
     batch = tiny.batch(seed=4)
     t = trainer(tiny.gpt2(dropout=0.3), terms=(Term(kind="ground_truth"),), data=lambda _: [batch], learning_rate=0.0)
-    totals = [stats.total for stats in t.steps()]
+    totals = [stats.totals["student"] for stats in t.steps()]
     assert len(set(totals)) == 3

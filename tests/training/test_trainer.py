@@ -17,7 +17,7 @@ from tutelage.models.head import head_of, trunk, verify_head
 from tutelage.teachers.live import LiveTeacher
 from tutelage.training.optim import OptimizerSettings
 from tutelage.training.precision import ComputePath
-from tutelage.training.trainer import Trainer
+from tutelage.training.trainer import Trainer, one_model
 from tutelage.types import IGNORED, Batch, SampledTargets, Targets, TokenView
 
 V = 48
@@ -34,7 +34,7 @@ def trainer(
     student: nn.Module, *, teacher=None, terms=(SOFT, HARD), data=None, dtype=torch.float64, **changes
 ) -> Trainer:
     options = {"optimizer": settings(), "chunk_positions": 7, **changes}
-    return Trainer(
+    return one_model(
         student, terms=terms, teacher=teacher, microbatches=data or (lambda step: [tiny.batch(seed=step)]),
         compute=ComputePath(device="cpu", weight_dtype=dtype, threads=1), n_vocabulary=V, seed=0, **options,
     )  # fmt: skip
@@ -45,7 +45,7 @@ def live(model: nn.Module) -> LiveTeacher:
 
 
 def weights(t: Trainer) -> dict[str, Tensor]:
-    return {n: p.clone() for n, p in t.masters.state().items()}
+    return {n: p.clone() for n, p in t.only.masters.state().items()}
 
 
 def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
@@ -72,8 +72,8 @@ def test_gradient_reaches_exactly_the_positions_before_a_label(terms):
     student, teacher = tiny.llama(seed=1), live(tiny.llama(seed=2))
     student.model.forward = lambda **_: type("O", (), {"last_hidden_state": hidden_BTD})()
     t = trainer(student, teacher=teacher, terms=terms)
-    scales = t._scales(batch.n_trained)
-    t.family(batch, teacher.targets(batch), scales).total.backward()
+    scales = t._scales(batch.n_trained, [t.only])
+    t.family(batch, {"teacher": teacher.targets(batch)}, scales).total.backward()
     trained = hidden_BTD.grad.abs().sum(-1) > 0
     expected = torch.zeros_like(trained)
     expected[:, :-1] = batch.view.labels_BT[:, 1:] != IGNORED
@@ -91,7 +91,10 @@ def test_a_planted_token_is_learnt_where_it_was_planted():
     for _ in t.steps():
         pass
     ids = batch.view.ids_BT
-    planted, learnt = teacher(input_ids=ids).logits.argmax(-1), t.family.student(input_ids=ids).logits.argmax(-1)
+    planted, learnt = (
+        teacher(input_ids=ids).logits.argmax(-1),
+        t.family.model("student")(input_ids=ids).logits.argmax(-1),
+    )
     assert torch.equal(planted[:, :-1], learnt[:, :-1])
 
 
@@ -134,7 +137,12 @@ def test_a_step_does_not_depend_on_how_it_is_cut_into_micro_batches(split):
     for data in (SPLITS["1x4"], SPLITS[split]):
         t = trainer(tiny.llama(seed=1), teacher=teacher, data=data)
         stats = list(t.steps())
-        results.append((weights(t), [s.losses | {"norm": s.gradient_norm, "total": s.total} for s in stats]))
+        results.append(
+            (
+                weights(t),
+                [s.losses | {"norm": s.gradient_norms["student"], "total": s.totals["student"]} for s in stats],
+            )
+        )
     assert largest_difference(results[0][0], results[1][0]) < 1e-12
     for a, b in zip(results[0][1], results[1][1], strict=True):
         assert a == pytest.approx(b, abs=1e-12)
@@ -167,8 +175,8 @@ def test_a_teacher_distilled_into_its_own_copy_stays_bitwise(dtype, make):
     t = trainer(student, teacher=live(cast(teacher, dtype)), terms=(SOFT,), dtype=dtype)
     for stats in t.steps():
         assert stats.losses == {"student/forward_kl": 0.0}
-        assert stats.gradient_norm == 0.0
-    assert all(torch.equal(before[n], p) for n, p in t.masters.state().items())
+        assert stats.gradient_norms == {"student": 0.0}
+    assert all(torch.equal(before[n], p) for n, p in t.only.masters.state().items())
 
 
 def test_learning_rate_zero_leaves_the_weights_bitwise():
@@ -189,7 +197,7 @@ def test_a_teacher_handed_over_in_train_mode_is_frozen_and_unchanged():
     list(t.steps())
     assert weights_fingerprint(model) == before
     assert all(p.grad is None and not p.requires_grad for p in model.parameters())
-    assert not {id(p) for p in model.parameters()} & {id(p) for p in t.masters.parameters.values()}
+    assert not {id(p) for p in model.parameters()} & {id(p) for p in t.only.masters.parameters.values()}
     teacher.stop_if_changed(step=4)
     with torch.no_grad():
         model.transformer.wte.weight[0, 0] += 1
@@ -203,7 +211,7 @@ def test_a_number_that_is_not_finite_stops_before_the_update(where):
     teacher_model, student = tiny.llama(seed=2), tiny.llama(seed=1)
     t = trainer(student, teacher=live(teacher_model))
     next(t.steps())
-    target = t.masters.parameters["model.norm.weight"] if where == "student" else teacher_model.model.norm.weight
+    target = t.only.masters.parameters["model.norm.weight"] if where == "student" else teacher_model.model.norm.weight
     with torch.no_grad():
         target[0] = float("nan")
     before = weights(t)
@@ -240,18 +248,18 @@ def test_resume_from_every_step_is_bitwise_the_uninterrupted_run(dtype):
         for _ in range(cut):
             seen.append(next(again.steps()).losses)
         for _ in range(2):
-            saved = copy.deepcopy((again.masters.state(), again.optimizer.state(), again.step))
+            saved = copy.deepcopy((again.only.masters.state(), again.only.optimizer.state(), again.step))
             torch.manual_seed(12345)
             again = fresh()
-            again.masters.load(saved[0])
-            again.optimizer.load(saved[1])
+            again.only.masters.load(saved[0])
+            again.only.optimizer.load(saved[1])
             again.step = saved[2]
             if again.step < 6:
                 seen.append(next(again.steps()).losses)
         seen += [s.losses for s in again.steps()]
         assert seen == losses
         assert largest_difference(weights(again), weights(whole)) == 0.0
-        assert largest_difference(again.optimizer.state(), whole.optimizer.state()) == 0.0
+        assert largest_difference(again.only.optimizer.state(), whole.only.optimizer.state()) == 0.0
 
 
 @pytest.mark.parametrize("dropped", ["masters", "optimizer", "step"])
@@ -267,9 +275,9 @@ def test_leaving_a_part_of_the_state_out_of_a_resume_is_noticed(dropped):
     for _ in range(2):
         next(half.steps())
     if dropped != "masters":
-        again.masters.load(half.masters.state())
+        again.only.masters.load(half.only.masters.state())
     if dropped != "optimizer":
-        again.optimizer.load(half.optimizer.state())
+        again.only.optimizer.load(half.only.optimizer.state())
     again.step = 2 if dropped != "step" else 0
     list(again.steps())
     assert largest_difference(weights(again), weights(whole)) > 1e-6
@@ -281,7 +289,7 @@ def test_bf16_compute_keeps_float32_masters_that_small_steps_move():
                 optimizer=settings(3, schedule=constant(1e-4)))  # fmt: skip
     before = weights(t)
     list(t.steps())
-    assert all(p.dtype == torch.float32 for p in t.masters.state().values())
+    assert all(p.dtype == torch.float32 for p in t.only.masters.state().values())
     assert (weights(t)["model.norm.weight"] - before["model.norm.weight"]).abs().max() > 1e-5
     assert next(t.family.parameters()).dtype == torch.bfloat16
 
@@ -294,9 +302,9 @@ def test_held_out_evaluation_is_of_the_average_that_is_saved_and_leaves_the_weig
     measured = t.evaluate(held_out)
     assert largest_difference(before, weights(t)) == 0.0
     other = trainer(tiny.llama(seed=1), teacher=teacher)
-    other.masters.load(t.optimizer.average)
+    other.only.masters.load(t.only.optimizer.average)
     assert measured == other.evaluate(held_out)
-    other.masters.load(before)
+    other.only.masters.load(before)
     assert measured != other.evaluate(held_out)
 
 

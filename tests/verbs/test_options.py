@@ -31,8 +31,8 @@ def test_a_run_that_no_longer_improves_stops_and_its_best_weights_are_saved(base
     assert run.summary["step"] == best + 2 < 9
     steps = sorted(path.name for path in (run.path / "checkpoints/student").iterdir())
     assert steps == [f"step-{best:06d}", f"step-{best + 2:06d}"]  # the best one stays, however few are kept
-    found = checkpoint.load(run.path / "checkpoints/student" / steps[0], required=("weights",))
-    assert_equal_weights(weights_of(run.path / "student"), found.tensors["weights"])
+    found = checkpoint.load(run.path / "checkpoints/student" / steps[0], required=("student.weights",))
+    assert_equal_weights(weights_of(run.path / "student"), found.tensors["student.weights"])
     held_out = [row for row in run.metrics if "student/held_out/forward_kl" in row]
     assert [row["step"] for row in held_out] == list(range(1, best + 3))
 
@@ -55,7 +55,7 @@ def test_a_best_step_that_was_damaged_and_trained_again_is_the_one_that_is_saved
     best = whole.summary["best_step"]
     for folder in (run / "checkpoints/student").iterdir():
         if int(folder.name.split("-")[1]) >= best:
-            (folder / "weights.safetensors").write_bytes(b"damaged")
+            (folder / "student.weights.safetensors").write_bytes(b"damaged")
     code, _, err = call("train", path, "--run-dir", run)
     assert code == 0, err
     assert "warning[CKPT_CHECKSUM]" in err
@@ -67,8 +67,8 @@ def test_the_moving_average_is_what_is_saved(base, tmp_path):
     average: dict[str, torch.Tensor] = {}
     start = weights_of(base / "teacher")
     for step in range(1, 5):
-        found = checkpoint.load(run.path / f"checkpoints/student/step-{step:06d}", required=("weights",))
-        for name, value in found.tensors["weights"].items():
+        found = checkpoint.load(run.path / f"checkpoints/student/step-{step:06d}", required=("student.weights",))
+        for name, value in found.tensors["student.weights"].items():
             old = average.get(name, start[name.replace("layers.1.", "layers.3.")].detach())
             average[name] = 0.5 * old + 0.5 * value
     saved = weights_of(run.path / "student")

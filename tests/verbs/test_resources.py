@@ -49,7 +49,7 @@ def test_a_full_disk_ends_in_one_line_and_the_same_command_goes_on(share, path, 
 def test_a_limit_that_other_libraries_meet_is_a_full_disk_too(path, whole, tmp_path):
     """transformers writes the student's folder: no operation of ours is there to fail."""
     run, log = tmp_path / "run", tmp_path / "log"
-    size = (whole / "checkpoints/student/step-000004/weights.safetensors").stat().st_size
+    size = (whole / "checkpoints/student/step-000004/student.weights.safetensors").stat().st_size
 
     def before():
         from tutelage import io
@@ -84,9 +84,9 @@ def test_a_number_that_is_not_finite_stops_the_run_before_the_update(path, tmp_p
     assert len(batch["rows"]) == 2
     assert len(batch["token_ids"]) == 2
     run_id = json.loads((run / "provenance.json").read_text())["run"]["id"]
-    found = checkpoint.newest(run / "checkpoints/student", run_id=run_id, required=("weights",))
+    found = checkpoint.newest(run / "checkpoints/student", run_id=run_id, required=("student.weights",))
     assert found.step == step
-    assert all(value.isfinite().all() for value in found.tensors["weights"].values())
+    assert all(value.isfinite().all() for value in found.tensors["student.weights"].values())
     assert not (run / "student").exists()
     before = {file: file.read_bytes() for file in run.rglob("*.safetensors")}
     assert call("train", path, "--run-dir", run, *fields)[0] == 7

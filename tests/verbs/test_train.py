@@ -20,8 +20,10 @@ IDS = torch.arange(24)[None] % 290
 
 
 def masters(run, name="student"):
-    found = checkpoint.newest(run.directory.checkpoints / name, run_id=run.directory.run_id, required=("weights",))
-    return found.tensors["weights"]
+    found = checkpoint.newest(
+        run.directory.checkpoints / name, run_id=run.directory.run_id, required=(f"{name}.weights",)
+    )
+    return found.tensors[f"{name}.weights"]
 
 
 def weights_of(folder):

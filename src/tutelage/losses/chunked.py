@@ -1,124 +1,42 @@
-"""The loss over hidden states and heads, a few hundred positions at a time.
+"""The loss of one model, or of several that learn together, over hidden states and heads, chunk by chunk.
 
-A [tokens, vocabulary] tensor of either model is never whole: the gradient of a chunk is formed while its logits are
-alive.  The two products of the backward pass (into the hidden states and into the head's weight) stand here once, for
-every divergence; what differs is only the gradient with respect to the chunk's product, which comes from autograd on
-the plain functions (`plain_chunk`), or in closed form (`losses/closed_form.py`) for the common blends.
+A [tokens, vocabulary] tensor is never whole: the gradient of a few hundred positions is formed while their logits live.
+Each head's product is made once a chunk, and serves the model's own cross-entropy and whoever learns from it.  The two
+products of the backward pass stand in `gradients.py` once, for every divergence; what differs is only the gradient with
+respect to the chunk's product, which comes from autograd on the plain functions (`plain_chunk`), or in closed form
+(`losses/closed_form.py`) for the common blends.
 
 Shape legend: N trained positions, n positions of one chunk, V vocabulary, D hidden size.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from tutelage.losses import closed_form, divergences
-from tutelage.losses.stored import merged_divergence, metric_name, refuse_unservable, soft_cross_entropy
-from tutelage.losses.support import log_softmax
-from tutelage.losses.targets import Stored, check, kind_of, part_of
-from tutelage.losses.terms import ChunkResult, Scale, Term
-from tutelage.types import DenseTargets, Head, LogitTargets, SampledTargets, Targets, TopKTargets
+from tutelage.losses import closed_form, gates
+from tutelage.losses.gradients import Gradients, Workspace
+from tutelage.losses.plain import plain_chunk
+from tutelage.losses.stored import metric_name, refuse_unservable
+from tutelage.losses.support import wide
+from tutelage.losses.targets import Stored, check, full_product, kind_of, part_of
+from tutelage.losses.terms import TEACHER, ChunkResult, Scale, Term
+from tutelage.types import DenseTargets, Head, SampledTargets, Targets
 
 CHUNK_POSITIONS = 512
 GROUP_POSITIONS = 1024  # positions whose gradients wait for one product into the weight; a constant, not the batch
-
-
-def term_sums(
-    terms: Sequence[Term],
-    *,
-    scales: Mapping[str, Scale],
-    student_logits_NV: Tensor,
-    teacher_logits_NV: Tensor | None,
-    next_ids_N: Tensor,
-    stored: Stored | None = None,
-) -> dict[str, Tensor]:
-    """Each term's sum over the positions, with a graph to the student's logits: the readable definition of the loss."""
-    sums: dict[str, Tensor] = {}
-    for term in terms:
-        if term.kind == "divergence" and isinstance(stored, SampledTargets):
-            sums[term.name] = soft_cross_entropy(stored, student_logits_NV)
-        elif term.kind == "divergence" and isinstance(stored, TopKTargets):
-            sums[term.name] = merged_divergence(term, targets=stored, student_logits_NV=student_logits_NV)
-        elif term.kind == "divergence":
-            assert teacher_logits_NV is not None
-            temperature = scales[term.name].temperature
-            if term.divergence == "forward_kl":
-                sums[term.name] = _ForwardKL.apply(student_logits_NV, teacher_logits_NV, temperature)  # type: ignore[no-untyped-call]
-                continue
-            teacher_logp_NV = log_softmax(teacher_logits_NV, temperature=temperature)
-            student_logp_NV = log_softmax(student_logits_NV, temperature=temperature)
-            divergence = divergences.function(term.divergence)
-            sums[term.name] = divergence(teacher_logp_NV, student_logp_NV, **term.parameters).sum()
-        else:
-            is_argmax = term.kind == "teacher_argmax"
-            ids_N = closed_form.argmax_of(teacher_logits_NV, stored) if is_argmax else next_ids_N
-            sums[term.name] = torch.nn.functional.cross_entropy(student_logits_NV, ids_N, reduction="sum")
-    return sums
-
-
-class _ForwardKL(torch.autograd.Function):
-    """Sum of KL(p_T || q_T) over positions, whose gradient is formed as (q - p) / T with one operation on both sides.
-
-    So a copy of the teacher gets a gradient of exactly zero; autograd through the logarithms leaves about 1e-9, which
-    AdamW would turn into full-sized steps.
-    """
-
-    @staticmethod
-    def forward(ctx, student_logits_NV: Tensor, teacher_logits_NV: Tensor, temperature: float) -> Tensor:  # type: ignore[no-untyped-def]
-        student_logp_NV = log_softmax(student_logits_NV, temperature=temperature)
-        teacher_logp_NV = log_softmax(teacher_logits_NV, temperature=temperature)
-        ctx.save_for_backward(student_logp_NV, teacher_logp_NV)
-        ctx.temperature = temperature
-        return divergences.forward_kl(teacher_logp_NV, student_logp_NV).sum()
-
-    @staticmethod
-    def backward(ctx, grad_sum: Tensor):  # type: ignore[no-untyped-def]
-        student_logp_NV, teacher_logp_NV = ctx.saved_tensors
-        difference_NV = student_logp_NV.exp() - teacher_logp_NV.exp()
-        return difference_NV * (grad_sum / ctx.temperature), None, None
-
-
-def plain_chunk(
-    terms: Sequence[Term],
-    *,
-    scales: Mapping[str, Scale],
-    student_product_NV: Tensor,
-    teacher_product_NV: Tensor | None,
-    student_head: Head,
-    teacher_head: Head | None,
-    next_ids_N: Tensor,
-    gradient: bool,
-    stored: Stored | None = None,
-) -> ChunkResult:
-    """Any blend of terms on one chunk, by autograd on the plain functions.
-
-    A teacher product without a head is stored logits.
-    """
-    teacher_logits_NV = None
-    if teacher_product_NV is not None:
-        with torch.no_grad():
-            wide_NV = teacher_product_NV.to(_wide(teacher_product_NV.dtype))
-            teacher_logits_NV = teacher_head.finish(teacher_product_NV) if teacher_head is not None else wide_NV
-    with torch.set_grad_enabled(gradient):
-        product_NV = student_product_NV.detach().requires_grad_(gradient)
-        sums = term_sums(
-            terms,
-            scales=scales,
-            student_logits_NV=student_head.finish(product_NV),
-            teacher_logits_NV=teacher_logits_NV,
-            next_ids_N=next_ids_N,
-            stored=stored,
-        )
-        gradient_NV = None
-        if gradient:
-            total = sum((scales[name].factor * value for name, value in sums.items()), start=product_NV.new_zeros(()))
-            (gradient_NV,) = torch.autograd.grad(total, product_NV)
-    return ChunkResult(sums={name: value.detach() for name, value in sums.items()}, gradient_NV=gradient_NV)
-
-
 ChunkFunction = Callable[..., ChunkResult]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One model of a joint loss: its hidden states [N, D] at the trained positions, its head, its terms and scales."""
+
+    hidden_ND: Tensor
+    head: Head
+    terms: tuple[Term, ...]
+    scales: Mapping[str, Scale]
 
 
 def chunk_function(
@@ -126,57 +44,6 @@ def chunk_function(
 ) -> ChunkFunction:
     """The closed form where it serves these terms, heads and targets, else the plain functions."""
     return closed_form.fused_chunk if closed_form.serves(terms, heads=heads, targets=targets) else plain_chunk
-
-
-class Workspace:
-    """Tensors kept between chunks and steps: the memory of a fresh one costs as much as the product written to it."""
-
-    def __init__(self) -> None:
-        self._tensors: dict[str, Tensor] = {}
-
-    def tensor(self, name: str, like: Tensor, *, rows: int, columns: int) -> Tensor:
-        """An uninitialised [rows, columns], dtype and device of `like`: the one of before where it is large enough."""
-        kept = self._tensors.get(name)
-        wanted = (like.dtype, like.device, columns, torch.is_inference_mode_enabled())
-        if kept is None or (kept.dtype, kept.device, kept.shape[1], kept.is_inference()) != wanted or len(kept) < rows:
-            self._tensors.pop(name, None)
-            kept = self._tensors[name] = like.new_empty((rows, columns)).detach()
-        return kept[:rows]
-
-
-@dataclass(slots=True)
-class _Job:
-    """What one call of the chunked loss works on; sums come back through it."""
-
-    terms: Sequence[Term]
-    scales: Mapping[str, Scale]
-    student_head: Head
-    targets: Targets | None
-    offsets: Tensor | None  # of a sample, on the host
-    next_ids_N: Tensor
-    chunk_positions: int
-    chunk: ChunkFunction
-    sums: dict[str, Tensor]
-    workspace: Workspace
-
-    @property
-    def teacher_head(self) -> Head | None:
-        return self.targets.head if isinstance(self.targets, DenseTargets) else None
-
-    def teacher_product(self, chunk: slice) -> Tensor | None:
-        """Of full targets, [n, V]: the product with the teacher's head, or stored logits."""
-        if isinstance(self.targets, LogitTargets):
-            logits_NV = self.targets.logits_NV[chunk]
-            return logits_NV.float() if logits_NV.dtype == torch.float16 else logits_NV
-        if not isinstance(self.targets, DenseTargets):
-            return None
-        head, n_rows = self.targets.head, chunk.stop - chunk.start
-        teacher_NV = self.workspace.tensor("teacher", head.weight_VD, rows=n_rows, columns=head.n_vocabulary)
-        return head.product(self.targets.hidden_ND[chunk], out_NV=teacher_NV)
-
-    def stored(self, chunk: slice) -> Stored | None:
-        """Of targets that hold a few entries a position, those of the chunk."""
-        return part_of(self.targets, chunk, offsets=self.offsets) if isinstance(self.targets, Stored) else None
 
 
 def chunked_loss(
@@ -205,53 +72,200 @@ def chunked_loss(
     Raises ValueError when shapes, targets, scales or terms do not fit together, IndexError for an id outside the head,
     ConfigError for a term that stored targets cannot serve (`refuse_unservable`).
     """
-    check(hidden_ND, targets, student_head=student_head, next_ids_N=next_ids_N, terms=terms, scales=scales)
-    if isinstance(targets, Stored):
-        refuse_unservable(terms, kind=kind_of(targets), temperature=targets.temperature, scales=scales)
-    if chunk_positions < 1:
-        raise ValueError(f"chunk_positions {chunk_positions}, expected at least 1")
-    heads = (student_head, targets.head if isinstance(targets, DenseTargets) else None)
-    job = _Job(
-        terms=terms,
-        scales=scales,
-        student_head=student_head,
-        targets=targets,
-        offsets=targets.offsets.cpu() if isinstance(targets, SampledTargets) else None,
+    total, sums = joint_loss(
+        {"": Part(hidden_ND=hidden_ND, head=student_head, terms=tuple(terms), scales=scales)},
+        targets={TEACHER: targets} if targets is not None else {},
         next_ids_N=next_ids_N,
         chunk_positions=chunk_positions,
-        chunk=chunk or chunk_function(terms, heads=heads, targets=targets),
-        sums={term.name: hidden_ND.new_zeros((), dtype=_wide(hidden_ND.dtype)) for term in terms},
-        workspace=workspace or Workspace(),
+        chunk=chunk,
+        workspace=workspace,
     )
-    needs_gradient = torch.is_grad_enabled() and (hidden_ND.requires_grad or student_head.weight_VD.requires_grad)
-    total: Tensor = _ChunkedLoss.apply(hidden_ND, student_head.weight_VD, student_head.bias_V, job, needs_gradient)  # type: ignore[no-untyped-call]
-    kind = kind_of(targets) if targets is not None else None
-    return total, {metric_name(term, kind=kind): job.sums[term.name] for term in terms}
+    return total, sums[""]
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
+def joint_loss(
+    parts: Mapping[str, Part],
+    *,
+    targets: Mapping[str, Targets],
+    next_ids_N: Tensor,
+    chunk_positions: int = CHUNK_POSITIONS,
+    chunk: ChunkFunction | None = None,
+    workspace: Workspace | None = None,
+) -> tuple[Tensor, dict[str, dict[str, Tensor]]]:
+    """`chunked_loss` of several models at once: the sum of their scaled losses, and each one's sums.
+
+    A term learns from `Term.source`: another of `parts`, as it is at this step and without a gradient to it, or what
+    stands under that name in `targets`.  What a model computes does not depend on who else is there, bit for bit.
+    """
+    if chunk_positions < 1:
+        raise ValueError(f"chunk_positions {chunk_positions}, expected at least 1")
+    for part in parts.values():
+        _check(part, parts=parts, targets=targets, next_ids_N=next_ids_N)
+    job = _Job(
+        parts=dict(parts),
+        targets=dict(targets),
+        offsets={name: t.offsets.cpu() for name, t in targets.items() if isinstance(t, SampledTargets)},
+        next_ids_N=next_ids_N,
+        chunk_positions=chunk_positions,
+        workspace=workspace or Workspace(),
+        needs_gradient=torch.is_grad_enabled()
+        and any(p.hidden_ND.requires_grad or p.head.weight_VD.requires_grad for p in parts.values()),
+        chunk=chunk,
+    )
+    tensors = [t for p in parts.values() for t in (p.hidden_ND, p.head.weight_VD, p.head.bias_V)]
+    total: Tensor = _JointLoss.apply(job, *tensors)  # type: ignore[no-untyped-call]
+    return total, {name: _named(part, job=job, sums=job.sums[name]) for name, part in parts.items()}
 
 
-class _ChunkedLoss(torch.autograd.Function):
+def _named(part: Part, *, job: "_Job", sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    named = {}
+    for term in part.terms:
+        targets = job.targets.get(term.source)
+        named[metric_name(term, kind=kind_of(targets) if targets is not None else None)] = sums[term.name]
+        if term.name + gates.TRUSTED in sums:
+            named[term.name + gates.TRUSTED] = sums[term.name + gates.TRUSTED]
+    return named
+
+
+def _check(part: Part, *, parts: Mapping[str, Part], targets: Mapping[str, Targets], next_ids_N: Tensor) -> None:
+    """ValueError, IndexError or ConfigError for what does not fit together."""
+    by_source = _by_source(part.terms) or [(None, ())]
+    for source, terms in by_source:
+        given: Targets | None = targets.get(source) if source is not None else targets.get(TEACHER)
+        if source is not None and source in parts:
+            given = DenseTargets(hidden_ND=parts[source].hidden_ND, head=parts[source].head)
+        check(
+            part.hidden_ND,
+            given,
+            student_head=part.head,
+            next_ids_N=next_ids_N,
+            terms=part.terms,
+            asking=terms,
+            scales=part.scales,
+        )
+        if isinstance(given, Stored):
+            if any(term.trust == "per_token" for term in terms):
+                raise ValueError("trust per_token needs the whole distribution of a teacher, found stored entries")
+            refuse_unservable(terms, kind=kind_of(given), temperature=given.temperature, scales=part.scales)
+
+
+def _by_source(terms: Iterable[Term]) -> list[tuple[str | None, tuple[Term, ...]]]:
+    """Terms by whom they learn from; those that need no teacher go with the first."""
+    terms = tuple(terms)
+    sources: list[str | None] = [*dict.fromkeys(term.source for term in terms if term.needs_teacher)]
+    if not sources:
+        return [(None, terms)] if terms else []
+    return [(s, tuple(t for t in terms if (t.source if t.needs_teacher else sources[0]) == s)) for s in sources]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pass:
+    """Terms of one model from one source; without `gradient` they are only counted (their weight is 0 here)."""
+
+    source: str | None
+    terms: tuple[Term, ...]
+    chunk: ChunkFunction
+    gradient: bool
+
+
+@dataclass(slots=True)
+class _Job:
+    """What one call works on; sums come back through it."""
+
+    parts: dict[str, Part]
+    targets: dict[str, Targets]
+    offsets: dict[str, Tensor]  # of samples, on the host
+    next_ids_N: Tensor
+    chunk_positions: int
+    workspace: Workspace
+    needs_gradient: bool
+    chunk: ChunkFunction | None
+    sums: dict[str, dict[str, Tensor]] = field(init=False)
+    passes: dict[str, list[_Pass]] = field(init=False)
+    order: list[str] = field(init=False)  # who learns from another comes before it: its product is overwritten then
+    copied: set[str] = field(init=False)  # of those that learn from each other
+
+    def __post_init__(self) -> None:
+        self.sums = {
+            name: {term.name: part.hidden_ND.new_zeros((), dtype=wide(part.hidden_ND.dtype)) for term in part.terms}
+            for name, part in self.parts.items()
+        }
+        self.passes = {name: self._passes_of(part) for name, part in self.parts.items()}
+        self.order, self.copied = _order({n: {p.source for p in passes} for n, passes in self.passes.items()})
+
+    def _passes_of(self, part: Part) -> list[_Pass]:
+        live = [t for t in part.terms if part.scales[t.name].factor != 0.0] if self.needs_gradient else []
+        idle = [t for t in part.terms if t not in live]
+        return [
+            _Pass(source=source, terms=terms, chunk=self._function(part, source, terms), gradient=bool(group is live))
+            for group in (idle, live)
+            for source, terms in _by_source(group)
+        ]
+
+    def _function(self, part: Part, source: str | None, terms: tuple[Term, ...]) -> ChunkFunction:
+        function = self.chunk or chunk_function(
+            terms, heads=(part.head, self.head_of(source)), targets=self.targets.get(source or "")
+        )
+        return gates.gated(function) if any(term.trust == "per_token" for term in terms) else function
+
+    def head_of(self, source: str | None) -> Head | None:
+        """The head of whom terms learn from; None for stored targets, and for none."""
+        if source in self.parts:
+            return self.parts[source].head
+        targets = self.targets.get(source or "")
+        return targets.head if isinstance(targets, DenseTargets) else None
+
+    def full(self, source: str, chunk: slice) -> Tensor | None:
+        """Of full targets from outside, [n, V]: the product with the teacher's head, or logits; None for a sample."""
+        return full_product(self.targets[source], chunk, workspace=self.workspace, name=f"of {source}")
+
+    def stored(self, source: str | None, chunk: slice) -> Stored | None:
+        """Of targets that hold a few entries a position, those of the chunk."""
+        targets = self.targets.get(source or "")
+        return part_of(targets, chunk, offsets=self.offsets.get(source or "")) if isinstance(targets, Stored) else None
+
+
+def _order(sources: Mapping[str, set[str | None]]) -> tuple[list[str], set[str]]:
+    """(names, each before those that it learns from; the names whose product must be copied: they are in a circle)."""
+    left, order, copied = dict(sources), [], set[str]()
+    while left:
+        needed = {source for name, of in left.items() for source in of if source != name}
+        free = [name for name in left if name not in needed]
+        chosen = free[0] if free else next(iter(left))
+        if not free:
+            copied.add(chosen)
+        order.append(chosen)
+        del left[chosen]
+    return order, copied
+
+
+class _JointLoss(torch.autograd.Function):
     """Forms every gradient in its forward, group by group; backward only multiplies them by the incoming scalar."""
 
     @staticmethod
-    def forward(  # type: ignore[no-untyped-def]  # torch's ctx has no public type
-        ctx, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, job: _Job, needs_gradient: bool
-    ) -> Tensor:
-        gradients = _Gradients.zero(hidden_ND, weight_VD, bias_V) if needs_gradient else None
+    def forward(ctx, job: _Job, *tensors: Tensor | None) -> Tensor:  # type: ignore[no-untyped-def]  # torch's ctx has no public type
+        gradients = {
+            name: Gradients.zero(part.hidden_ND, part.head.weight_VD, part.head.bias_V)
+            for name, part in job.parts.items()
+            if job.needs_gradient
+        }
+        hidden = {name: part.hidden_ND.to(part.head.weight_VD.dtype) for name, part in job.parts.items()}
+        n_positions = job.next_ids_N.shape[0]
         group_positions = max(1, GROUP_POSITIONS // job.chunk_positions) * job.chunk_positions
-        for start in range(0, hidden_ND.shape[0], group_positions):
-            group = slice(start, min(start + group_positions, hidden_ND.shape[0]))
-            gradient_NV = _group_products(hidden_ND.to(weight_VD.dtype), group, job=job, gradient=needs_gradient)
-            if gradients is not None:
-                gradients.add(gradient_NV, group, head=job.student_head, hidden_ND=hidden_ND, job=job)
-        if gradients is not None:
-            ctx.gradients = gradients.finish(weight_VD.dtype)
-        total = hidden_ND.new_zeros((), dtype=_wide(hidden_ND.dtype))
-        for name, value in job.sums.items():
-            total = total + job.scales[name].factor * value
+        for start in range(0, n_positions, group_positions):
+            group = slice(start, min(start + group_positions, n_positions))
+            products = _group_products(hidden, group, job=job)
+            for name, gradient in gradients.items():
+                part = job.parts[name]
+                gradient.add(products[name], group, head=part.head, hidden_ND=part.hidden_ND, workspace=job.workspace)
+        ctx.gradients = [
+            g for n, p in job.parts.items() if job.needs_gradient for g in gradients[n].finish(p.head.weight_VD.dtype)
+        ]
+        first = next(iter(job.parts.values())).hidden_ND
+        total = first.new_zeros((), dtype=wide(first.dtype))
+        for name, part in job.parts.items():
+            for term in part.terms:
+                total = total + part.scales[term.name].factor * job.sums[name][term.name]
         return total
 
     @staticmethod
@@ -259,73 +273,58 @@ class _ChunkedLoss(torch.autograd.Function):
         is_one = grad_total.device.type == "cpu" and grad_total.item() == 1.0
         gradients = [g if g is None or is_one else g.mul_(grad_total.to(g.dtype)) for g in ctx.gradients]
         ctx.gradients = None
-        return (*gradients, None, None)
+        return (None, *gradients)
 
 
-def _group_products(hidden_ND: Tensor, group: slice, *, job: _Job, gradient: bool) -> Tensor:
-    """Sums of a group's chunks into the job; returns d(total)/d(student product) of the whole group."""
-    head = job.student_head
-    group_NV = job.workspace.tensor("student", head.weight_VD, rows=group.stop - group.start, columns=head.n_vocabulary)
+def _group_products(hidden: Mapping[str, Tensor], group: slice, *, job: _Job) -> dict[str, Tensor]:
+    """Sums of a group's chunks into the job; returns d(total)/d(product) of the whole group, of each model."""
+    n_rows = group.stop - group.start
+    products = {}
+    for name, part in job.parts.items():
+        columns = part.head.n_vocabulary
+        products[name] = job.workspace.tensor(f"product {name}", part.head.weight_VD, rows=n_rows, columns=columns)
     for start in range(group.start, group.stop, job.chunk_positions):
         chunk = slice(start, min(start + job.chunk_positions, group.stop))
-        product_NV = group_NV[chunk.start - group.start : chunk.stop - group.start]
-        result = job.chunk(
-            job.terms,
-            scales=job.scales,
-            student_product_NV=head.product(hidden_ND[chunk], out_NV=product_NV),
-            teacher_product_NV=job.teacher_product(chunk),
-            student_head=head,
-            teacher_head=job.teacher_head,
-            next_ids_N=job.next_ids_N[chunk],
-            gradient=gradient,
-            stored=job.stored(chunk),
-        )
-        for name, value in result.sums.items():
-            job.sums[name] = job.sums[name] + value
-        if result.gradient_NV is not None and result.gradient_NV is not product_NV:
-            product_NV.copy_(result.gradient_NV)
-    return group_NV
+        rows = slice(chunk.start - group.start, chunk.stop - group.start)
+        for name, part in job.parts.items():
+            part.head.product(hidden[name][chunk], out_NV=products[name][rows])
+        _chunk({name: product_NV[rows] for name, product_NV in products.items()}, chunk, job=job)
+    return products
 
 
-@dataclass(slots=True)
-class _Gradients:
-    """Gradients of hidden states, weight and bias, summed over groups; in float32 or wider as soon as there are two."""
-
-    hidden_ND: Tensor
-    weight_VD: Tensor | None
-    bias_V: Tensor | None
-    weight_shape: torch.Size
-
-    @classmethod
-    def zero(cls, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> "_Gradients":
-        """Before the first group."""
-        bias_gradient_V = torch.zeros_like(bias_V, dtype=_wide(bias_V.dtype)) if bias_V is not None else None
-        return cls(torch.zeros_like(hidden_ND), None, bias_gradient_V, weight_VD.shape)
-
-    def add(self, gradient_NV: Tensor, group: slice, *, head: Head, hidden_ND: Tensor, job: _Job) -> None:
-        """The two products of the backward pass, over a group: the larger, the cheaper the sum into the weight's."""
-        n_rows = head.n_vocabulary
-        weight_VD = head.weight_VD[:n_rows]
-        self.hidden_ND[group] = gradient_NV @ weight_VD
-        first = self.weight_VD is None
-        if self.weight_VD is None:
-            one_group = group.start == 0 and group.stop == hidden_ND.shape[0]
-            dtype = weight_VD.dtype if one_group else _wide(weight_VD.dtype)
-            self.weight_VD = weight_VD.new_empty(self.weight_shape, dtype=dtype)
-            self.weight_VD[n_rows:] = 0
-        group_hidden_ND = hidden_ND[group].to(weight_VD.dtype)
-        if self.weight_VD.dtype == weight_VD.dtype:
-            out_VD = self.weight_VD[:n_rows]
-            torch.addmm(out_VD, gradient_NV.t(), group_hidden_ND, beta=0 if first else 1, out=out_VD)
-        else:
-            part_VD = job.workspace.tensor("weight", weight_VD, rows=n_rows, columns=weight_VD.shape[1])
-            torch.mm(gradient_NV.t(), group_hidden_ND, out=part_VD)
-            self.weight_VD[:n_rows].copy_(part_VD) if first else self.weight_VD[:n_rows].add_(part_VD)
-        if self.bias_V is not None:
-            self.bias_V[:n_rows] += gradient_NV.sum(0, dtype=self.bias_V.dtype)
-
-    def finish(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
-        """In the dtype of the weight, as autograd wants them."""
-        if self.weight_VD is None:
-            self.weight_VD = self.hidden_ND.new_zeros(self.weight_shape, dtype=dtype)
-        return self.hidden_ND, self.weight_VD.to(dtype), self.bias_V.to(dtype) if self.bias_V is not None else None
+def _chunk(products: dict[str, Tensor], chunk: slice, *, job: _Job) -> None:
+    """The sums of one chunk into the job; each product [n, V] becomes the gradient with respect to it."""
+    teaching = {name: products[name].clone() if name in job.copied else products[name] for name in products}
+    asked = {p.source for passes in job.passes.values() for p in passes if p.source in job.targets}
+    teaching |= {source: full for source in asked if source and (full := job.full(source, chunk)) is not None}
+    for name in job.order:
+        product_NV, part = products[name], job.parts[name]
+        gradients = [p for p in job.passes[name] if p.gradient]
+        summed_NV = torch.zeros_like(product_NV) if len(gradients) > 1 else None
+        for each in job.passes[name]:
+            is_last = not each.gradient or each is gradients[-1]
+            result = each.chunk(
+                each.terms,
+                scales=part.scales,
+                student_product_NV=product_NV if is_last else product_NV.clone(),
+                teacher_product_NV=teaching.get(each.source or ""),
+                student_head=part.head,
+                teacher_head=job.head_of(each.source),
+                next_ids_N=job.next_ids_N[chunk],
+                gradient=each.gradient,
+                stored=job.stored(each.source, chunk),
+            )
+            for term, value in result.sums.items():
+                job.sums[name][term] = job.sums[name][term] + value if term in job.sums[name] else value
+            if not each.gradient:
+                continue
+            assert result.gradient_NV is not None
+            if summed_NV is not None and not is_last:
+                summed_NV += result.gradient_NV
+                continue
+            if result.gradient_NV is not product_NV:
+                product_NV.copy_(result.gradient_NV)
+            if summed_NV is not None:
+                product_NV += summed_NV
+        if job.needs_gradient and not gradients:
+            product_NV.zero_()

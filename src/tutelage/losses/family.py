@@ -4,54 +4,96 @@
 thing that a data-parallel wrapper has to wrap, and nothing outside touches a head's weight.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import torch
 from torch import nn
 
-from tutelage.losses.chunked import CHUNK_POSITIONS, ChunkFunction, Workspace, chunked_loss
+from tutelage.losses.chunked import CHUNK_POSITIONS, ChunkFunction, Part, joint_loss
+from tutelage.losses.gradients import Workspace
 from tutelage.losses.terms import Scale, Term
 from tutelage.models.head import head_of, trained_hidden
-from tutelage.types import Batch, CausalLM, LossSums, Targets
+from tutelage.types import Batch, CausalLM, DenseTargets, LossSums, Targets
 
 
 class Family(nn.Module):
-    """One student and its terms (more students, and a teacher that trains, join here)."""
+    """The models of a run that train, by name, and what each learns from whom."""
 
     def __init__(
         self,
-        student: CausalLM,
-        terms: Sequence[Term],
+        models: Mapping[str, CausalLM],
+        terms: Mapping[str, Sequence[Term]],
         *,
         n_vocabulary: int,
-        name: str = "student",
         chunk_positions: int = CHUNK_POSITIONS,
         chunk: ChunkFunction | None = None,
     ) -> None:
         super().__init__()
-        self.student = student
-        self.name = name
-        self.terms = tuple(terms)
+        # A ModuleDict refuses names that it has itself, such as `keys`.
+        self.models = nn.ModuleDict({_key(name): model for name, model in models.items()})
+        self.terms = {name: tuple(of) for name, of in terms.items()}
         self._n_vocabulary = n_vocabulary
         self._chunk_positions = chunk_positions
         self._chunk = chunk
         self._workspace = Workspace()
 
-    def forward(self, batch: Batch, targets: Targets | None, scales: Mapping[str, Scale]) -> LossSums:
-        """Scaled total (with a graph) and each term's plain sum and count over the batch's trained positions."""
+    def forward(
+        self,
+        batch: Batch,
+        targets: Mapping[str, Targets],
+        scales: Mapping[str, Mapping[str, Scale]],
+        *,
+        before: Callable[[str], None] | None = None,
+    ) -> LossSums:
+        """Scaled total (with a graph) and each term's plain sum and count over the batch's trained positions.
+
+        The models in `scales` take part; one that others learn from and that is not in it is asked as it is, without a
+        gradient and in eval mode.  `before(name)` is called ahead of each trunk: the place to seed its dropout.
+        """
         view = batch.view
-        total, sums = chunked_loss(
-            trained_hidden(self.student, view),
-            student_head=head_of(self.student, n_vocabulary=self._n_vocabulary),
-            targets=targets,
+        parts = {}
+        for name in scales:
+            if before is not None:
+                before(name)
+            parts[name] = Part(
+                hidden_ND=trained_hidden(self.model(name), view),
+                head=head_of(self.model(name), n_vocabulary=self._n_vocabulary),
+                terms=self.terms[name],
+                scales=scales[name],
+            )
+        asked = {term.source for part in parts.values() for term in part.terms if term.needs_teacher}
+        silent = {name: self._ask(name, batch) for name in self.terms if name in asked and name not in parts}
+        total, sums = joint_loss(
+            parts,
+            targets={**targets, **silent},
             next_ids_N=view.next_ids_N,
-            terms=self.terms,
-            scales=scales,
             chunk_positions=self._chunk_positions,
             chunk=self._chunk,
             workspace=self._workspace,
         )
         return LossSums(
             total=total,
-            sums={f"{self.name}/{name}": value for name, value in sums.items()},
-            counts={f"{self.name}/{name}": batch.n_trained for name in sums},
+            sums={f"{model}/{name}": value for model, of in sums.items() for name, value in of.items()},
+            counts={f"{model}/{name}": batch.n_trained for model, of in sums.items() for name in of},
         )
+
+    def model(self, name: str) -> CausalLM:
+        """One of the models."""
+        return self.models[_key(name)]
+
+    def set_training(self, names: Iterable[str]) -> None:
+        """Train mode for these models, eval mode for the others."""
+        wanted = {*names}
+        for name in self.terms:
+            self.model(name).train(name in wanted)
+
+    @torch.no_grad()
+    def _ask(self, name: str, batch: Batch) -> DenseTargets:
+        model = self.model(name)
+        return DenseTargets(
+            hidden_ND=trained_hidden(model, batch.view), head=head_of(model, n_vocabulary=self._n_vocabulary)
+        )
+
+
+def _key(name: str) -> str:
+    return f"model_{name}"

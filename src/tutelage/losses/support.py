@@ -11,9 +11,14 @@ import torch
 from torch import Tensor
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype, or float32 where it is narrower: losses and their sums are never narrower than that."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def log_softmax(logits_NV: Tensor, *, temperature: float = 1.0) -> Tensor:
     """Log-probabilities [N, V] in nats at a temperature, in float32 or wider."""
-    wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+    wide_NV = logits_NV.to(wide(logits_NV.dtype))
     return torch.log_softmax(wide_NV / temperature if temperature != 1.0 else wide_NV, dim=-1)
 
 

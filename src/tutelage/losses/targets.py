@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from tutelage.losses.gradients import Workspace
 from tutelage.losses.terms import Scale, Term
 from tutelage.types import DenseTargets, Head, LogitTargets, SampledTargets, Targets, TopKTargets
 
@@ -60,6 +61,18 @@ def part_of(stored: Stored, chunk: slice, *, offsets: Tensor | None) -> Stored:
     )
 
 
+def full_product(targets: Targets, chunk: slice, *, workspace: Workspace, name: str) -> Tensor | None:
+    """Of full targets, [n, V]: the product with the teacher's head, or stored logits; None for a few entries."""
+    if isinstance(targets, LogitTargets):
+        logits_NV = targets.logits_NV[chunk]
+        return logits_NV.float() if logits_NV.dtype == torch.float16 else logits_NV
+    if not isinstance(targets, DenseTargets):
+        return None
+    head, n_rows = targets.head, chunk.stop - chunk.start
+    out_NV = workspace.tensor(name, head.weight_VD, rows=n_rows, columns=head.n_vocabulary)
+    return head.product(targets.hidden_ND[chunk], out_NV=out_NV)
+
+
 def check(
     hidden_ND: Tensor,
     targets: Targets | None,
@@ -67,11 +80,15 @@ def check(
     student_head: Head,
     next_ids_N: Tensor,
     terms: Sequence[Term],
+    asking: Sequence[Term],
     scales: Mapping[str, Scale],
 ) -> None:
-    """ValueError for what would broadcast, be left out or be added twice without a word."""
+    """ValueError for what would broadcast, be left out or be added twice without a word.
+
+    `terms` are all of a model, `asking` those among them that learn from `targets`.
+    """
     names = [term.name for term in terms]
-    asking = [term.name for term in terms if term.needs_teacher]
+    asks = [term.name for term in asking if term.needs_teacher]
     if hidden_ND.ndim != 2 or next_ids_N.shape != hidden_ND.shape[:1]:
         found = f"{tuple(hidden_ND.shape)} with next tokens {tuple(next_ids_N.shape)}"
         raise ValueError(f"hidden states {found}, expected [N, D] with [N]: the trained positions alone")
@@ -81,8 +98,8 @@ def check(
         raise ValueError(f"scales for {sorted(scales)}, expected one for each term: {', '.join(missing)} missing")
     if targets is not None:
         _check_targets(hidden_ND, targets, n_vocabulary=student_head.n_vocabulary)
-    elif asking:
-        raise ValueError(f"no targets, expected the teacher's hidden states and head: {', '.join(asking)} asks")
+    elif asks:
+        raise ValueError(f"no targets, expected the teacher's hidden states and head: {', '.join(asks)} asks")
 
 
 def _check_targets(hidden_ND: Tensor, targets: Targets, *, n_vocabulary: int) -> None:

@@ -9,6 +9,8 @@ from tutelage.losses.divergences import temperature_power
 from tutelage.losses.schedules import Schedule, constant
 
 TermKind = Literal["divergence", "ground_truth", "teacher_argmax"]
+Trust = Literal["always", "progress", "per_token"]
+TEACHER = "teacher"  # the name of the model that is learned from where nobody says another
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,15 +22,18 @@ class Term:
     parameters: dict[str, float] = field(default_factory=dict)
     weight: Schedule = field(default_factory=lambda: constant(1.0))
     temperature: Schedule = field(default_factory=lambda: constant(1.0))
+    source: str = TEACHER  # whom it learns from
+    trust: Trust = "always"  # progress: the weight follows how far the teacher is; per_token: see losses/gates.py
 
     @property
     def name(self) -> str:
-        """The name in metrics: the divergence's own, `cross_entropy` or `cross_entropy_argmax`."""
-        return {
+        """The name in metrics: the divergence's own, `cross_entropy` or `cross_entropy_argmax`, and `.NAME` of whom."""
+        name = {
             "divergence": self.divergence,
             "ground_truth": "cross_entropy",
             "teacher_argmax": "cross_entropy_argmax",
         }[self.kind]
+        return f"{name}.{self.source}" if self.needs_teacher and self.source != TEACHER else name
 
     @property
     def needs_teacher(self) -> bool:

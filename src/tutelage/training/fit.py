@@ -18,7 +18,7 @@ from tutelage.training import checkpoint
 from tutelage.training.trainer import StepStats, Trainer
 from tutelage.types import Batch
 
-_PARTS = ("weights", "optimizer", "progress")
+_TENSORS = {"weights": "masters", "optimizer": "optimizer"}  # of a model in a checkpoint, and where a peer has them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +48,9 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fitted:
-    """The outcome: `weights` are the masters to save (the average, or the best, where the recipe says so)."""
+    """The outcome: `weights` by model are the masters to save (the average, or the best, where the recipe says so)."""
 
-    weights: dict[str, Tensor]
+    weights: dict[str, dict[str, Tensor]]
     step: int
     progress: Progress
     held_out: dict[str, float] = field(default_factory=dict)
@@ -86,6 +86,7 @@ class _Fit:
     ) -> None:
         self.trainer, self.run, self.run_id, self.plan, self.held_out = trainer, run, run_id, plan, held_out
         self.folder = run.checkpoints / trainer.name
+        self.parts = (*(_part(name, kind) for name in trainer.peers for kind in _TENSORS), "progress", "running")
         self.progress = Progress()
         self.saved_step: int | None = None
         self.last_held_out: dict[str, float] = {}
@@ -94,6 +95,7 @@ class _Fit:
         self._restore()
         writer = _tensorboard(self.run, wanted=self.plan.tensorboard, step=self.trainer.step)
         title = f"training the {self.trainer.name}"
+        models = tuple(self.trainer.peers)
         with (
             _signals() as signals,
             console.Progress(
@@ -103,7 +105,7 @@ class _Fit:
             while self.trainer.step < self.plan.n_steps and not self.progress.stopped_early:
                 stats = self._step()
                 self._record(stats, writer)
-                bar.update(self.trainer.step, _line(stats))
+                bar.update(self.trainer.step, _speed(stats), rows=_lines(stats, models))
                 if on_step is not None:
                     on_step(stats)
                 self._after_step(writer)
@@ -137,22 +139,22 @@ class _Fit:
             raise
 
     def _record(self, stats: StepStats, writer: Any) -> None:
-        name = self.trainer.name
         self.progress.seconds += stats.seconds
         self.progress.n_tokens += stats.n_tokens
-        row: dict[str, io.Json] = {
-            "step": stats.step,
-            "model": name,
-            "tokens": self.progress.n_tokens,
-            **stats.losses,
-            f"{name}/total": stats.total,
-            f"{name}/gradient_norm": stats.gradient_norm,
-            f"{name}/learning_rate": stats.learning_rate,
-        }
-        self.run.append_metrics(row)
-        speed = stats.n_tokens / stats.seconds
+        for name in stats.totals:
+            row: dict[str, io.Json] = {
+                "step": stats.step,
+                "model": name,
+                "tokens": self.progress.n_tokens,
+                **{f"{name}/{term}": loss for term, loss in stats.losses_of(name).items()},
+                f"{name}/total": stats.totals[name],
+                f"{name}/gradient_norm": stats.gradient_norms[name],
+                f"{name}/learning_rate": stats.learning_rates[name],
+            }
+            self.run.append_metrics(row)
+            _write_scalars(writer, row)
+        speed, name = stats.n_tokens / stats.seconds, self.trainer.name
         self.run.append_timings({"step": stats.step, "model": name, "seconds": stats.seconds, "rate_tok_per_s": speed})
-        _write_scalars(writer, row)
 
     def _after_step(self, writer: Any) -> None:
         step, plan = self.trainer.step, self.plan
@@ -176,10 +178,15 @@ class _Fit:
                 f"held-out loss of the {name} is {objective} at step {step}; the newest checkpoint is intact; "
                 "lower training.learning_rate and start anew with --force",
             )
-        row: dict[str, io.Json] = {"step": step, "model": name, "tokens": self.progress.n_tokens}
-        row |= {f"{name}/held_out/{key.split('/', 1)[1]}": value for key, value in losses.items()}
-        self.run.append_metrics(row)
-        _write_scalars(writer, row)
+        for model in self.trainer.peers:
+            row: dict[str, io.Json] = {"step": step, "model": model, "tokens": self.progress.n_tokens}
+            row |= {
+                f"{model}/held_out/{key.split('/', 1)[1]}": value
+                for key, value in losses.items()
+                if key.split("/", 1)[0] == model
+            }
+            self.run.append_metrics(row)
+            _write_scalars(writer, row)
         improved = self.progress.best_loss is None or objective < self.progress.best_loss
         if improved:
             self.progress.best_step, self.progress.best_loss, self.progress.n_worse = step, objective, 0
@@ -195,9 +202,13 @@ class _Fit:
             self.folder,
             step=trainer.step,
             run_id=self.run_id,
-            tensors={"weights": trainer.masters.state(), "optimizer": trainer.optimizer.state()},
-            state={"progress": dict(self._progress_json())},
-            required=_PARTS,
+            tensors={
+                _part(name, kind): getattr(peer, home).state()
+                for name, peer in trainer.peers.items()
+                for kind, home in _TENSORS.items()
+            },
+            state={"progress": dict(self._progress_json()), "running": dict(trainer.running)},
+            required=self.parts,
         )
         self.saved_step = trainer.step
         protect = {self.progress.best_step} if self.progress.best_step is not None else set()
@@ -207,12 +218,15 @@ class _Fit:
         return {name: getattr(self.progress, name) for name in Progress.__dataclass_fields__}
 
     def _restore(self) -> None:
-        found = checkpoint.newest(self.folder, run_id=self.run_id, required=_PARTS)
-        self.run.rewind_metrics(found.step if found else 0, model=self.trainer.name)
+        found = checkpoint.newest(self.folder, run_id=self.run_id, required=self.parts)
+        for name in {self.trainer.name, *self.trainer.peers}:
+            self.run.rewind_metrics(found.step if found else 0, model=name)
         if found is None:
             return
-        self.trainer.masters.load(found.tensors["weights"])
-        self.trainer.optimizer.load(found.tensors["optimizer"])
+        for name, peer in self.trainer.peers.items():
+            peer.masters.load(found.tensors[_part(name, "weights")])
+            peer.optimizer.load(found.tensors[_part(name, "optimizer")])
+        self.trainer.running = dict(found.state["running"])
         self.trainer.step = self.saved_step = found.step
         self.progress = Progress(**found.state["progress"])
         if 0 < found.step < self.plan.n_steps:
@@ -223,18 +237,26 @@ class _Fit:
             self._save()
         raise Stopped(f"saved step {self.trainer.step}; rerun the same command to continue", signal_number=number)
 
-    def _chosen_weights(self) -> dict[str, Tensor]:
+    def _chosen_weights(self) -> dict[str, dict[str, Tensor]]:
         """The best checkpoint's after an early stop, the moving average where there is one, else the last."""
-        if self.plan.patience is not None and self.progress.best_step not in (None, self.trainer.step):
-            best = self.progress.best_step
-            found = checkpoint.newest(self.folder, run_id=self.run_id, required=_PARTS, step=best)
-            if found is None:
-                raise IntegrityError("CKPT_INCOMPLETE", f"{self.folder}: the best step, {best}, is gone; use --force")
-            averaged = {
-                k.split("/", 1)[1]: v for k, v in found.tensors["optimizer"].items() if k.startswith("average/")
-            }
-            return averaged or found.tensors["weights"]
-        return self.trainer.optimizer.average or self.trainer.masters.state()
+        if self.plan.patience is None or self.progress.best_step in (None, self.trainer.step):
+            return {name: peer.optimizer.average or peer.masters.state() for name, peer in self.trainer.peers.items()}
+        best = self.progress.best_step
+        found = checkpoint.newest(self.folder, run_id=self.run_id, required=self.parts, step=best)
+        if found is None:
+            raise IntegrityError("CKPT_INCOMPLETE", f"{self.folder}: the best step, {best}, is gone; use --force")
+        return {name: saved_weights(found, name) for name in self.trainer.peers}
+
+
+def saved_weights(found: checkpoint.Checkpoint, name: str) -> dict[str, Tensor]:
+    """What a checkpoint keeps of a model to save: its moving average where there is one, else its weights."""
+    optimizer = found.tensors[_part(name, "optimizer")]
+    average = {key.split("/", 1)[1]: value for key, value in optimizer.items() if key.startswith("average/")}
+    return average or found.tensors[_part(name, "weights")]
+
+
+def _part(name: str, kind: str) -> str:
+    return f"{name}.{kind}"
 
 
 def out_of_memory(trainer: Trainer, batches: Sequence[Batch]) -> ResourceError:
@@ -250,9 +272,16 @@ def out_of_memory(trainer: Trainer, batches: Sequence[Batch]) -> ResourceError:
     )
 
 
-def _line(stats: StepStats) -> str:
-    losses = "  ".join(f"{name.split('/', 1)[1]} {value:.3f}" for name, value in stats.losses.items())
-    return f"{losses}  {stats.n_tokens / stats.seconds:.0f} tok/s"
+def _speed(stats: StepStats) -> str:
+    return f"{stats.n_tokens / stats.seconds:.0f} tok/s"
+
+
+def _lines(stats: StepStats, models: Sequence[str]) -> dict[str, str]:
+    """One line a model."""
+    return {
+        name: "  ".join(f"{term} {value:.3f}" for term, value in stats.losses_of(name).items()) or "does not train"
+        for name in models
+    }
 
 
 @contextmanager

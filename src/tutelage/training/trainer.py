@@ -1,13 +1,16 @@
 """The one trainer: a step that is read first, and a generator of steps.
 
-Co-distillation is the same step with a teacher that also has an optimizer, a family is the same step with several
-students, hard labels are the same step with a cross-entropy term and no teacher.  There is no second trainer.
+Co-distillation is this step with a teacher among the models that train, a family is this step with several students,
+mutual learning is this step with equals, hard labels are this step with a cross-entropy term and no teacher.  There is
+no second trainer.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from math import log
 from typing import Protocol
 
 import torch
@@ -17,14 +20,17 @@ from tutelage.errors import IntegrityError, NumericError
 from tutelage.losses.chunked import CHUNK_POSITIONS
 from tutelage.losses.family import Family
 from tutelage.losses.stored import metric_name
-from tutelage.losses.terms import Scale, Term, scale_of
+from tutelage.losses.terms import TEACHER, Scale, Term
 from tutelage.randomness import derive_seed
-from tutelage.training.optim import Optimizer, OptimizerSettings
-from tutelage.training.precision import ComputePath, MasterWeights
+from tutelage.training.member import STUDENT, Member, Peer
+from tutelage.training.optim import OptimizerSettings
+from tutelage.training.precision import ComputePath
 from tutelage.types import Batch, CausalLM, LossSums, Targets
 
+FAMILY = "family"
 _NEGATIVE_KL = -1e-6
-_CROSS_ENTROPIES = ("/cross_entropy", "/cross_entropy_argmax", "/soft_cross_entropy")
+_CROSS_ENTROPIES = ("cross_entropy", "cross_entropy_argmax", "soft_cross_entropy")
+_REMEMBERED = 0.95  # of a running loss, by each step
 
 
 class Teacher(Protocol):
@@ -41,92 +47,111 @@ class StepStats:
 
     step: int
     losses: dict[str, float]  # MODEL/TERM, plain: without weight and T**k
-    total: float
-    gradient_norm: float
-    learning_rate: float
+    totals: dict[str, float]  # by model, of those that trained in this step; so the others
+    gradient_norms: dict[str, float]
+    learning_rates: dict[str, float]
     n_tokens: int
     n_trained: int
     seconds: float
 
+    def losses_of(self, model: str) -> dict[str, float]:
+        """TERM: nats, of one model."""
+        return {key.split("/", 1)[1]: value for key, value in self.losses.items() if key.split("/", 1)[0] == model}
+
 
 class Trainer:
-    """One student, its optimizer and its terms; the state between steps is weights, moments and a step count."""
+    """Models that train on one stream of batches; the state between steps is peers, running losses, a step count."""
 
     def __init__(
         self,
-        student: CausalLM,
+        members: Sequence[Member],
         *,
-        terms: Sequence[Term],
         teacher: Teacher | None,
         microbatches: Callable[[int], list[Batch]],
         compute: ComputePath,
-        optimizer: OptimizerSettings,
         n_vocabulary: int,
         seed: int,
-        name: str = "student",
         chunk_positions: int = CHUNK_POSITIONS,
         gradient_checkpointing: bool = False,
     ) -> None:
-        """`microbatches(step)` is a pure function of the step: that is the exact resume of the data."""
+        """`teacher` does not train.  `microbatches(step)` is a pure function of the step: so data resume exactly."""
         self.compute = compute
-        self.terms = tuple(terms)
-        self.name = name
+        self.peers = {member.name: Peer(member, compute=compute) for member in members}
+        assert len(self.peers) == len(members), "two members have one name"
+        self.name = next(iter(self.peers)) if len(members) == 1 else FAMILY
         self.step = 0
-        self.masters = MasterWeights(student.to(compute.device).requires_grad_(True), weight_dtype=compute.weight_dtype)
-        self.optimizer = Optimizer(self.masters.parameters, optimizer)
-        self.family = Family(student, self.terms, n_vocabulary=n_vocabulary, name=name, chunk_positions=chunk_positions)
+        self.n_steps = max(member.last_step for member in members)
+        self.running: dict[str, float] = {}  # a model's cross-entropy on the truth, of the steps so far
+        self.family = Family(
+            {member.name: member.model for member in members},
+            {member.name: member.terms for member in members},
+            n_vocabulary=n_vocabulary,
+            chunk_positions=chunk_positions,
+        )
         if gradient_checkpointing:
-            student.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-        self._teacher = teacher if any(term.needs_teacher for term in self.terms) else None
+            for member in members:
+                member.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        self._sources = {t.source for member in members for t in member.terms if t.needs_teacher}
+        self._teacher = teacher if TEACHER in self._sources - {*self.peers} else None
         self.microbatches = microbatches
-        self._n_steps = optimizer.n_steps
+        self._n_vocabulary = n_vocabulary
         self._seed = seed
+
+    @property
+    def only(self) -> Peer:
+        """The model that trains, where there is one."""
+        (peer,) = self.peers.values()
+        return peer
+
+    @property
+    def judged(self) -> list[str]:
+        """The models that a run is for: those that nobody learns from, or all where everybody teaches."""
+        return [name for name in self.peers if name not in self._sources] or list(self.peers)
 
     def train_step(self, microbatches: Sequence[Batch]) -> StepStats:
         """One optimizer step.  Scales are fixed before the forward, here and nowhere else: weight * T**k / count."""
         started = time.perf_counter()
         count = sum(batch.n_trained for batch in microbatches)
         self._stop_if_nothing_to_train(count, microbatches)
-        scales = self._scales(count)
-        torch.manual_seed(derive_seed(self._seed, "dropout", self.name, self.step))
-        self.family.train()
+        training = [peer for peer in self.peers.values() if peer.member.is_training(self.step)]
+        scales = self._scales(count, training)
+        self.family.set_training(scales)
         sums: LossSums | None = None
-        for batch in microbatches:
+        for number, batch in enumerate(microbatches):
             batch = batch.to(self.compute.device)
-            targets = self._teacher.targets(batch) if self._teacher is not None else None
-            loss_sums = self.family(batch, targets, scales)
+            loss_sums = self.family(batch, self._targets(batch), scales, before=partial(self._seed_dropout, number))
             loss_sums.total.backward()
-            self.masters.collect()
+            for peer in training:
+                peer.masters.collect()
             sums = loss_sums.detach() if sums is None else sums + loss_sums.detach()
         assert sums is not None
-        gradient_norm = self.optimizer.clip()
-        stats = self._stats(sums, scales=scales, gradient_norm=gradient_norm, microbatches=microbatches)
+        norms = {peer.name: peer.optimizer.clip() for peer in training}
+        stats = self._stats(sums, scales=scales, norms=norms, microbatches=microbatches)
         self._stop_if_not_possible(stats, microbatches)
-        self.optimizer.update(self.step)
-        self.masters.publish()
-        self.masters.zero_grad()
+        for peer in training:  # after every backward: nobody learns from weights of the next step
+            peer.update(self.step)
+        self._remember(stats)
         self.step += 1
         return _timed(stats, seconds=time.perf_counter() - started)
 
     def steps(self) -> Iterator[StepStats]:
         """Train to the end, one step an item; the caller may stop, look, evaluate and save between items."""
-        while self.step < self._n_steps:
+        while self.step < self.n_steps:
             yield self.train_step(self.microbatches(self.step))
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Batch]) -> dict[str, float]:
-        """Mean of each term, in nats, over batches of held-out text at the present step's temperature.
+        """Mean of each term of each model, in nats, over batches of held-out text at the present step's temperature.
 
         Of the moving average of the weights where there is one: it is what a run saves.
         """
-        self.family.eval()
-        scales = self._scales(1)
+        scales = self._scales(1, self.peers.values())
+        self.family.set_training(())
         sums: LossSums | None = None
-        with self._average_in_place():
+        with self._averages_in_place():
             for batch in batches:
                 batch = batch.to(self.compute.device)
-                targets = self._teacher.targets(batch) if self._teacher is not None else None
-                loss_sums = self.family(batch, targets, scales)
+                loss_sums = self.family(batch, self._targets(batch), scales)
                 sums = loss_sums if sums is None else sums + loss_sums
         if sums is None or not all(sums.counts.values()):
             raise IntegrityError(
@@ -134,33 +159,49 @@ class Trainer:
             )
         return {name: float(value) / sums.counts[name] for name, value in sums.sums.items()}
 
-    @contextmanager
-    def _average_in_place(self) -> Iterator[None]:
-        """The model computes with the averaged weights inside, and with its own, bitwise, afterwards."""
-        if self.optimizer.average is None:
-            yield
-            return
-        own = {name: weight.clone() for name, weight in self.masters.state().items()}
-        self.masters.load(self.optimizer.average)
-        try:
-            yield
-        finally:
-            self.masters.load(own)
-
-    def objective(self, losses: dict[str, float]) -> float:
+    def objective(self, losses: Mapping[str, float]) -> float:
         """The weighted sum of mean losses as it is trained at the present step: what held-out evaluations compare.
 
-        `losses` as `evaluate` gives them: a forward KL counts under the name that its targets gave it.
+        `losses` as `evaluate` gives them: a forward KL counts under the name that its targets gave it.  Of a family it
+        is the sum over `judged`.
         """
-        scales, total = self._scales(1), 0.0
-        for term in self.terms:
-            names = (f"{self.name}/{metric_name(term, kind=kind)}" for kind in (None, "sample"))
-            total += scales[term.name].factor * next(losses[name] for name in names if name in losses)
-        return total
+        scales = self._scales(1, [self.peers[name] for name in self.judged])
+        return sum(_weighted(losses, name, self.peers[name].member.terms, scales[name]) for name in self.judged)
 
-    def _scales(self, count: int) -> dict[str, Scale]:
-        step = min(self.step, self._n_steps - 1)
-        return {t.name: scale_of(t, step=step, n_steps=self._n_steps, count=count) for t in self.terms}
+    @contextmanager
+    def _averages_in_place(self) -> Iterator[None]:
+        """The models compute with the averaged weights inside, and with their own, bitwise, afterwards."""
+        with ExitStack() as stack:
+            for peer in self.peers.values():
+                if peer.optimizer.average is not None:
+                    own = {name: weight.clone() for name, weight in peer.masters.state().items()}
+                    peer.masters.load(peer.optimizer.average)
+                    stack.callback(peer.masters.load, own)
+            yield
+
+    def _targets(self, batch: Batch) -> dict[str, Targets]:
+        return {TEACHER: self._teacher.targets(batch)} if self._teacher is not None else {}
+
+    def _seed_dropout(self, number: int, name: str) -> None:
+        """Each model has its own stream, by its name: who else trains changes nothing."""
+        torch.manual_seed(derive_seed(self._seed, "dropout", name, self.step, number))
+
+    def _scales(self, count: int, peers: Iterable[Peer]) -> dict[str, dict[str, Scale]]:
+        step = min(self.step, self.n_steps - 1)
+        progress = {name: self._progress(name) for name in self.peers}
+        return {peer.name: peer.member.scales(step, count=count, progress=progress) for peer in peers}
+
+    def _progress(self, name: str) -> float:
+        """How far a model is from the uniform distribution (0) to knowing all (1), by its running loss."""
+        nothing = log(self._n_vocabulary)
+        return min(max(1.0 - self.running.get(name, nothing) / nothing, 0.0), 1.0)
+
+    def _remember(self, stats: StepStats) -> None:
+        for name in self.peers:
+            now = stats.losses.get(f"{name}/cross_entropy")
+            if now is not None:
+                before = self.running.get(name, now)
+                self.running[name] = _REMEMBERED * before + (1.0 - _REMEMBERED) * now
 
     def _stop_if_nothing_to_train(self, count: int, microbatches: Sequence[Batch]) -> None:
         if count == 0:
@@ -172,17 +213,23 @@ class Trainer:
             )
 
     def _stats(
-        self, sums: LossSums, *, scales: dict[str, Scale], gradient_norm: Tensor, microbatches: Sequence[Batch]
+        self,
+        sums: LossSums,
+        *,
+        scales: Mapping[str, Mapping[str, Scale]],
+        norms: Mapping[str, Tensor],
+        microbatches: Sequence[Batch],
     ) -> StepStats:
         names = list(sums.sums)
-        packed = torch.stack([sums.total.double(), gradient_norm.double(), *(sums.sums[n].double() for n in names)])
-        total, norm, *values = packed.tolist()  # the step's only transfer from the device
+        packed = torch.stack([v.double() for v in (*norms.values(), *(sums.sums[n] for n in names))])
+        values = packed.tolist()  # the step's only transfer from the device
+        plain = dict(zip(names, values[len(norms) :], strict=True))
         return StepStats(
             step=self.step + 1,
-            losses={n: v / sums.counts[n] for n, v in zip(names, values, strict=True)},
-            total=total,
-            gradient_norm=norm,
-            learning_rate=self.optimizer.learning_rate(self.step),
+            losses={n: v / sums.counts[n] for n, v in plain.items()},
+            totals={n: _weighted(plain, n, self.peers[n].member.terms, scales[n]) for n in norms},
+            gradient_norms=dict(zip(norms, values, strict=False)),
+            learning_rates={n: self.peers[n].learning_rate(self.step) for n in norms},
             n_tokens=sum(batch.view.ids_BT.numel() for batch in microbatches),
             n_trained=next(iter(sums.counts.values())),
             seconds=0.0,
@@ -190,10 +237,11 @@ class Trainer:
 
     def _stop_if_not_possible(self, stats: StepStats, microbatches: Sequence[Batch]) -> None:
         """Before the update: a number that is not finite, or a negative KL, leaves the weights as they are."""
-        values = {"total": stats.total, "grad norm": stats.gradient_norm, **stats.losses}
+        values = {f"{n}/total": v for n, v in stats.totals.items()}
+        values |= {f"{n}/gradient_norm": v for n, v in stats.gradient_norms.items()} | stats.losses
         bad = [f"{name} {value}" for name, value in values.items() if not abs(value) < float("inf")]
         if bad:
-            self.masters.zero_grad()
+            self._drop_gradients()
             rows = ", ".join(key[:12] for batch in microbatches for key in batch.row_keys[:4])
             raise NumericError(
                 "NONFINITE",
@@ -201,12 +249,47 @@ class Trainer:
                 "lower training.learning_rate or look at the rows",
             )
         for name, value in stats.losses.items():
-            if not name.endswith(_CROSS_ENTROPIES) and value < _NEGATIVE_KL:
-                self.masters.zero_grad()
+            if name.split("/", 1)[1].split(".")[0] not in _CROSS_ENTROPIES and value < _NEGATIVE_KL:
+                self._drop_gradients()
                 raise NumericError(
                     "NEGATIVE_KL",
                     f"{name} {value:.3g} at step {self.step}; weights unchanged, rerun with --debug and report it",
                 )
+
+    def _drop_gradients(self) -> None:
+        for peer in self.peers.values():
+            peer.masters.zero_grad()
+
+
+def one_model(
+    model: CausalLM,
+    *,
+    terms: Sequence[Term],
+    optimizer: OptimizerSettings,
+    teacher: Teacher | None,
+    microbatches: Callable[[int], list[Batch]],
+    compute: ComputePath,
+    n_vocabulary: int,
+    seed: int,
+    name: str = STUDENT,
+    chunk_positions: int = CHUNK_POSITIONS,
+    gradient_checkpointing: bool = False,
+) -> Trainer:
+    """A trainer with one model."""
+    member = Member(name=name, model=model, terms=tuple(terms), optimizer=optimizer)
+    return Trainer(
+        [member], teacher=teacher, microbatches=microbatches, compute=compute, n_vocabulary=n_vocabulary, seed=seed,
+        chunk_positions=chunk_positions, gradient_checkpointing=gradient_checkpointing,
+    )  # fmt: skip
+
+
+def _weighted(losses: Mapping[str, float], model: str, terms: Sequence[Term], scales: Mapping[str, Scale]) -> float:
+    """The sum of a model's terms, each by its factor; a forward KL under the name that its targets gave it."""
+    total = 0.0
+    for term in terms:
+        names = (f"{model}/{metric_name(term, kind=kind)}" for kind in (None, "sample"))
+        total += scales[term.name].factor * next(losses[name] for name in names if name in losses)
+    return total
 
 
 def _timed(stats: StepStats, *, seconds: float) -> StepStats:

@@ -12,7 +12,8 @@ from tutelage.training import checkpoint
 from tutelage.training.prepare import Prepared
 
 _FOLDER = "start"  # below checkpoints/
-_PARTS = ("weights",)
+_KEPT = "start.weights"
+_PARTS = (_KEPT,)
 
 
 def start_from_source(prepared: Prepared, started: Started, *, name: str) -> None:
@@ -22,7 +23,7 @@ def start_from_source(prepared: Prepared, started: Started, *, name: str) -> Non
     weights, step = _weights_of(started.source, name)
     _put(prepared, weights, where=str(started.source))
     folder = started.run.checkpoints / _FOLDER
-    checkpoint.save(folder, step=step, run_id=started.run_id, tensors={"weights": weights}, state={}, required=_PARTS)
+    checkpoint.save(folder, step=step, run_id=started.run_id, tensors={_KEPT: weights}, state={}, required=_PARTS)
     console.note("RESUMED", f"a fork of {started.source} from its step {step}")
 
 
@@ -31,19 +32,20 @@ def start_from_kept(prepared: Prepared, run: RunDirectory) -> bool:
     found = checkpoint.newest(run.checkpoints / _FOLDER, run_id=run.run_id, required=_PARTS)
     if found is None:
         return False
-    _put(prepared, found.tensors["weights"], where=str(run))
+    _put(prepared, found.tensors[_KEPT], where=str(run))
     return True
 
 
 def _weights_of(source: RunDirectory, name: str) -> tuple[dict[str, Tensor], int]:
     """(weights, step): what a finished run has saved, an average or its best step, else the newest checkpoint."""
-    found = checkpoint.newest(source.checkpoints / name, run_id=source.run_id, required=_PARTS)
+    part = f"{name}.weights"
+    found = checkpoint.newest(source.checkpoints / name, run_id=source.run_id, required=(part,))
     if found is None:
         raise ConfigError("CONFIG", f"--fork: {source} has no checkpoint yet; leave --fork out")
     if source.state() == "finished":
         model = load.load_model(str(source.model(name)), dtype="auto", device="cpu")
         return {key: parameter.detach() for key, parameter in model.named_parameters()}, found.step
-    return found.tensors["weights"], found.step
+    return found.tensors[part], found.step
 
 
 def _put(prepared: Prepared, weights: Mapping[str, Tensor], *, where: str) -> None:

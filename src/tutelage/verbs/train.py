@@ -20,7 +20,7 @@ from tutelage.teachers.live import LiveTeacher
 from tutelage.training.fit import Fitted, fit
 from tutelage.training.plan import control_of, fit_plan, n_steps_of, optimizer_settings, terms_of
 from tutelage.training.prepare import Prepared, prepare
-from tutelage.training.trainer import Trainer
+from tutelage.training.trainer import one_model
 from tutelage.verbs import fork as forks
 from tutelage.verbs.evaluate import BEFORE, CONTROL, STUDENT, Measured, evaluate, measure, on_path, teacher_of
 from tutelage.verbs.given import given_objects
@@ -158,8 +158,9 @@ def _train_and_measure(prepared: Prepared, started: Started, *, prompts: Sequenc
         models = teacher_of(prepared)
         models[BEFORE] = on_path(prepared.start(), prepared)
         for name, outcome in fitted.items():
-            wide = next(iter(outcome.weights.values())).dtype
-            models[name] = on_path(save.with_weights(prepared.student, outcome.weights, dtype=wide), prepared)
+            weights = outcome.weights[name]
+            wide = next(iter(weights.values())).dtype
+            models[name] = on_path(save.with_weights(prepared.student, weights, dtype=wide), prepared)
         measured = measure(prepared, models, run=run, training_s=training_s, prompts=prompts)
     summary: dict[str, io.Json] = {
         "step": student.step,
@@ -190,7 +191,7 @@ def _train_one(prepared: Prepared, started: Started, *, name: str) -> Fitted:
     recipe, run = prepared.recipe, started.run
     training = recipe.training
     n_steps = n_steps_of(training, prepared.loader)
-    trainer = Trainer(
+    trainer = one_model(
         prepared.start(),
         terms=control_of(recipe) if name == CONTROL else terms_of(recipe.loss),
         teacher=prepared.teacher,
@@ -210,8 +211,9 @@ def _train_one(prepared: Prepared, started: Started, *, name: str) -> Fitted:
         plan=fit_plan(training, n_steps=n_steps),
         held_out=prepared.held_out if "held_out" in prepared.evaluation_sets else None,
     )
-    wide = next(iter(fitted.weights.values())).dtype
-    model = save.with_weights(prepared.student, fitted.weights, dtype=wide)
+    weights = fitted.weights[name]
+    wide = next(iter(weights.values())).dtype
+    model = save.with_weights(prepared.student, weights, dtype=wide)
     save.cut_padding(model, n_vocabulary=prepared.n_vocabulary)
     save.save_model(model, prepared.tokenizer, run.model(name))
     return fitted
@@ -222,8 +224,9 @@ def _saved_smaller(prepared: Prepared, fitted: Fitted, run: RunDirectory) -> io.
     wanted = prepared.recipe.training.save_dtype
     if wanted is None:
         return None
-    wide = save.with_weights(prepared.student, fitted.weights, dtype=next(iter(fitted.weights.values())).dtype)
-    small = save.with_weights(prepared.student, fitted.weights, dtype=getattr(torch, wanted))
+    weights = fitted.weights[STUDENT]
+    wide = save.with_weights(prepared.student, weights, dtype=next(iter(weights.values())).dtype)
+    small = save.with_weights(prepared.student, weights, dtype=getattr(torch, wanted))
     save.cut_padding(small, n_vocabulary=prepared.n_vocabulary)
     saved = save.save_model(small, prepared.tokenizer, run.model(f"{STUDENT}-{wanted}"))
     difference: io.Json = None

@@ -2,6 +2,7 @@
 
     python -m benchmarks.cache_decode --teacher FOLDER [--m 25] [--windows 80]
 
+For one m, and for the m that fits in the 16 bytes a token that `tutelage label` takes unless told otherwise.
 Python's own documentation in windows of 512 tokens; tables fitted on the first half, everything measured on the second.
 `decode_process` is processor time of the calling thread over whole calls; `decode_best_row` sums each row's best of all
 rounds, which is the figure least touched by neighbours on the same cores.  Writing is `encode` less the head's product,
@@ -25,7 +26,7 @@ from tutelage.models.head import head_of, trunk
 from tutelage.models.load import load_model, load_tokenizer
 from tutelage.types import Head, TokenView
 
-LENGTH, ROUNDS = 512, 7
+LENGTH, ROUNDS, DEFAULT_BYTES = 512, 7, 16.0
 
 
 def rows_of(ids_RT: torch.Tensor) -> Positions:
@@ -102,6 +103,30 @@ def writing(hidden_ND: torch.Tensor, positions: Positions, *, head: Head, settin
     return {f"{name}_us_per_tok": float(np.median(values)) / len(positions) * 1e6 for name, values in spent.items()}
 
 
+def measured(budget: Budget, hidden_ND: torch.Tensor, ids_RT: torch.Tensor, *, head: Head, trunk_s: float) -> Any:
+    """All figures of one budget: fitted on the first half of the rows, measured on the second."""
+    half = len(ids_RT) // 2
+    first, second = rows_of(ids_RT[:half]), rows_of(ids_RT[half:])
+    taught = Sample(hidden_ND=hidden_ND[: len(first)], head=head, positions=first)
+    fitted = threshold.fit(taught, budget=budget, temperature=1.0)
+    settings, tables, rest_ND = fitted.settings, fitted.tables, hidden_ND[len(first) :]
+    encoded = threshold.encode(rest_ND, head=head, positions=second, temperature=1.0, settings=settings, tables=tables)
+    cost = writing(rest_ND, second, head=head, settings=settings, tables=tables)
+    forward_us = trunk_s / len(hidden_ND) * 1e6 + cost["product_us_per_tok"]
+    added_us = cost["all_us_per_tok"] - cost["product_us_per_tok"]
+    return {
+        "m": settings["m"],
+        "bytes_per_token": sum(map(len, encoded.rows)) / len(second),
+        "tables_bytes": sum(t.numel() * t.element_size() for t in tables.values()),
+        "n_positions": len(second),
+        **decoding(encoded, second, settings, tables, head.n_vocabulary),
+        **cost,
+        "forward_us_per_tok": forward_us,
+        "writing_over_forward": added_us / forward_us,
+        "why": fitted.why,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", required=True)
@@ -113,26 +138,12 @@ def main() -> None:
     ids_RT = windows(arguments.teacher, arguments.windows)
     model = load_model(arguments.teacher, dtype="bfloat16")
     hidden_ND, trunk_s = labelled(model, ids_RT)
-    n_vocabulary = len(load_tokenizer(arguments.teacher))
-    head, half = head_of(model, n_vocabulary=n_vocabulary), len(ids_RT) // 2
-    first, second = rows_of(ids_RT[:half]), rows_of(ids_RT[half:])
-    taught = Sample(hidden_ND=hidden_ND[: len(first)], head=head, positions=first)
-    fitted = threshold.fit(taught, budget=Budget(fixed={"m": arguments.m}), temperature=1.0)
-    settings, tables, rest_ND = fitted.settings, fitted.tables, hidden_ND[len(first) :]
-    encoded = threshold.encode(rest_ND, head=head, positions=second, temperature=1.0, settings=settings, tables=tables)
-    cost = writing(rest_ND, second, head=head, settings=settings, tables=tables)
-    forward_us = trunk_s / len(hidden_ND) * 1e6 + cost["product_us_per_tok"]
-    added_us = cost["all_us_per_tok"] - cost["product_us_per_tok"]
-    result = {
-        "bytes_per_token": sum(map(len, encoded.rows)) / len(second),
-        "tables_bytes": sum(t.numel() * t.element_size() for t in tables.values()),
-        "n_positions": len(second),
-        **decoding(encoded, second, settings, tables, n_vocabulary),
-        **cost,
-        "forward_us_per_tok": forward_us,
-        "writing_over_forward": added_us / forward_us,
-        "why": fitted.why,
+    head = head_of(model, n_vocabulary=len(load_tokenizer(arguments.teacher)))
+    budgets = {
+        f"m = {arguments.m}": Budget(fixed={"m": arguments.m}),
+        f"{DEFAULT_BYTES:g} bytes a token": Budget(bytes_per_token=DEFAULT_BYTES),
     }
+    result = {name: measured(budget, hidden_ND, ids_RT, head=head, trunk_s=trunk_s) for name, budget in budgets.items()}
     print(result)
     measure.write("cache_decode", {"environment": environment, **result})
 

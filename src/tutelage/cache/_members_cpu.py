@@ -11,9 +11,9 @@ from typing import Any  # numba is untyped: its array types are Any to the check
 import numpy as np
 
 from tutelage.cache._coder_cpu import SPARE, inner, pop_uniform, push, push_uniform, quotient, settle
-from tutelage.cache._set_coder_cpu import LANES, MOST_WEIGHT, SLOT, SLOT_MASK, slot_of
+from tutelage.cache._set_coder_cpu import ESCAPE_SHIFT, LANES, MOST_WEIGHT, SLOT, SLOT_MASK, slot_of
 
-MOST_MEMBERS = 512
+MOST_MEMBERS, FEW = 512, 16
 _NEVER = (1 << 31) - 1
 
 
@@ -32,13 +32,10 @@ _RADIX, _ENDS = _chunks()
 @inner
 def lay_out(model: Any, s: Any, n: Any, kind: Any, sure: Any) -> Any:
     """Weights of one kind for all candidates and the escape, with their running sums; the number of blocks."""
-    beside, history = model.beside, model.history
-    code, past, alive, weight, upto = s.code, s.past, s.alive, s.weight, s.upto
-    which = np.uint64(kind)
+    alive, weight, upto, product = s.alive, s.weight, s.upto, s.product[kind]
     for i in range(n):
-        product = beside[which, np.uint64(code[i])] * history[which, np.uint64(past[i])]
-        weight[i] = max(np.int32(min(product, np.float32(MOST_WEIGHT))), np.int32(1)) * alive[i]
-    weight[n] = model.escape[np.uint64(sure), which]
+        weight[i] = max(np.int32(min(product[i], np.float32(MOST_WEIGHT))), np.int32(1)) * alive[i]
+    weight[n] = model.escape[np.uint64(sure), np.uint64(kind)]
     total = np.int32(0)
     for i in range(n + 1):
         total = np.int32(total + weight[i])
@@ -51,10 +48,10 @@ def lay_out(model: Any, s: Any, n: Any, kind: Any, sure: Any) -> Any:
 @inner
 def slot_at(upto: Any, n_blocks: Any, point: Any) -> Any:
     """The slot that a point falls in: the number of running sums up to it."""
-    point, n = np.int32(point), np.int32(0)
+    point, above = np.int32(point), np.int32(0)
     for i in range(n_blocks * LANES):
-        n = np.int32(n + np.int32(upto[i] <= point))
-    return np.int64(n)
+        above = np.int32(above + np.int32(upto[i] > point))
+    return n_blocks * LANES - np.int64(above)
 
 
 @inner
@@ -93,7 +90,9 @@ def pop_escape(x: Any, top: Any, words: Any, model: Any) -> Any:
     x, top = settle(x, top, words, total << SPARE)
     q = quotient(x, total)
     point = x - q * total
-    code = slot_at(upto, n_codes // LANES, point)
+    code = np.int64(model.escape_start[np.uint64(point >> ESCAPE_SHIFT)])
+    while np.int64(upto[np.uint64(code)]) <= point:
+        code += 1
     w, low = np.int64(model.escape_weight[code]), np.int64(model.escape_low[code])
     index = quotient(point - low, w)
     x = w * q + point - low - index * w
@@ -110,18 +109,26 @@ def push_escape(x: Any, top: Any, words: Any, model: Any, token: Any) -> Any:
 
 
 @inner
+def ranks(drawn: Any, token: Any, j: Any, n_lanes: Any) -> Any:
+    """How many are less than the j-th, and how many of those before it."""
+    below, before = np.int32(0), np.int32(0)
+    for i in range(n_lanes):
+        less = np.int32(drawn[i] < token)
+        below = np.int32(below + less)
+        before = np.int32(before + (less if np.int32(i) < np.int32(j) else np.int32(0)))
+    return np.int64(below), np.int64(before)
+
+
+@inner
 def pop_order(x: Any, top: Any, words: Any, drawn: Any, k: Any, size: Any, out: Any, first: Any) -> Any:
     """Put `size` tokens to out[first:] in rising order, and push back the order in which the first k were drawn."""
-    n_blocks = (size + LANES - 1) // LANES
-    for j in range(size, n_blocks * LANES):
+    n_lanes = FEW if size <= FEW else (size + LANES - 1) // LANES * LANES
+    for j in range(size, n_lanes):
         drawn[j] = _NEVER
     value = np.int64(0)
     for j in range(size):
-        token, below, before = drawn[j], np.int32(0), np.int32(0)
-        for i in range(n_blocks * LANES):
-            less = np.int32(drawn[i] < token)
-            below = np.int32(below + less)
-            before = np.int32(before + (less if np.int32(i) < np.int32(j) else np.int32(0)))
+        token = drawn[j]
+        below, before = ranks(drawn, token, j, FEW) if size <= FEW else ranks(drawn, token, j, n_lanes)
         out[np.uint64(first + below)] = token
         if j < k:
             value = value * (j + 1) + before

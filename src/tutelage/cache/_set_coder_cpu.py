@@ -22,7 +22,7 @@ import numpy as np
 from tutelage.cache._coder_cpu import inner
 
 NOWHERE, FIRST, HEAD, TAIL = 0, 1, 2, 3  # where the next token is
-MOST_CANDIDATES, LANES = 480, 16  # LANES: loops over candidates run over whole multiples
+MOST_CANDIDATES, LANES = 480, 32  # LANES: loops run over whole multiples, so that compiled ones have no rests
 N_FACTORS, N_INDEX = 4, 196
 LEVELS, AGES, COUNTS, SAMES, CLASSES = 14, 8, 6, 4, 8  # values of each feature
 MOST_WEIGHT = 1 << 15  # of a candidate: all of them and the escape stay below 2**24
@@ -30,7 +30,9 @@ CLASS, SLOT, COUNT, LAST = 6, 10, 22, 27  # where the fields of a token's state 
 SLOT_MASK, COUNT_MASK = (1 << 12) - 1, (1 << 5) - 1
 CLASS_FIELD, PAST_FIELD = (CLASSES - 1) << CLASS, (1 << 9) - 1
 _FREE = ~(SLOT_MASK << SLOT)
+_STEPS = np.array([min(n.bit_length(), COUNTS - 1) + (n << COUNT) for n in range(COUNT_MASK + 1)])  # of a count
 SYMBOLS = 64  # of a static table
+ESCAPE_SHIFT = 12  # of a point among all tokens: where to look for its code
 ROW_NEXT, N_NEXT = 0, LEVELS * AGES
 ROW_HEADS, N_HEADS = ROW_NEXT + N_NEXT, 4 * CLASSES * CLASSES
 ROW_PICKS, N_PICKS = ROW_HEADS + N_HEADS, 4 * 12 * CLASSES
@@ -52,8 +54,8 @@ class Model(NamedTuple):
     next_list: Any
     class_V: Any  # how common: CLASSES values
     sure_V: Any  # [V, 2] how many picks the teacher makes after this token, and before it: CLASSES values
-    beside: Any  # [3, SAMES * 256] float32, what the lists and earlier sets say, by `Scratch.code`
-    history: Any  # [3, CLASSES * 64] float32, what class, age and count say, by `Scratch.past`
+    beside: Any  # [SAMES * 256, 4] float32, what the lists and earlier sets say, by `Scratch.code`
+    history: Any  # [CLASSES * 64, 4] float32, what class, age and count say, by `Scratch.past`
     escape: Any  # [CLASSES * CLASSES, 3] weight of the escape
     escape_order: Any  # [V] tokens by code
     escape_place: Any  # [V] where a token is in it
@@ -61,6 +63,7 @@ class Model(NamedTuple):
     escape_first: Any  # [C] place of the first token of a code
     escape_low: Any  # [C] weight of all tokens before it
     escape_upto: Any  # [C] weight of all tokens up to the last of a code
+    escape_start: Any  # the code of a point, or one before it, by its high bits
     escape_weight: Any  # [C] of one token
     left: Any  # [m * grains + 1] step of what is left of the weight
     cumulative: Any  # [STATIC_ROWS, SYMBOLS + 1]
@@ -95,6 +98,7 @@ class Scratch(NamedTuple):
     seen: Any  # state
     past: Any  # index of class, age and count
     alive: Any  # 1, or 0 for who has no weight
+    product: Any  # [3, candidates] weights before they are whole
     weight: Any
     upto: Any  # running sums of the weights
     slots: Any
@@ -117,6 +121,7 @@ def scratch(class_V: Any, m: int) -> Scratch:
         seen=np.zeros(room, np.int64),
         past=np.zeros(room, np.int32),
         alive=np.zeros(room, np.int32),
+        product=np.zeros((3, room), np.float32),
         weight=np.zeros(room, np.int32),
         upto=np.zeros(room, np.int32),
         slots=np.zeros(most, np.int32),
@@ -189,12 +194,23 @@ def find_candidates(model: Any, s: Any, row: Any, t: Any, base: Any) -> Any:
             n = add_set(arrays, n, row, p, 2 << 8)
     if t > 0:
         n = add_set(arrays, n, row, t - 1, 0)
-    seen, past, alive = s.seen, s.past, s.alive
+    weigh(model, s, n, base, t)
+    return n
+
+
+@inner
+def weigh(model: Any, s: Any, n: Any, base: Any, t: Any) -> None:
+    """Past and weights, of all kinds, of all candidates."""
+    seen, past, alive, code, product = s.seen, s.past, s.alive, s.code, s.product
+    beside, history = model.beside, model.history
     for i in range(n):
         past[i] = past_of(seen[i], base, t)
         alive[i] = 1
     alive[0] = alive[1] = 0
-    return n
+    for i in range(n):
+        a, b = np.uint64(code[i]), np.uint64(past[i])
+        first, second, third = beside[a, 0] * history[b, 0], beside[a, 1] * history[b, 1], beside[a, 2] * history[b, 2]
+        product[0, i], product[1, i], product[2, i] = first, second, third
 
 
 @inner
@@ -247,8 +263,7 @@ def remember(s: Any, row: Any, t: Any, base: Any) -> None:
         place = np.uint64(ids[np.uint64(j)])
         state = states[place]
         n = min(((state >> COUNT) & COUNT_MASK if state >> LAST > base else 0) + 1, COUNT_MASK)
-        step = 1 + (n >= 2) + (n >= 4) + (n >= 8) + (n >= 16)
-        states[place] = (state & CLASS_FIELD) + step + (n << COUNT) + ((base + t + 1) << LAST)
+        states[place] = (state & CLASS_FIELD) + _STEPS[np.uint64(n)] + ((base + t + 1) << LAST)
 
 
 @inner

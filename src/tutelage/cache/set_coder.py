@@ -85,11 +85,10 @@ def decode_row(
     said = np.frombuffer(raw, "<u4", offset=_SEAL_BYTES)
     words = np.zeros(len(said) + 1024 + n + 2 * compiled.room(model), np.uint32)
     words[1 : len(said) - 1], state = said[:-2], int(said[-1]) << WORD | int(said[-2])
-    most = n * (int(model.m) + 1)
+    ids, units = _room_for(n * (int(model.m) + 1))
     row = Row(
         current=current_ids_n, upcoming=next_ids_n, same=np.empty(n, np.int64), heads=np.empty(n, np.int64),
-        offsets=np.empty(n + 1, np.int64), ids=np.empty(most, np.int64), units=np.empty(most, np.int64),
-        witness=np.empty(n, np.int64),
+        offsets=np.empty(n + 1, np.int64), ids=ids, units=units, witness=np.empty(n, np.int64),
     )  # fmt: skip
     done, top = -1, 0
     if LOW <= state < 1 << 63:
@@ -98,8 +97,17 @@ def decode_row(
         raise Mismatch(row_number, f"was made for other tokens (seen at position {max(done, 0)} of {n})")
     end = row.offsets[n]
     return Sets(
-        ids_M=row.ids[:end], units_M=row.units[:end], offsets=row.offsets, n_heads_N=row.heads, witness_N=row.witness
-    )
+        ids_M=ids[:end].copy(), units_M=units[:end].copy(), offsets=row.offsets, n_heads_N=row.heads,
+        witness_N=row.witness,
+    )  # fmt: skip
+
+
+def _room_for(n_entries: int) -> tuple[Ints, Ints]:
+    """This thread's memory for the most entries that a row can have: pages that are new cost more than decoding."""
+    held: Ints | None = getattr(_local, "entries", None)
+    if held is None or held.shape[1] < n_entries:
+        held = _local.entries = np.empty((2, n_entries), np.int64)
+    return held[0], held[1]
 
 
 def _seal(words: bytes) -> bytes:

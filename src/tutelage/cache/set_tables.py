@@ -362,7 +362,10 @@ def _products(logs: Ints, octave: Ints) -> tuple[Any, Any]:
     beside = logs[:, 0][:, cur * c.LEVELS + upcoming] + logs[:, 2][:, same * c.LEVELS + cur]
     history = logs[:, 1][:, age * c.COUNTS + count] + logs[:, 3][:, common * c.COUNTS + count]
     most = 60 * OCTAVE  # a product is below 2**120
-    first, second = (_exp(np.clip(part, -most, most), octave).astype(np.float32) for part in (beside, history))
+    first, second = (
+        np.pad(_exp(np.clip(part, -most, most), octave).astype(np.float32).T, ((0, 0), (0, 1)))
+        for part in (beside, history)
+    )
     return first, second
 
 
@@ -376,11 +379,13 @@ def _escapes(code_V: Ints, octave: Ints) -> dict[str, Any]:
     n_C = np.bincount(code_V, minlength=n_codes)
     weight_C = np.maximum(_exp(np.arange(n_codes) * 4, octave).astype(np.int64), 1)
     upto_C = np.cumsum(n_C * weight_C)
+    points = np.arange(0, upto_C[-1], 1 << c.ESCAPE_SHIFT)
     return {
         "escape_order": order.astype(np.int32), "escape_place": place_V.astype(np.int32),
         "escape_code": code_V.astype(np.uint8), "escape_first": np.cumsum(n_C) - n_C,
         "escape_low": (upto_C - n_C * weight_C).astype(np.int32), "escape_upto": upto_C.astype(np.int32),
         "escape_weight": weight_C.astype(np.int32),
+        "escape_start": np.searchsorted(upto_C, points, side="right").astype(np.uint8),
     }  # fmt: skip
 
 

@@ -106,6 +106,23 @@ def test_any_sets_come_back_at_any_m_with_more_candidates_than_there_is_room_for
     assert m < 150 or 12 * m > MOST_CANDIDATES
 
 
+def test_a_set_with_one_token_twice_is_refused():
+    """Its tokens could not be put in order: a place of the answer would keep what memory held."""
+    coder, next_ids_n = model(vocabulary=400, m=4), np.array([7])
+    listed = np.concatenate([coder.cur_list, coder.next_list]) >> 4
+    stranger = int(np.setdiff1d(np.arange(8, 400), listed)[0])
+    for picks, n_heads, units in (([stranger], 1, [6, 2]), ([stranger, stranger, 399], 0, [2, 2, 2, 2])):
+        sets = set_coder.Sets(
+            ids_M=np.array([stranger, *picks]), units_M=np.array(units), offsets=np.array([0, 1 + len(picks)]),
+            n_heads_N=np.array([n_heads]), witness_N=np.array([3]),
+        )  # fmt: skip
+        data = set_coder.encode_row(coder, sets, current_ids_n=next_ids_n, next_ids_n=next_ids_n)
+        with pytest.raises(Mismatch, match="position 0 of 1"):
+            set_coder.decode_row(
+                coder, np.frombuffer(data, np.uint8), current_ids_n=next_ids_n, next_ids_n=next_ids_n, row_number=0
+            )
+
+
 # --- targets ---
 class Written:
     """Rows of a random teacher, fitted at m, encoded."""

@@ -25,6 +25,7 @@ from tutelage.cache.codec import Mismatch
 
 Ints = npt.NDArray[np.int64]
 _SEAL_BYTES = 2
+_LAST_CLOCK = 1 << 35  # of the positions that a thread reads: a state has 36 bits for it
 _local = threading.local()
 
 
@@ -45,7 +46,7 @@ class Sets:
 
 def memory(model: Model) -> Scratch:
     """This thread's scratch memory for a model; clean between rows."""
-    if getattr(_local, "model", None) is not model:
+    if getattr(_local, "model", None) is not model or _local.scratch.clock[0] > _LAST_CLOCK:
         _local.model, _local.scratch = model, scratch(model.class_V, int(model.m))
     held: Scratch = _local.scratch
     return held

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tutelage.cache import _set_coder_cpu as c
 from tutelage.cache._coder_cpu import START_SHIFT, STATIC
+from tutelage.cache._members_cpu import MOST_MEMBERS
 from tutelage.cache._profile_cpu import observe
 from tutelage.cache._profile_cpu import profile as compiled_profile
 from tutelage.cache.codec import Positions, Tables
@@ -318,6 +319,7 @@ def _are_same(tables: Tables, others: Tables) -> bool:
 
 
 def _model_of(tables: Tables, *, m: int, grains: int) -> c.Model:
+    assert m + 2 <= MOST_MEMBERS, "threshold.fit refuses a larger m"
     t = {name: table.numpy().astype(np.int64) for name, table in tables.items()}
     n_vocabulary = t["classes"].shape[1]
     of_V = {}

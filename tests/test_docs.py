@@ -42,7 +42,8 @@ def test_every_field_has_a_meaning_and_its_range() -> None:
     table = {name: (kind, default) for name, kind, default, _ in rows}
     assert table["ema"] == ("number in (0, 1)", "`null`")
     assert table["batch_tokens"] == ("whole number >= 1", "`8192`")
-    assert table["student"] == ("Student", "**required**")
+    assert table["student"] == ("Student", "`null`")
+    assert table["data"] == ("Data", "**required**")
 
 
 def test_codes_stand_with_the_exit_code_that_the_source_raises() -> None:

@@ -122,16 +122,6 @@ def test_any_changed_field_changes_the_fingerprint() -> None:
     assert all(len(f) == 64 for f in fingerprints)
 
 
-def test_the_control_is_the_same_run_with_plain_cross_entropy() -> None:
-    recipe = load_recipe({**MINIMAL, "control": True, **training(seed=5)})
-    control = recipe.as_control()
-    assert [term.name for term in control.loss] == ["ground_truth"]
-    assert not control.needs_teacher
-    assert control.training == recipe.training
-    assert control.student == recipe.student
-    assert load_recipe(control.resolved()) == control
-
-
 def write(folder: Path, text: str, name: str = "recipe.yaml") -> Path:
     path = folder / name
     path.write_bytes(text.encode())

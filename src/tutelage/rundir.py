@@ -31,7 +31,7 @@ State: TypeAlias = Literal["absent", "unfinished", "finished"]
 Kind: TypeAlias = Literal["new", "resumed", "nothing_to_do"]
 
 # The sections of `provenance` that a resumed run must find unchanged; the others only tell the story of the run.
-MUST_MATCH = ("data", "tokenizer", "template", "teacher", "student", "libraries", "compute", "world_size")
+MUST_MATCH = ("data", "tokenizer", "template", "teacher", "students", "libraries", "compute", "world_size")
 FORMAT_VERSION = 1
 _RUN = "run"  # our own section of provenance.json
 

@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM
 
 import tutelage
 from tests.instruments import faults
-from tests.verbs.test_train import assert_equal_weights, masters, weights_of
-from tests.verbs.tiny_runs import call, chats, recipe
+from tests.verbs.test_train import masters
+from tests.verbs.tiny_runs import assert_equal_weights, call, chats, recipe, weights_of
 from tutelage.training import checkpoint
 
 QUICK = {"evaluation": {"prompts": []}}
@@ -82,7 +82,7 @@ def test_bfloat16_trains_from_wide_masters_and_a_second_set_of_files_is_saved_wi
     run = train(base, tmp_path, training={"precision": "bfloat16", "save_dtype": "bfloat16"})
     assert_equal_weights(weights_of(run.path / "student"), masters(run))
     assert run.student().dtype == torch.float32
-    small = run.summary["save_dtype"]
+    small = run.summary["save_dtype"]["student"]
     assert small["dtype"] == "bfloat16"
     assert 0 < small["difference"]["kl_nats"] < 0.01
     assert small["difference"]["top1_agreement"] > 0.9

@@ -11,7 +11,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tutelage
 from tests.verbs import tiny_runs
-from tests.verbs.tiny_runs import call, chats, documents, model_folder, recipe, run_command, tokenizer, written
+from tests.verbs.tiny_runs import (
+    assert_equal_weights,
+    call,
+    chats,
+    documents,
+    model_folder,
+    recipe,
+    run_command,
+    tokenizer,
+    weights_of,
+    written,
+)
 from tutelage.errors import ConfigError, IntegrityError
 from tutelage.recipe import load_recipe
 from tutelage.training import checkpoint
@@ -24,15 +35,6 @@ def masters(run, name="student"):
         run.directory.checkpoints / name, run_id=run.directory.run_id, required=(f"{name}.weights",)
     )
     return found.tensors[f"{name}.weights"]
-
-
-def weights_of(folder):
-    return dict(AutoModelForCausalLM.from_pretrained(folder, dtype="auto").named_parameters())
-
-
-def assert_equal_weights(found, expected):
-    assert found.keys() == expected.keys()
-    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
 
 
 def test_a_run_holds_what_the_design_lists(finished):
@@ -174,7 +176,7 @@ def test_every_kind_of_student_is_trained_and_saved(kind, base, tmp_path):
     assert model.config.num_hidden_layers == n_layers
     assert model.dtype == torch.float64
     assert_equal_weights(dict(model.named_parameters()), masters(run))
-    chosen = json.loads((run.path / "provenance.json").read_text())["layers"]
+    chosen = json.loads((run.path / "provenance.json").read_text())["layers"]["student"]
     assert (chosen is not None) == (kind == "important")
 
 

@@ -9,14 +9,14 @@ import subprocess
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from tests import tiny
 from tests.models.tiny_models import CHATML, SPECIAL
@@ -178,6 +178,17 @@ def call(*arguments: object) -> tuple[int, str, str]:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = cli.main([*map(str, arguments)])
     return code, out.getvalue(), err.getvalue()
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    """The parameters of a saved model."""
+    return dict(AutoModelForCausalLM.from_pretrained(folder, dtype="auto").named_parameters())
+
+
+def assert_equal_weights(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    """Bitwise the same parameters."""
+    assert found.keys() == expected.keys()
+    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
 
 
 # What a repeated run does not repeat: times, speeds, ids of runs; and what is only there while a process runs.

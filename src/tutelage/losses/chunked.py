@@ -21,7 +21,8 @@ from tutelage.losses.plain import plain_chunk
 from tutelage.losses.stored import metric_name, refuse_unservable
 from tutelage.losses.support import wide
 from tutelage.losses.targets import Stored, check, full_product, kind_of, part_of
-from tutelage.losses.terms import TEACHER, ChunkResult, Scale, Term
+from tutelage.losses.terms import ChunkResult, Scale, Term
+from tutelage.roles import TEACHER
 from tutelage.types import DenseTargets, Head, SampledTargets, Targets
 
 CHUNK_POSITIONS = 512

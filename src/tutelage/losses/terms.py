@@ -7,10 +7,10 @@ from torch import Tensor
 
 from tutelage.losses.divergences import temperature_power
 from tutelage.losses.schedules import Schedule, constant
+from tutelage.roles import TEACHER
 
 TermKind = Literal["divergence", "ground_truth", "teacher_argmax"]
 Trust = Literal["always", "progress", "per_token"]
-TEACHER = "teacher"  # the name of the model that is learned from where nobody says another
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -63,7 +63,7 @@ def examine(target: "str | Path | Recipe") -> Report:
 
 
 def _examine_recipe(recipe: Recipe) -> Report:
-    sections = {"teacher": recipe.teacher, "student": recipe.student}
+    sections = {"teacher": recipe.teacher} | {name: learner.section for name, learner in recipe.learners.items()}
     found = {
         f"{role} {section.model}": _examine_model(section.model, section.revision)
         for role, section in sections.items()
@@ -71,8 +71,8 @@ def _examine_recipe(recipe: Recipe) -> Report:
     }
     findings = [finding for one in found.values() for finding in one.findings]
     tokenizers = [one.tokenizer for one in found.values() if one.tokenizer is not None]
-    if len(tokenizers) == 2:
-        findings += _pair(tokenizers[0], tokenizers[1], own_template=recipe.data.chat_template is not None)
+    for other in tokenizers[1:]:
+        findings += _pair(tokenizers[0], other, own_template=recipe.data.chat_template is not None)
     if recipe.data.chat_template is not None and tokenizers:
         findings += _template(tokenizers[0], recipe.data.chat_template)
     return Report(findings=tuple(findings), facts={name: one.facts for name, one in found.items()})

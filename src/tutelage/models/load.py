@@ -133,6 +133,15 @@ def load_start(folder: Path) -> tuple[Any, Any]:
         return tokenizer, AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
+def load_config(source: str, revision: str | None = None) -> Any:
+    """The config of a model that `resolve` finds; ConfigError[MODEL_LOAD] when its folder has none that loads."""
+    from transformers import AutoConfig
+
+    folder = resolve(source, revision).folder
+    with _load_errors(source), quiet_transformers():
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
 def load_model(
     source: str,
     *,

@@ -75,8 +75,10 @@ def from_layers(teacher: CausalLM, layers: Sequence[int]) -> CausalLM:
     return student.to(next(teacher.parameters()).device)
 
 
-def from_config(config: Mapping[str, Any], *, base: Any, n_vocabulary: int, seed: int) -> CausalLM:
-    """A randomly initialised model: the teacher's config (`base`) with the fields of `config` replaced.
+def from_config(
+    config: Mapping[str, Any], *, base: Any, n_vocabulary: int, seed: int, name: str = "student"
+) -> CausalLM:
+    """A randomly initialised model: the config `base` (of a student: the teacher's) with fields of `config` replaced.
 
     The vocabulary is the tokenizer's real size, so that no row of the head is padding.  float32, eval mode.
     """
@@ -84,7 +86,7 @@ def from_config(config: Mapping[str, Any], *, base: Any, n_vocabulary: int, seed
     known = merged.to_dict()
     unknown = [key for key in config if key not in known and not hasattr(merged, key)]
     if unknown:
-        raise ConfigError("CONFIG", f"student.config: unknown for {type(merged).__name__}: {', '.join(unknown)}")
+        raise ConfigError("CONFIG", f"{name}.config: unknown for {type(merged).__name__}: {', '.join(unknown)}")
     values = {**known, "vocab_size": n_vocabulary, **config}
     values.pop("quantization_config", None)
     if "head_dim" not in config and {"hidden_size", "num_attention_heads"} & set(config) and "head_dim" in values:
@@ -93,7 +95,7 @@ def from_config(config: Mapping[str, Any], *, base: Any, n_vocabulary: int, seed
         values["layer_types"] = _stretched(values["layer_types"], int(config["num_hidden_layers"]))
     merged = type(merged).from_dict(values)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "student weights"))
+        torch.manual_seed(derive_seed(seed, f"{name} weights"))
         return _empty(merged, dtype=torch.float32)
 
 

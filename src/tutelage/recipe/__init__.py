@@ -5,26 +5,24 @@ recipe.resolved()     the long form with defaults and absolute paths: stored, co
 recipe.fingerprint()  its SHA-256
 
 text.py  YAML and overrides -> a tree     short.py  short forms -> long forms     rules.py  what spans fields
-sections.py, fields.py  every field with its type, range and default    problems.py  mistakes as lines
+sections, models, terms, fields .py  every field with its type, range and default   problems.py  mistakes as lines
 """
 
 from tutelage.recipe.load import load_recipe
+from tutelage.recipe.models import Layers, Pupil, Student, Teacher, TeacherTraining
 from tutelage.recipe.sections import (
     Columns,
     Data,
     EarlyStop,
     Evaluation,
     HeldOut,
-    Layers,
-    LossTerm,
+    Learner,
     Recipe,
-    Schedule,
     Source,
-    Student,
-    Teacher,
     Training,
     json_schema,
 )
+from tutelage.recipe.terms import LossTerm, Schedule
 from tutelage.recipe.text import dump
 
 __all__ = [
@@ -34,12 +32,15 @@ __all__ = [
     "Evaluation",
     "HeldOut",
     "Layers",
+    "Learner",
     "LossTerm",
+    "Pupil",
     "Recipe",
     "Schedule",
     "Source",
     "Student",
     "Teacher",
+    "TeacherTraining",
     "Training",
     "dump",
     "json_schema",

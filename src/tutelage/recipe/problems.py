@@ -15,7 +15,8 @@ from pydantic_core import ErrorDetails
 
 from tutelage import __version__
 from tutelage.recipe.fields import DEVICE_PATTERN, Section
-from tutelage.recipe.sections import Data, Evaluation, Recipe, Source, Student, Teacher
+from tutelage.recipe.models import Student, Teacher
+from tutelage.recipe.sections import Data, Evaluation, Recipe, Source
 
 Path = tuple[str | int, ...]
 
@@ -96,11 +97,18 @@ def sections_of(annotation: Any) -> type[Section] | None:
     return None
 
 
+_BY_NAME = ("students",)  # mappings of a user's names to sections
+
+
 def section_at(path: Path) -> type[Section] | None:
     """The section that stands at a path of the recipe."""
     section: type[Section] | None = Recipe
+    by_name = False  # the next part is a name of the user's, such as a student's
     for part in path:
-        if isinstance(part, str):
+        if by_name:
+            by_name = False
+        elif isinstance(part, str):
+            by_name = section is Recipe and part in _BY_NAME
             section = _section_of_field(section, part)
     return section
 
@@ -174,6 +182,14 @@ def of_validation(error: ValidationError) -> list[Problem]:
     return [_problem(detail) for detail in error.errors(include_url=False) if not _is_echo(detail)]
 
 
+def _without_types(path: Path) -> Path:
+    """pydantic puts the type of each free-form value between the names of a config."""
+    if "config" not in path or path[0] not in ("teacher", "student", "students"):
+        return path
+    inside = path.index("config") + 1
+    return (*path[:inside], *path[inside::2])
+
+
 def _is_echo(detail: ErrorDetails) -> bool:
     """A list that is "too short" only because its entries are wrong, each named on its own."""
     return detail["type"] == "too_short" and bool(detail["input"])
@@ -181,8 +197,7 @@ def _is_echo(detail: ErrorDetails) -> bool:
 
 def _problem(detail: ErrorDetails) -> Problem:
     path, kind, found = detail["loc"], detail["type"], detail["input"]
-    if path[:2] == ("student", "config"):
-        path = (*path[:2], *path[2::2])  # pydantic puts the type of each free-form value between the names
+    path = _without_types(path)
     context = detail.get("ctx", {})
     if kind == "missing":
         return Problem(path, _missing(path))
@@ -267,16 +282,16 @@ def _elsewhere(name: str) -> str | None:
     """The path of a field of that name in another section."""
     name = _SYNONYMS.get(name, name)
     found = [path for path in all_fields() if path.rpartition(".")[2] == name]
-    return found[0] if found else None
+    return min(found, key=lambda path: path.count("."), default=None)
 
 
 def all_fields(section: type[Section] = Recipe, prefix: str = "") -> Iterator[str]:
-    """The dotted path of every field, `[]` for a place in a list."""
+    """The dotted path of every field, `[]` for a place in a list, `.NAME` for a name of the user's."""
     for name in _public(section):
         field = section.model_fields[name]
         yield prefix + name
         if inner := sections_of(field.annotation):
-            mark = "[]" if "tuple" in str(field.annotation) else ""
+            mark = ".NAME" if name in _BY_NAME else "[]" if "tuple" in str(field.annotation) else ""
             yield from all_fields(inner, f"{prefix}{name}{mark}.")
 
 

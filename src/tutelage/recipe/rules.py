@@ -9,7 +9,8 @@ from typing import Any  # a recipe before its check is whatever the user wrote
 
 from tutelage.losses.names import DIVERGENCES
 from tutelage.recipe.fields import is_local
-from tutelage.recipe.problems import Path, Problem, is_finite, section_at
+from tutelage.recipe.problems import Path, Problem, dotted, is_finite, section_at
+from tutelage.roles import PREFIXES, RESERVED
 
 Tree = dict[str, Any]
 
@@ -58,45 +59,126 @@ def _dead(path: Path, why: str) -> Problem:
 
 
 def _teacher(tree: Tree) -> Iterator[Problem]:
-    teacher, student = _section(tree, "teacher"), _section(tree, "student")
-    model = teacher.get("model")
-    if teacher.get("cache") is None:
-        yield from _exactly_one(tree.get("teacher"), "model", "memory", path=("teacher",))
+    teacher, path = _section(tree, "teacher"), ("teacher",)
+    model, is_cached = teacher.get("model"), teacher.get("cache") is not None
+    if not is_cached:
+        yield from _exactly_one(tree.get("teacher"), "model", "config", "memory", path=path)
     elif model is None and teacher.get("memory") is None:
-        yield from _without_weights(teacher, student)
+        yield from _without_weights(tree, teacher)
     if teacher.get("revision") is not None and (teacher.get("memory") or (isinstance(model, str) and is_local(model))):
-        yield _dead(("teacher", "revision"), "with a model that is not a hub id")
+        yield _dead((*path, "revision"), "with a model that is not a hub id")
+    yield from _trained_teacher(teacher)
     if tree.get("teacher") is not None:
         return
-    asking = [f"loss[{i}]" for i, t in _items(tree, "loss") if t.get("cross_entropy") != "ground_truth"]
-    asking += [f"student.{name}" for name in _given(student, "layers", "config")]
+    asking = [dotted(path) for path, term in _all_terms(tree) if _asks_teacher(term)]
+    asking += [
+        dotted((*path, name)) for path, student in _all_students(tree) for name in _given(student, "layers", "config")
+    ]
     if asking:
         yield Problem(("teacher",), f"is missing: {asking[0]} needs it")
 
 
-def _without_weights(teacher: Tree, student: Tree) -> Iterator[Problem]:
+def _trained_teacher(teacher: Tree) -> Iterator[Problem]:
+    train, path = teacher.get("train"), ("teacher", "train")
+    if teacher.get("config") is not None:
+        if train is None:
+            yield Problem(path, "is missing: a teacher from nothing (teacher.config) has to learn")
+        if teacher.get("tokenizer") is None:
+            yield Problem(("teacher", "tokenizer"), "is missing: name the model whose tokenizer and config it takes")
+        for name in _given(teacher, "cache", "revision"):
+            yield _dead(("teacher", name), "with a teacher from nothing")
+    elif teacher.get("tokenizer") is not None:
+        yield _dead(("teacher", "tokenizer"), "without teacher.config: a model has its own")
+    if not isinstance(train, dict):
+        return
+    if teacher.get("cache") is not None and teacher.get("config") is None:
+        why = "what was stored of a teacher does not change while it trains; leave cache or train out"
+        yield Problem(path, f"and teacher.cache exclude each other: {why}")
+    if teacher.get("dtype") not in (None, "auto"):
+        yield _dead(("teacher", "dtype"), "with teacher.train: it computes as its students do, see training.precision")
+    if train.get("decay") is not None and train.get("schedule") in ("cosine", "constant"):
+        yield _dead((*path, "decay"), f"with schedule {train['schedule']}: only wsd has it")
+    yield from _shares({"warmup": 0.05, **{k: v for k, v in train.items() if v is not None}}, path)
+
+
+def _without_weights(tree: Tree, teacher: Tree) -> Iterator[Problem]:
     """A cache alone: what would need the teacher itself."""
-    if student.get("layers") is not None:
-        why = "student.layers copies layers of the teacher, and a cache holds no weights"
-        yield Problem(
-            ("teacher", "model"), f"is missing: {why}; name the model beside the cache, or give student.model"
-        )
+    for path, student in _all_students(tree):
+        if student.get("layers") is not None:
+            why = f"{dotted((*path, 'layers'))} copies layers of the teacher, and a cache holds no weights"
+            yield Problem(
+                ("teacher", "model"),
+                f"is missing: {why}; name the model beside the cache, or give {dotted((*path, 'model'))}",
+            )
     for name in _given(teacher, "revision", "dtype", "device"):
         if teacher[name] not in ("auto",):
             yield _dead(("teacher", name), "with a cache alone: no teacher runs")
 
 
+def _all_students(tree: Tree) -> list[tuple[Path, Tree]]:
+    """Each student with its path, the one of `student` or those of `students`."""
+    alone = tree.get("student")
+    found: list[tuple[Path, Tree]] = [(("student",), alone)] if isinstance(alone, dict) else []
+    return found + [(("students", n), s) for n, s in _section(tree, "students").items() if isinstance(s, dict)]
+
+
+def _all_terms(tree: Tree) -> list[tuple[Path, Tree]]:
+    """Each term of a loss with its path: the recipe's, then those that students have of their own."""
+    found: list[tuple[Path, Tree]] = [(("loss", i), term) for i, term in _items(tree, "loss")]
+    for path, student in _all_students(tree):
+        found += [((*path, "loss", i), term) for i, term in _items(student, "loss")]
+    return found
+
+
+def _asks_teacher(term: Tree) -> bool:
+    """Whether a term learns from the recipe's teacher (not from another student, and not from the truth)."""
+    return term.get("cross_entropy") != "ground_truth" and term.get("teacher") is None
+
+
 def _student(tree: Tree) -> Iterator[Problem]:
-    student = _section(tree, "student")
-    yield from _exactly_one(tree.get("student"), "layers", "model", "config", "memory", path=("student",))
+    given = [name for name in ("student", "students") if tree.get(name) is not None]
+    if len(given) != 1:
+        found = "found both" if given else "found none"
+        yield Problem(("student",), f"is missing: one student, or students: several by name; {found}" if not given else
+                      f"and students exclude each other; {found}")  # fmt: skip
+    for path, student in _all_students(tree):
+        yield from _one_student(student, path)
+    yield from _students(tree)
+
+
+def _one_student(student: Tree, path: Path) -> Iterator[Problem]:
+    yield from _exactly_one(student, "layers", "model", "config", "memory", path=path)
     model = student.get("model")
     if student.get("revision") is not None and not (isinstance(model, str) and not is_local(model)):
-        yield _dead(("student", "revision"), "without a hub id in student.model")
+        yield _dead((*path, "revision"), f"without a hub id in {dotted((*path, 'model'))}")
     layers = _section(student, "layers")
-    yield from _exactly_one(student.get("layers"), "important", "evenly", "listed", path=("student", "layers"))
+    yield from _exactly_one(student.get("layers"), "important", "evenly", "listed", path=(*path, "layers"))
     listed = layers.get("listed")
     if isinstance(listed, list) and all(is_finite(i) for i in listed) and listed != sorted(set(listed)):
-        yield Problem(("student", "layers", "listed"), f"must rise, each layer once, got {listed}")
+        yield Problem((*path, "layers", "listed"), f"must rise, each layer once, got {listed}")
+
+
+def _students(tree: Tree) -> Iterator[Problem]:
+    """A family: names that tables and folders can tell apart, a loss for everyone, one that begins at once."""
+    pupils = _section(tree, "students")
+    for name in pupils:
+        if name in RESERVED or name.startswith(PREFIXES):
+            yield Problem(
+                ("students", name),
+                f"is a name that a run uses itself ({', '.join((*RESERVED, *PREFIXES))}); choose another",
+            )
+    lacking = [name for name, pupil in pupils.items() if isinstance(pupil, dict) and pupil.get("loss") is None]
+    if tree.get("loss") is None and (lacking or not pupils):
+        yield Problem(
+            ("loss",), f"is missing: {'students.' + lacking[0] if lacking else 'student'} has none of its own"
+        )
+    if tree.get("loss") is not None and pupils and not lacking:
+        yield _dead(("loss",), "where every student has a loss of its own")
+    late = [name for name, pupil in pupils.items() if isinstance(pupil, dict) and pupil.get("start_at_step")]
+    if pupils and len(late) == len(pupils) and not isinstance(_section(tree, "teacher").get("train"), dict):
+        yield Problem(
+            ("students", late[0], "start_at_step"), "leaves nobody who trains from step 0; leave it out of one"
+        )
 
 
 def _data(data: Tree) -> Iterator[Problem]:
@@ -144,22 +226,52 @@ def _columns(columns: Tree, path: Path) -> Iterator[Problem]:
 
 
 def _loss(tree: Tree) -> Iterator[Problem]:
-    seen: dict[str, int] = {}
-    terms = _items(tree, "loss")
-    for i, term in terms:
-        path = ("loss", i)
-        yield from _exactly_one(term, "divergence", "cross_entropy", path=path)
-        yield from _term(term, path)
-        name = term.get("divergence") or term.get("cross_entropy")
-        if isinstance(name, str) and seen.setdefault(name, i) != i:
-            yield Problem(
-                path, f"repeats loss[{seen[name]}] ({name}); one term with the sum of the weights is the same"
-            )
-    constants = [_constant(term.get("weight")) for _, term in terms]
-    if constants and all(c == 0 for c in constants):
-        yield Problem(("loss",), "has only terms of weight 0: nothing would be learned")
+    yield from _terms(_items(tree, "loss"), ("loss",))
+    for path, student in _all_students(tree):
+        yield from _terms(_items(student, "loss"), (*path, "loss"))
+    for path, term in _all_terms(tree):
+        yield from _source(tree, term, path)
+    terms = _all_terms(tree)
     if tree.get("control") is True and terms and all(t.get("cross_entropy") == "ground_truth" for _, t in terms):
         yield _dead(("control",), "when the loss is cross-entropy on ground truth: this run is the control")
+
+
+def _terms(terms: list[tuple[int, Tree]], path: Path) -> Iterator[Problem]:
+    seen: dict[tuple[str, Any], int] = {}
+    for i, term in terms:
+        here = (*path, i)
+        yield from _exactly_one(term, "divergence", "cross_entropy", path=here)
+        yield from _term(term, here)
+        name = term.get("divergence") or term.get("cross_entropy")
+        if isinstance(name, str) and seen.setdefault((name, term.get("teacher")), i) != i:
+            first = dotted((*path, seen[name, term.get("teacher")]))
+            yield Problem(here, f"repeats {first} ({name}); one term with the sum of the weights is the same")
+    constants = [_constant(term.get("weight")) for _, term in terms]
+    if constants and all(c == 0 for c in constants):
+        yield Problem(path, "has only terms of weight 0: nothing would be learned")
+
+
+def _source(tree: Tree, term: Tree, path: Path) -> Iterator[Problem]:
+    """Whom a term learns from, and how far it trusts in it."""
+    source, students = term.get("teacher"), _section(tree, "students")
+    trains = isinstance(_section(tree, "teacher").get("train"), dict)
+    if source is not None:
+        known = ", ".join(students) or "there are none"
+        if term.get("cross_entropy") == "ground_truth":
+            yield _dead((*path, "teacher"), "with ground_truth")
+        elif source not in students:
+            yield Problem((*path, "teacher"), f"must be one of students ({known}), got {source!r}")
+        elif path[:2] == ("students", source):
+            yield Problem((*path, "teacher"), f"is the student itself; name another of students ({known})")
+    trust = term.get("trust", "always")
+    if trust == "always":
+        return
+    if term.get("cross_entropy") is not None:
+        yield _dead((*path, "trust"), "with cross_entropy")
+    elif trust == "progress" and source is None and not trains:
+        yield _dead((*path, "trust"), "with a teacher that does not train: its progress is none")
+    elif trust == "per_token" and source is None and _section(tree, "teacher").get("cache") is not None:
+        yield Problem((*path, "trust"), "per_token asks the teacher about the true token, and a cache need not hold it")
 
 
 def _term(term: Tree, path: Path) -> Iterator[Problem]:

@@ -2,12 +2,12 @@
 
 import hashlib
 import json
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, WithJsonSchema
 
 from tutelage import plugins
-from tutelage.losses.names import DIVERGENCES
 from tutelage.recipe import short
 from tutelage.recipe.fields import (
     Count,
@@ -16,7 +16,6 @@ from tutelage.recipe.fields import (
     Index,
     Interval,
     Listed,
-    ModelText,
     PathText,
     Section,
     Share,
@@ -24,68 +23,17 @@ from tutelage.recipe.fields import (
     Whole,
     one_of,
 )
+from tutelage.recipe.models import MEMORY, Pupil, Student, StudentName, Teacher
+from tutelage.recipe.terms import Loss, LossTerm
+from tutelage.roles import STUDENT
 
 CODECS = plugins.names("cache/codecs")
-_MEMORY = "fingerprint of an object handed to tutelage.train() in memory; written by tutelage, not by hand"
 Globs = Annotated[
     tuple[PathText, ...],
     Listed,
     Field(min_length=1),
     BeforeValidator(short.globs, json_schema_input_type=str | list[str]),
 ]
-Divergence = Annotated[
-    str,
-    AfterValidator(one_of(tuple(DIVERGENCES))),
-    WithJsonSchema({"type": "string", "enum": list(DIVERGENCES)}),
-]
-
-
-class Teacher(Section):
-    """The model that is learned from: `model`, `cache`, or both.  Short form: the model's name alone.
-
-    It never trains and is never saved.  With `cache`, `tutelage label` runs the model once and writes its outputs
-    there; `tutelage train` learns from them, and needs the model only for a student made of its layers.
-    """
-
-    model: ModelText | None = Field(default=None, description="hub id, folder with safetensors, or GGUF file")
-    memory: str | None = Field(default=None, description=_MEMORY)
-    cache: PathText | None = Field(
-        default=None, description="folder of a teacher cache: `label` writes it, `train` learns from it; null: ask live"
-    )
-    revision: str | None = Field(default=None, description="commit, tag or branch of a hub id; null: its main branch")
-    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], DtypeAlias] = Field(
-        default="auto",
-        description="number format of its weights; auto: measured on a CPU, bfloat16 on a GPU that has it",
-    )
-    device: Device = Field(default="auto", description="where it runs; auto: where the student trains")
-
-
-class Layers(Section):
-    """Which of the teacher's layers the student keeps.  Short forms: a number (important), a list (listed)."""
-
-    important: Count | None = Field(default=None, description="how many, chosen by measured importance")
-    evenly: Count | None = Field(default=None, description="how many, spread evenly from first to last")
-    listed: Annotated[tuple[Index, ...], Listed, Field(min_length=1)] | None = Field(
-        default=None, description="exactly these, counted from 0, in rising order"
-    )
-
-
-class Student(Section):
-    """The model that learns: exactly one of `layers`, `model`, `config`.  Short form: a model's name alone."""
-
-    layers: Annotated[Layers, BeforeValidator(short.layers, json_schema_input_type=int | list[int] | Layers)] | None = (
-        Field(default=None, description="a copy of the teacher with some of its layers")
-    )
-    model: ModelText | None = Field(
-        default=None, description="hub id, folder or GGUF file with the teacher's tokenizer"
-    )
-    revision: str | None = Field(default=None, description="commit, tag or branch of a hub id; null: its main branch")
-    config: dict[str, JsonValue] | None = Field(
-        default=None,
-        min_length=1,
-        description="fields of a Hugging Face config; trained from nothing, teacher's tokenizer",
-    )
-    memory: str | None = Field(default=None, description=_MEMORY)
 
 
 class Columns(Section):
@@ -108,7 +56,7 @@ class Source(Section):
     python_source: Literal[True] | None = Field(
         default=None, description="the standard library's code: text unlike documentation, to measure on"
     )
-    memory: str | None = Field(default=None, description=_MEMORY)
+    memory: str | None = Field(default=None, description=MEMORY)
     separator: str | None = Field(
         default=None,
         min_length=1,
@@ -159,60 +107,6 @@ class Data(Section):
     control_text: Literal["encode", "reject"] = Field(
         default="encode", description="text that spells a control token: encoded as plain text, or the row is rejected"
     )
-
-
-class Schedule(Section):
-    """A value that may change during the run.  Short form: a number, which is constant."""
-
-    schedule: Literal["constant", "linear", "cosine", "wsd"] = Field(
-        description="constant: start throughout; linear, cosine: from start to end; wsd: start, then down to end"
-    )
-    start: float = Field(description="value after the warm-up")
-    end: float | None = Field(default=None, description="value at the end of the run; required but with constant")
-    warmup: Share = Field(default=0.0, description="first share of the run, in which a weight rises from 0 to start")
-    decay: Share | None = Field(
-        default=None, description="last share of the run, in which wsd goes to end; 0.2 with wsd"
-    )
-
-
-_CONSTANT_1 = Schedule(schedule="constant", start=1.0)
-_Scheduled = Annotated[Schedule, BeforeValidator(short.complete_schedule, json_schema_input_type=float | Schedule)]
-
-
-class LossTerm(Section):
-    """One term of the loss: `divergence` or `cross_entropy`.  Short forms: its name, or `{NAME: WEIGHT}`."""
-
-    divergence: Divergence | None = Field(
-        default=None, description="name of a distance between teacher and student, see Divergences"
-    )
-    cross_entropy: Literal["ground_truth", "teacher_argmax"] | None = Field(
-        default=None, description="against the text's next token, or the teacher's most likely one"
-    )
-    weight: _Scheduled = Field(default=_CONSTANT_1, description=">= 0; factor of the term")
-    temperature: _Scheduled | None = Field(
-        default=None,
-        description="> 0; softens both distributions, and the term is multiplied by `T**k`, k = 2 (1 for "
-        "total_variation), arXiv:1503.02531; 1.0 with a divergence",
-    )
-    beta: float | None = Field(
-        default=None, gt=0, lt=1, description="of jensen_shannon: the teacher's share; 0.5 there"
-    )
-    alpha: float | None = Field(default=None, gt=0, lt=1, description="of skew_kl, skew_reverse_kl: the mix; 0.1 there")
-
-    @property
-    def name(self) -> str:
-        """How metrics call the term: forward_kl, …, ground_truth, teacher_argmax."""
-        name = self.divergence or self.cross_entropy
-        assert name is not None, "load_recipe admits only terms with a kind"
-        return name
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether the teacher must run for it."""
-        return self.cross_entropy != "ground_truth"
-
-
-_Term = Annotated[LossTerm, BeforeValidator(short.complete_term, json_schema_input_type=str | LossTerm)]
 
 
 class EarlyStop(Section):
@@ -309,22 +203,34 @@ class Evaluation(Section):
     ] = Field(default=(), description="texts whose most likely next tokens are shown for teacher and student")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learner:
+    """One student as the recipe asks for it; `learning_rate` None: that of `training`."""
+
+    section: Student
+    loss: tuple[LossTerm, ...]
+    learning_rate: float | None = None
+    first_step: int = 0
+
+
 class Recipe(Section):
     """Everything that defines a result.  Made by `load_recipe`, which also checks what spans several fields."""
 
     teacher: Annotated[Teacher, BeforeValidator(short.teacher, json_schema_input_type=str | Teacher)] | None = Field(
         default=None, description="the model that is learned from; only a plain fine-tuning of student.model needs none"
     )
-    student: Annotated[Student, BeforeValidator(short.student, json_schema_input_type=str | Student)] = Field(
-        description="the model that learns"
+    student: Annotated[Student, BeforeValidator(short.student, json_schema_input_type=str | Student)] | None = Field(
+        default=None, description="the model that learns"
     )
+    students: (
+        Annotated[
+            dict[StudentName, Annotated[Pupil, BeforeValidator(short.student, json_schema_input_type=str | Pupil)]],
+            Field(min_length=1),
+        ]
+        | None
+    ) = Field(default=None, description="in place of `student`: several by name, from one pass of the teacher")
     data: Data = Field(description="the text to train on")
-    loss: Annotated[
-        tuple[_Term, ...],
-        Listed,
-        Field(min_length=1),
-        BeforeValidator(short.loss, json_schema_input_type=str | LossTerm | list[str | LossTerm]),
-    ] = Field(description="terms that are added up")
+    loss: Loss | None = Field(default=None, description="terms that are added up; of every student without its own")
     training: Annotated[Training, BeforeValidator(short.complete_training)] = Field(description="how it is trained")
     control: bool = Field(
         default=False,
@@ -336,9 +242,24 @@ class Recipe(Section):
     evaluation: Evaluation = Field(default=Evaluation(), description="what is measured")
 
     @property
-    def needs_teacher(self) -> bool:
-        """Whether a term of the loss asks the teacher."""
-        return any(term.needs_teacher for term in self.loss)
+    def learners(self) -> dict[str, Learner]:
+        """The students by name; a single one is called `student`."""
+        if self.students is None:
+            assert self.student is not None and self.loss is not None, "recipe rules: a student and its loss"
+            return {STUDENT: Learner(section=self.student, loss=self.loss)}
+        learners = {}
+        for name, pupil in self.students.items():
+            loss = pupil.loss or self.loss
+            assert loss is not None, "recipe rules: every student has a loss"
+            learners[name] = Learner(
+                section=pupil, loss=loss, learning_rate=pupil.learning_rate, first_step=pupil.start_at_step or 0
+            )
+        return learners
+
+    @property
+    def trains_teacher(self) -> bool:
+        """Whether the teacher learns too (co-distillation)."""
+        return self.teacher is not None and self.teacher.train is not None
 
     def resolved(self) -> dict[str, JsonValue]:
         """The recipe written out: long forms, defaults, absolute paths; `load_recipe` of it gives an equal recipe."""
@@ -349,11 +270,6 @@ class Recipe(Section):
         """SHA-256 of the resolved recipe, 64 hexadecimal digits."""
         text = json.dumps(self.resolved(), sort_keys=True, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
         return hashlib.sha256(b"tutelage recipe 1\n" + text.encode()).hexdigest()
-
-    def as_control(self) -> "Recipe":
-        """The same run with plain cross-entropy on ground truth as its only term."""
-        ground_truth = LossTerm(cross_entropy="ground_truth")
-        return self.model_copy(update={"loss": (ground_truth,), "control": False})
 
 
 def json_schema() -> dict[str, JsonValue]:

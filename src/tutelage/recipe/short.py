@@ -10,6 +10,7 @@ from tutelage.losses.names import DIVERGENCES
 
 TARGETS = ("ground_truth", "teacher_argmax")
 _COLUMNS = ("text", "prompt", "answer", "messages")
+TRAINED_TEACHER_WARMUP = 0.2  # docs/results.md, "Co-distillation"
 _PARAMETER_DEFAULTS = {"beta": 0.5, "alpha": 0.1}
 
 
@@ -21,6 +22,11 @@ def teacher(value: Any) -> Any:
 def student(value: Any) -> Any:
     """`ID` is `{model: ID}`."""
     return {"model": value} if isinstance(value, str) else value
+
+
+def train(value: Any) -> Any:
+    """`true` is a section of defaults."""
+    return {} if value is True else value
 
 
 def layers(value: Any) -> Any:
@@ -147,17 +153,57 @@ def complete_cache(value: Any) -> Any:
 
 def recipe(tree: dict[str, Any]) -> dict[str, Any]:
     """The whole recipe in its long form; defaults are not filled in."""
-    tree = _each(tree, teacher=teacher, student=student, loss=loss, data=_data, evaluation=_evaluation)
+    tree = _each(tree, teacher=_teacher, student=_student, loss=_loss, data=_data, evaluation=_evaluation)
     teacher_section = tree.get("teacher")
     if isinstance(teacher_section, dict) and teacher_section.get("cache") is not None and tree.get("cache") is None:
         tree["cache"] = {}
-    if isinstance(tree.get("student"), dict):
-        tree["student"] = _each(tree["student"], layers=layers)
-    if isinstance(tree.get("loss"), list):
-        tree["loss"] = [
-            _each(t, weight=schedule, temperature=schedule) if isinstance(t, dict) else t for t in tree["loss"]
-        ]
+    if isinstance(tree.get("students"), dict):
+        tree["students"] = {name: _student(pupil) for name, pupil in tree["students"].items()}
+    if isinstance(teacher_section, dict) and isinstance(teacher_section.get("train"), dict):
+        tree = _warmed(tree)
     return tree
+
+
+def _teacher(value: Any) -> Any:
+    value = teacher(value)
+    return _each(value, train=train) if isinstance(value, dict) else value
+
+
+def _student(value: Any) -> Any:
+    value = student(value)
+    return _each(value, layers=layers, loss=_loss) if isinstance(value, dict) else value
+
+
+def _loss(value: Any) -> Any:
+    value = loss(value)
+    if not isinstance(value, list):
+        return value
+    return [_each(t, weight=schedule, temperature=schedule) if isinstance(t, dict) else t for t in value]
+
+
+def _warmed(tree: dict[str, Any]) -> dict[str, Any]:
+    """A teacher that trains is noisy at first: the weight of what it teaches rises, unless that says a warm-up."""
+
+    def warmed(terms: Any) -> Any:
+        return [_warm_term(item) for item in terms] if isinstance(terms, list) else terms
+
+    tree = _each(tree, loss=warmed)
+    if isinstance(tree.get("students"), dict):
+        tree["students"] = {
+            name: _each(pupil, loss=warmed) if isinstance(pupil, dict) else pupil
+            for name, pupil in tree["students"].items()
+        }
+    return tree
+
+
+def _warm_term(item: Any) -> Any:
+    if not isinstance(item, dict) or item.get("teacher") is not None or item.get("trust", "always") != "always":
+        return item
+    asks = item.get("divergence") is not None or item.get("cross_entropy") == "teacher_argmax"
+    weight = item.get("weight", {"schedule": "constant", "start": 1.0})
+    if not asks or not isinstance(weight, dict) or weight.get("warmup") is not None:
+        return item
+    return {**item, "weight": {**weight, "warmup": TRAINED_TEACHER_WARMUP}}
 
 
 def _data(value: Any) -> Any:

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from tutelage import __version__, io, visible
 from tutelage.evaluation.show import Shown
 from tutelage.evaluation.transfer import HELD_OUT, Transfer
-from tutelage.reports import headline
+from tutelage.reports import headline, pareto
 from tutelage.reports.figures import Panel, loss_curves
 from tutelage.reports.table import model_name, table_of
 
@@ -59,6 +59,7 @@ def build_report(report: Report) -> str:
         names={m: model_name(m) for m in models},
         colours={m: i for i, m in enumerate(models)},
         panels=[_panel(p) for p in loss_curves(report.metrics, models=models)],
+        sizes={"title": pareto.TITLE, "head": pareto.HEAD, "rows": pareto.rows(report.transfer)},
         shown=report.shown,
         first_choices=_first_choices(report.shown),
         recipe=report.recipe,

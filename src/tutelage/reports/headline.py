@@ -1,27 +1,30 @@
 """The transfer in words: who wins what, by how much, and whether that is more than noise.
 
-The roles are the run's names: `student`, `control` (same start, same tokens, no teacher), `student_before`.
+The roles are the run's names, see `roles.py`: students, their controls (same start, same tokens, no teacher), and what
+they were before.
 """
 
 import math
 
-from tutelage import visible
+from tutelage import roles, visible
 from tutelage.evaluation.stats import Difference, quantile_95
 from tutelage.evaluation.transfer import HELD_OUT, OUT_OF_DOMAIN, SetResult, Transfer
-
-STUDENT, CONTROL, BEFORE = "student", "control", "student_before"
 
 
 def trained(transfer: Transfer) -> list[str]:
     """The models that this run trained: what "best" is said of."""
-    return [m for m in transfer.models if m not in (transfer.teacher, BEFORE)]
+    return roles.trained(transfer.models)
 
 
 def title(transfer: Transfer) -> str:
     """One sentence: what the student is, and how much of the teacher is in it."""
-    result = transfer.sets.get(HELD_OUT)
-    agreement = result.estimates.get(STUDENT, {}).get("top1_agreement") if result else None
-    student, teacher = transfer.costs.get(STUDENT), transfer.costs.get(transfer.teacher or "")
+    result, names = transfer.sets.get(HELD_OUT), roles.students(transfer.models)
+    if len(names) > 1:
+        taught = "one teacher" if transfer.teacher is not None else "each other"
+        return f"{len(names)} students of {taught}: {', '.join(visible.line(name) for name in names)}."
+    name = names[0] if names else roles.STUDENT
+    agreement = result.estimates.get(name, {}).get("top1_agreement") if result else None
+    student, teacher = transfer.costs.get(name), transfer.costs.get(transfer.teacher or "")
     smaller = (
         f"{student.parameters / teacher.parameters:.0%} of the teacher’s parameters" if student and teacher else ""
     )
@@ -33,18 +36,21 @@ def title(transfer: Transfer) -> str:
 
 def sentences(transfer: Transfer) -> list[str]:
     """Held-out loss, then imitation, then what was lost outside the training text: each only where it was measured."""
-    result = transfer.sets.get(HELD_OUT)
-    if result is None or STUDENT not in result.estimates:
+    result, names = transfer.sets.get(HELD_OUT), roles.students(transfer.models)
+    if result is None:
         return []
     said = []
-    if CONTROL in result.estimates:
-        said = [_loss(result), _imitation(result)]
-    said += [_progress(result), _domains(transfer), *_unscored(transfer)]
-    return [visible.line(s) for s in said if s]
+    for name in names:
+        of_it = []
+        if roles.control(name) in result.estimates:
+            of_it = [_loss(result, name), _imitation(result, name)]
+        of_it += [_progress(result, name), _domains(transfer, name)]
+        said += [s if len(names) == 1 else f"{name}, {s[0].lower()}{s[1:]}" for s in of_it if s]
+    return [visible.line(s) for s in (*said, *_unscored(transfer))]
 
 
-def _loss(result: SetResult) -> str:
-    d = result.difference("held_out_loss", first=STUDENT, second=CONTROL)
+def _loss(result: SetResult, name: str) -> str:
+    d = result.difference("held_out_loss", first=name, second=roles.control(name))
     if d is None:
         return ""
     if not d.decided:
@@ -64,33 +70,35 @@ def _loss(result: SetResult) -> str:
     )
 
 
-def _imitation(result: SetResult) -> str:
-    d = result.difference("kl_to_teacher", first=STUDENT, second=CONTROL)
+def _imitation(result: SetResult, name: str) -> str:
+    d = result.difference("kl_to_teacher", first=name, second=roles.control(name))
     if d is None:
         return ""
     if not d.decided:
         return f"Imitation: no difference between student and control in KL to the teacher ({_signed(d)} nats)."
-    winner, loser = (STUDENT, CONTROL) if d.value < 0 else (CONTROL, STUDENT)
-    share = result.estimates[winner]["kl_to_teacher"].value / result.estimates[loser]["kl_to_teacher"].value
+    both = {"student": name, "control": roles.control(name)}
+    winner, loser = ("student", "control") if d.value < 0 else ("control", "student")
+    kl = {role: result.estimates[model]["kl_to_teacher"].value for role, model in both.items()}
+    share = kl[winner] / kl[loser]
     return (
         f"Imitation: the {winner} is closer to the teacher: its KL is lower by {_size(d)} nats, "
         f"{share:.2f} of the {loser}’s."
     )
 
 
-def _progress(result: SetResult) -> str:
-    before, after = (result.estimates.get(m, {}).get("kl_to_teacher") for m in (BEFORE, STUDENT))
+def _progress(result: SetResult, name: str) -> str:
+    before, after = (result.estimates.get(m, {}).get("kl_to_teacher") for m in (roles.before(name), name))
     if before is None or after is None:
         return ""
     return f"Progress: training took the student’s KL to the teacher from {before.value:.2f} to {after.value:.2f} nats."
 
 
-def _domains(transfer: Transfer) -> str:
+def _domains(transfer: Transfer, student: str) -> str:
     """The student's loss above the teacher's, on its own kind of text and elsewhere; the two sets are independent."""
     if transfer.teacher is None or OUT_OF_DOMAIN not in transfer.sets:
         return ""
     inside, outside = (
-        transfer.sets[name].difference("held_out_loss", first=STUDENT, second=transfer.teacher)
+        transfer.sets[name].difference("held_out_loss", first=student, second=transfer.teacher)
         for name in (HELD_OUT, OUT_OF_DOMAIN)
     )
     if inside is None or outside is None:

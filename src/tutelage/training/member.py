@@ -8,8 +8,6 @@ from tutelage.training.optim import Optimizer, OptimizerSettings
 from tutelage.training.precision import ComputePath, MasterWeights
 from tutelage.types import CausalLM
 
-STUDENT = "student"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:

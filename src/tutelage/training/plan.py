@@ -1,18 +1,25 @@
 """What a recipe's numbers mean for the trainer: terms, optimizer settings, steps and intervals."""
 
+from collections.abc import Mapping
+
 from tutelage.data.loader import Loader
 from tutelage.errors import ConfigError
 from tutelage.losses.names import DIVERGENCES
 from tutelage.losses.schedules import Schedule
 from tutelage.losses.terms import Term
 from tutelage.recipe import Recipe
-from tutelage.recipe.sections import LossTerm, Training
-from tutelage.recipe.sections import Schedule as ScheduleSection
+from tutelage.recipe.sections import Training
+from tutelage.recipe.terms import LossTerm
+from tutelage.recipe.terms import Schedule as ScheduleSection
+from tutelage.roles import TEACHER
 from tutelage.training.fit import FitPlan
+from tutelage.training.member import Member
 from tutelage.training.optim import OptimizerSettings
+from tutelage.types import CausalLM
 
 _PARAMETER_DEFAULTS = {"beta": 0.5, "alpha": 0.1}
 _WSD_DECAY = 0.2
+GROUND_TRUTH = (Term(kind="ground_truth"),)  # of the control, and of a teacher that trains
 
 
 def schedule_of(section: ScheduleSection) -> Schedule:
@@ -37,9 +44,9 @@ def terms_of(loss: tuple[LossTerm, ...]) -> tuple[Term, ...]:
 
 
 def _term(section: LossTerm) -> Term:
-    weight = schedule_of(section.weight)
+    weight, source = schedule_of(section.weight), section.teacher or TEACHER
     if section.divergence is None:
-        return Term(kind=section.cross_entropy or "ground_truth", weight=weight)
+        return Term(kind=section.cross_entropy or "ground_truth", weight=weight, source=source)
     parameters = {
         name: getattr(section, name) if getattr(section, name) is not None else _PARAMETER_DEFAULTS[name]
         for name in DIVERGENCES[section.divergence]
@@ -51,6 +58,8 @@ def _term(section: LossTerm) -> Term:
         parameters=parameters,
         weight=weight,
         temperature=temperature,
+        source=source,
+        trust=section.trust,
     )
 
 
@@ -69,8 +78,11 @@ def n_steps_of(training: Training, loader: Loader) -> int:
     return max(1, loader.steps_for_epochs(training.epochs))
 
 
-def optimizer_settings(training: Training, *, n_steps: int) -> OptimizerSettings:
-    """AdamW as the recipe asks, with its learning-rate schedule down to 0."""
+def optimizer_settings(
+    training: Training, *, n_steps: int, own: Mapping[str, float | str | None] | None = None
+) -> OptimizerSettings:
+    """AdamW as the recipe asks, with its learning-rate schedule down to 0; `own` is what a model says for itself."""
+    training = training.model_copy(update={name: value for name, value in (own or {}).items() if value is not None})
     schedule = Schedule(
         kind=training.schedule,
         start=training.learning_rate,
@@ -108,6 +120,31 @@ def _steps(interval: float, training: Training, *, n_steps: int) -> int:
     return max(1, round(interval * n_steps if interval < 1 else interval / training.batch_tokens))
 
 
-def control_of(recipe: Recipe) -> tuple[Term, ...]:
-    """The control's only term."""
-    return terms_of(recipe.as_control().loss)
+def student_member(recipe: Recipe, name: str, model: CausalLM, *, n_steps: int) -> Member:
+    """One student of the recipe; ConfigError when it would start after the run."""
+    learner = recipe.learners[name]
+    if learner.first_step >= n_steps:
+        raise ConfigError(
+            "CONFIG",
+            f"students.{name}.start_at_step: {learner.first_step}, and the run has {n_steps} steps; give less, or a "
+            "longer run",
+        )
+    settings = optimizer_settings(
+        recipe.training, n_steps=n_steps - learner.first_step, own={"learning_rate": learner.learning_rate}
+    )
+    terms = terms_of(learner.loss)
+    return Member(name=name, model=model, terms=terms, optimizer=settings, first_step=learner.first_step)
+
+
+def teacher_member(recipe: Recipe, model: CausalLM, *, n_steps: int) -> Member:
+    """The teacher that trains on the truth; ConfigError when it would freeze after the run."""
+    assert recipe.teacher is not None and recipe.teacher.train is not None
+    own = recipe.teacher.train.model_dump()
+    last = own.pop("freeze_at_step", None) or n_steps
+    if last > n_steps:
+        raise ConfigError(
+            "CONFIG",
+            f"teacher.train.freeze_at_step: {last}, and the run has {n_steps} steps; give less, or leave it out",
+        )
+    settings = optimizer_settings(recipe.training, n_steps=last, own=own)
+    return Member(name=TEACHER, model=model, terms=GROUND_TRUTH, optimizer=settings)

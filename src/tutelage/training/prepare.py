@@ -17,6 +17,7 @@ from tutelage.models.cast import cast
 from tutelage.models.fingerprint import weights_fingerprint
 from tutelage.recipe import Recipe
 from tutelage.recipe import Student as StudentSection
+from tutelage.roles import STUDENT
 from tutelage.teachers.cached import CachedTeacher
 from tutelage.teachers.live import LiveTeacher
 from tutelage.training import teachers
@@ -48,9 +49,10 @@ class Prepared:
     compute: ComputePath
     tokenizer: Any
     n_vocabulary: int
-    teacher: LiveTeacher | CachedTeacher | None
-    student: CausalLM  # the start weights, float32, on the CPU; copy before training
-    layers: LayerChoice | None
+    teacher: LiveTeacher | CachedTeacher | None  # None also where it trains
+    teacher_start: CausalLM | None  # of one that trains: float32, on the CPU; copy before training
+    students: dict[str, CausalLM]  # the start weights by name, likewise
+    layers: dict[str, LayerChoice | None]
     loader: Loader
     evaluation_sets: dict[str, Callable[[], list[EvaluationBatch]]]
     provenance: dict[str, io.Json]
@@ -59,9 +61,9 @@ class Prepared:
         """The held-out rows as batches, for evaluation while training."""
         return [item.batch for item in self.evaluation_sets["held_out"]()]
 
-    def start(self) -> CausalLM:
-        """A fresh copy of the student's start."""
-        return copy.deepcopy(self.student)
+    def start(self, name: str = STUDENT) -> CausalLM:
+        """A fresh copy of a student's start."""
+        return copy.deepcopy(self.students[name])
 
 
 def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | None = None) -> Prepared:
@@ -83,49 +85,55 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
     n_vocabulary = vocabulary.real_vocabulary(tokenizer)
     data = Corpus(recipe, tokenizer, examples=memory.examples)
     is_cached = recipe.teacher is not None and recipe.teacher.cache is not None
-    needs_weights = not is_cached or recipe.student.layers is not None
+    needs_weights = not is_cached or any(learner.section.layers is not None for learner in recipe.learners.values())
     model = teachers.weights_of(recipe, memory.teacher) if needs_weights else None
+    if recipe.teacher is not None and recipe.teacher.config is not None:
+        model = teachers.from_nothing(recipe, n_vocabulary=n_vocabulary)
     teacher: LiveTeacher | CachedTeacher | None = None
     if is_cached:
-        teacher = teachers.cached(recipe, data, terms=terms_of(recipe.loss), model=model, compute=compute)
-    layers, start = _student_start(
+        terms = [term for learner in recipe.learners.values() for term in terms_of(learner.loss)]
+        teacher = teachers.cached(recipe, data, terms=terms, model=model, compute=compute)
+    layers, students = _student_starts(
         recipe,
-        memory=memory,
+        in_memory=memory.student,
         teacher=model,
         n_vocabulary=n_vocabulary,
         compute=compute,
         probe=lambda: data.probe(_PROBE_TOKENS),
-        earlier=earlier,
+        measured=(earlier or {}).get("layers") or {},
     )
-    if not is_cached:
+    teacher_start = _wide(copy.deepcopy(model), compute) if recipe.trains_teacher else None
+    if not is_cached and teacher_start is None:
         lent = memory.teacher is not None
         teacher = teachers.live(recipe, model, compute=compute, n_vocabulary=n_vocabulary, lent=lent)
-    teachers.verify([start], n_vocabulary=n_vocabulary, max_length=recipe.data.max_length)
-    if isinstance(teacher, LiveTeacher):
-        teachers.verify_teacher(teacher.model, n_vocabulary=n_vocabulary, max_length=recipe.data.max_length)
-    if len(stop_ids) > 1:
-        start.generation_config.eos_token_id = list(stop_ids)
+    teaching = teacher.model if isinstance(teacher, LiveTeacher) else teacher_start
+    teachers.verify_all(students.values(), teaching, n_vocabulary=n_vocabulary, max_length=recipe.data.max_length)
+    for name, ids in stop_ids.items():
+        students[name].generation_config.eos_token_id = list(ids)
     return Prepared(
         recipe=recipe,
         compute=compute,
         tokenizer=tokenizer,
         n_vocabulary=n_vocabulary,
         teacher=teacher,
-        student=start,
+        teacher_start=teacher_start,
+        students=students,
         layers=layers,
         loader=data.loader(),
         evaluation_sets=data.evaluation_sets(),
-        provenance=_provenance(data, teacher=teacher, start=start, compute=compute, layers=layers),
+        provenance=_provenance(
+            data, teacher=teacher_start or teacher, students=students, compute=compute, layers=layers
+        ),
     )
 
 
 def _provenance(
     data: Corpus,
     *,
-    teacher: LiveTeacher | CachedTeacher | None,
-    start: CausalLM,
+    teacher: CausalLM | LiveTeacher | CachedTeacher | None,
+    students: Mapping[str, CausalLM],
     compute: ComputePath,
-    layers: LayerChoice | None,
+    layers: Mapping[str, LayerChoice | None],
 ) -> dict[str, io.Json]:
     """What identifies a run beside its recipe: a resumed run must have the same."""
     return {
@@ -133,12 +141,12 @@ def _provenance(
         "tokenizer": data.fingerprint,
         "template": vocabulary.template_fingerprint(data.tokenizer),
         "teacher": _teacher_identity(teacher),
-        "student": weights_fingerprint(start),
+        "students": {name: weights_fingerprint(start) for name, start in students.items()},
         "libraries": {name: metadata.version(name) for name in _LIBRARIES},
         "compute": dict(compute.as_json()),
         "world_size": 1,
         "tutelage": metadata.version("tutelage"),
-        "layers": _layers_json(layers),
+        "layers": {name: _layers_json(choice) for name, choice in layers.items()},
     }
 
 
@@ -152,7 +160,8 @@ def _require_objects(recipe: Recipe, memory: InMemory) -> None:
     lacking += (
         ["the teacher"] if recipe.teacher is not None and recipe.teacher.memory and memory.teacher is None else []
     )
-    lacking += ["the student"] if recipe.student.memory and memory.student is None else []
+    asked = any(learner.section.memory for learner in recipe.learners.values())
+    lacking += ["the student"] if asked and memory.student is None else []
     if lacking:
         raise ConfigError(
             "CONFIG",
@@ -162,50 +171,90 @@ def _require_objects(recipe: Recipe, memory: InMemory) -> None:
 
 
 # --- tokenizer ---
-def _compare_with_students(recipe: Recipe, tokenizer: Any) -> tuple[int, ...]:
-    """The ids that a student with a tokenizer of its own has to stop on; () without one.
+def _compare_with_students(recipe: Recipe, tokenizer: Any) -> dict[str, tuple[int, ...]]:
+    """The ids that each student has to stop on, where there are several.
 
     Raises IntegrityError[TOKENIZER_MISMATCH] or [TEMPLATE_MISMATCH] before any model loads.
     """
-    if recipe.student.model is None or recipe.teacher is None:
-        return ()
-    own = load.load_tokenizer(recipe.student.model, revision=recipe.student.revision)
-    vocabulary.compare_tokenizers(tokenizer, own)
-    if recipe.data.chat_template is None:
-        vocabulary.compare_templates(tokenizer, own)
-    return vocabulary.compare_ends(tokenizer, own)
+    stop_ids = {}
+    for name, learner in recipe.learners.items():
+        section = learner.section
+        if section.model is None or (recipe.teacher is None and recipe.students is None):
+            continue
+        own = load.load_tokenizer(section.model, revision=section.revision)
+        vocabulary.compare_tokenizers(tokenizer, own)
+        if recipe.data.chat_template is None:
+            vocabulary.compare_templates(tokenizer, own)
+        ids = vocabulary.compare_ends(tokenizer, own)
+        if len(ids) > 1:
+            stop_ids[name] = ids
+    return stop_ids
 
 
 # --- student ---
-def _student_start(
+def _student_starts(
     recipe: Recipe,
     *,
-    memory: InMemory,
+    in_memory: nn.Module | None,
     teacher: nn.Module | None,
     n_vocabulary: int,
     compute: ComputePath,
     probe: Callable[[], list[Batch]],
-    earlier: Mapping[str, Any] | None,
+    measured: Mapping[str, Any],
+) -> tuple[dict[str, LayerChoice | None], dict[str, CausalLM]]:
+    """By student: how its layers were chosen, and its start weights."""
+    layers, students = {}, {}
+    for name, learner in recipe.learners.items():
+        layers[name], students[name] = _student_start(
+            learner.section,
+            name=name,
+            recipe=recipe,
+            in_memory=in_memory,
+            teacher=teacher,
+            n_vocabulary=n_vocabulary,
+            compute=compute,
+            probe=probe,
+            measured=measured.get(name),
+        )
+    return layers, students
+
+
+def _student_start(
+    section: StudentSection,
+    *,
+    name: str,
+    recipe: Recipe,
+    in_memory: nn.Module | None,
+    teacher: nn.Module | None,
+    n_vocabulary: int,
+    compute: ComputePath,
+    probe: Callable[[], list[Batch]],
+    measured: Mapping[str, Any] | None,
 ) -> tuple[LayerChoice | None, CausalLM]:
     """(how layers were chosen, start weights in float32 or wider on the CPU)."""
-    wide = torch.promote_types(compute.weight_dtype, torch.float32)
-    section, choice = recipe.student, None
-    if memory.student is not None:
-        start = copy.deepcopy(memory.student)
+    choice = None
+    if section.memory is not None:
+        start = copy.deepcopy(in_memory)
     elif section.model is not None:
         start = load.load_model(section.model, revision=section.revision, dtype="float32", device="cpu")
     elif section.config is not None:
         base = teachers.config_of(recipe, teacher)
         if base is None:
             raise ConfigError("CONFIG", "student.config: fields of the teacher's config are replaced; give a teacher")
-        start = student.from_config(section.config, base=base, n_vocabulary=n_vocabulary, seed=recipe.training.seed)
+        seed = recipe.training.seed
+        start = student.from_config(section.config, base=base, n_vocabulary=n_vocabulary, seed=seed, name=name)
     else:
         assert teacher is not None, "recipe rules: student.layers needs a teacher"
         layers, choice = _layers(
-            section, teacher, n_vocabulary=n_vocabulary, compute=compute, probe=probe, earlier=earlier
+            section, teacher, n_vocabulary=n_vocabulary, compute=compute, probe=probe, measured=measured
         )
         start = student.from_layers(teacher, layers)
-    return choice, cast(start, wide, device="cpu").eval()
+    return choice, _wide(start, compute)
+
+
+def _wide(model: CausalLM, compute: ComputePath) -> CausalLM:
+    """Start weights: float32 or wider, on the CPU."""
+    return cast(model, torch.promote_types(compute.weight_dtype, torch.float32), device="cpu").eval()
 
 
 def _layers(
@@ -215,7 +264,7 @@ def _layers(
     n_vocabulary: int,
     compute: ComputePath,
     probe: Callable[[], list[Batch]],
-    earlier: Mapping[str, Any] | None,
+    measured: Mapping[str, Any] | None,
 ) -> tuple[Sequence[int], LayerChoice | None]:
     assert section.layers is not None
     n_layers = len(student.decoder_layers(teacher)[1])
@@ -226,7 +275,6 @@ def _layers(
     assert section.layers.important is not None
     n_kept = section.layers.important
     student.evenly(n_layers, n_kept)  # refuses an impossible count before the measurement
-    measured = (earlier or {}).get("layers")
     if measured:
         choice = LayerChoice(
             kept=tuple(measured["kept"]),
@@ -246,11 +294,12 @@ def _layers(
     return choice.kept, choice
 
 
-def _teacher_identity(teacher: LiveTeacher | CachedTeacher | None) -> io.Json:
+def _teacher_identity(teacher: CausalLM | LiveTeacher | CachedTeacher | None) -> io.Json:
     """Its weights; of a cache also how they were stored, since another draw or codec is another teacher."""
     if isinstance(teacher, CachedTeacher):
         return f"cache {teacher.cache.manifest.identity()}"
-    return weights_fingerprint(teacher.model) if teacher is not None else None
+    model = teacher.model if isinstance(teacher, LiveTeacher) else teacher
+    return weights_fingerprint(model) if model is not None else None
 
 
 def _layers_json(choice: LayerChoice | None) -> io.Json:

@@ -1,7 +1,7 @@
 """The teacher of a recipe: its tokenizer, its weights, live on the compute path or read from its cache."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from tutelage.cache.reader import TeacherCache
 from tutelage.errors import ConfigError, IntegrityError
 from tutelage.losses.stored import refuse_unservable
 from tutelage.losses.terms import Term
-from tutelage.models import load
+from tutelage.models import load, student
 from tutelage.models.cast import cast
 from tutelage.models.fingerprint import weights_fingerprint
 from tutelage.models.head import refuse_padding_mass, refuse_too_long, verify_head, verify_packing
 from tutelage.recipe import Recipe
+from tutelage.roles import TEACHER
 from tutelage.teachers.cached import CachedTeacher
 from tutelage.teachers.live import LiveTeacher
 from tutelage.training.corpus import Corpus
@@ -35,8 +36,11 @@ def tokenizer_of(recipe: Recipe) -> Any:
     if teacher is not None and teacher.model is None and teacher.cache is not None:
         TeacherCache(teacher.cache)  # refuses a folder that holds none, or a damaged one
         return load.load_start(Path(teacher.cache) / START)[0]
-    section = teacher if teacher is not None else recipe.student
-    if section.model is None:
+    if teacher is not None and teacher.tokenizer is not None:
+        return load.load_tokenizer(teacher.tokenizer)
+    named = [learner.section for learner in recipe.learners.values() if learner.section.model is not None]
+    section = teacher if teacher is not None else named[0] if named else None
+    if section is None or section.model is None:
         raise ConfigError("CONFIG", "a model in memory needs its tokenizer: tutelage.train(…, tokenizer=tokenizer)")
     return load.load_tokenizer(section.model, revision=section.revision)
 
@@ -59,6 +63,14 @@ def weights_of(recipe: Recipe, in_memory: nn.Module | None) -> nn.Module | None:
     if recipe.teacher is None or recipe.teacher.model is None:
         return None
     return load.load_model(recipe.teacher.model, revision=recipe.teacher.revision, dtype="auto", device="cpu")
+
+
+def from_nothing(recipe: Recipe, *, n_vocabulary: int) -> CausalLM:
+    """The teacher that `teacher.config` describes, its weights drawn by the run's seed."""
+    section = recipe.teacher
+    assert section is not None and section.config is not None and section.tokenizer is not None, "recipe rules"
+    base, seed = load.load_config(section.tokenizer), recipe.training.seed
+    return student.from_config(section.config, base=base, n_vocabulary=n_vocabulary, seed=seed, name=TEACHER)
 
 
 def config_of(recipe: Recipe, model: nn.Module | None) -> PretrainedConfig | None:
@@ -104,6 +116,13 @@ def verify_teacher(model: CausalLM, *, n_vocabulary: int, max_length: int) -> No
     """`verify`, and that the teacher puts no mass on rows that its tokenizer does not have."""
     verify([model], n_vocabulary=n_vocabulary, max_length=max_length)
     refuse_padding_mass(model, n_vocabulary=n_vocabulary)
+
+
+def verify_all(students: Iterable[CausalLM], teacher: CausalLM | None, *, n_vocabulary: int, max_length: int) -> None:
+    """`verify` of the students, `verify_teacher` of the teacher if there is one."""
+    verify(list(students), n_vocabulary=n_vocabulary, max_length=max_length)
+    if teacher is not None:
+        verify_teacher(teacher, n_vocabulary=n_vocabulary, max_length=max_length)
 
 
 # --- from a cache ---

@@ -20,14 +20,14 @@ from tutelage.errors import IntegrityError, NumericError
 from tutelage.losses.chunked import CHUNK_POSITIONS
 from tutelage.losses.family import Family
 from tutelage.losses.stored import metric_name
-from tutelage.losses.terms import TEACHER, Scale, Term
+from tutelage.losses.terms import Scale, Term
 from tutelage.randomness import derive_seed
-from tutelage.training.member import STUDENT, Member, Peer
+from tutelage.roles import FAMILY, STUDENT, TEACHER
+from tutelage.training.member import Member, Peer
 from tutelage.training.optim import OptimizerSettings
 from tutelage.training.precision import ComputePath
 from tutelage.types import Batch, CausalLM, LossSums, Targets
 
-FAMILY = "family"
 _NEGATIVE_KL = -1e-6
 _CROSS_ENTROPIES = ("cross_entropy", "cross_entropy_argmax", "soft_cross_entropy")
 _REMEMBERED = 0.95  # of a running loss, by each step
@@ -71,14 +71,18 @@ class Trainer:
         compute: ComputePath,
         n_vocabulary: int,
         seed: int,
+        name: str = FAMILY,
         chunk_positions: int = CHUNK_POSITIONS,
         gradient_checkpointing: bool = False,
     ) -> None:
-        """`teacher` does not train.  `microbatches(step)` is a pure function of the step: so data resume exactly."""
+        """`teacher` does not train; `name` is what several models are called together.
+
+        `microbatches(step)` is a pure function of the step: so data resume exactly.
+        """
         self.compute = compute
         self.peers = {member.name: Peer(member, compute=compute) for member in members}
         assert len(self.peers) == len(members), "two members have one name"
-        self.name = next(iter(self.peers)) if len(members) == 1 else FAMILY
+        self.name = next(iter(self.peers)) if len(members) == 1 else name
         self.step = 0
         self.n_steps = max(member.last_step for member in members)
         self.running: dict[str, float] = {}  # a model's cross-entropy on the truth, of the steps so far

@@ -43,13 +43,16 @@ def _examine_cache(recipe: Recipe, folder: str) -> tuple[list[Finding], dict[str
     findings = []
     asked, manifest = cache.manifest.asked, cache.manifest
     try:
-        refuse_unservable(terms_of(recipe.loss), kind=cache.codec.KIND, temperature=asked.temperature)
+        for learner in recipe.learners.values():
+            refuse_unservable(terms_of(learner.loss), kind=cache.codec.KIND, temperature=asked.temperature)
     except TutelageError as error:
         findings.append(Finding(level="error", code=error.code, message=error.message))
-    if recipe.student.model is not None:
-        own = vocabulary.tokenizer_fingerprint(load.load_tokenizer(recipe.student.model))
+    for name, learner in recipe.learners.items():
+        if learner.section.model is None:
+            continue
+        own = vocabulary.tokenizer_fingerprint(load.load_tokenizer(learner.section.model))
         if own != asked.tokenizer:
-            message = f"{folder} was made with tokenizer {asked.tokenizer[:8]}.., the student has {own[:8]}.."
+            message = f"{folder} was made with tokenizer {asked.tokenizer[:8]}.., {name} has {own[:8]}.."
             findings.append(Finding(level="error", code="CACHE_MISMATCH", message=message))
     facts: dict[str, io.Json] = {
         "folder": folder,

@@ -3,7 +3,7 @@
 `measure` is used at the end of training; the verb `evaluate` loads the models from the run's folder.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Group
 from torch import nn
 
-from tutelage import console, io
+from tutelage import console, io, roles
 from tutelage.errors import ConfigError, IntegrityError
 from tutelage.evaluation import records, transfer
 from tutelage.evaluation.score import Scored
@@ -21,6 +21,7 @@ from tutelage.evaluation.transfer import Transfer
 from tutelage.models import load
 from tutelage.models.cast import cast
 from tutelage.recipe import load_recipe
+from tutelage.reports import pareto
 from tutelage.reports.table import table_of, to_rich
 from tutelage.reports.text import printed
 from tutelage.rundir import RunDirectory
@@ -28,7 +29,6 @@ from tutelage.teachers.cached import CachedTeacher
 from tutelage.training.prepare import InMemory, Prepared, prepare
 from tutelage.verbs import fork as forks
 
-TEACHER, BEFORE, STUDENT, CONTROL = "teacher", "student_before", "student", "control"
 SHOWN = "next_tokens.json"
 
 
@@ -48,7 +48,9 @@ class Measured:
         return printed(self._rendered)
 
     def _rendered(self, width: int) -> Group:
-        return Group(to_rich(table_of(self.transfer), width=width), "", render(self.shown, width=width))
+        sizes = pareto.to_rich(self.transfer)
+        middle = ["", sizes, ""] if sizes is not None else [""]
+        return Group(to_rich(table_of(self.transfer), width=width), *middle, render(self.shown, width=width))
 
 
 def measure(
@@ -60,7 +62,7 @@ def measure(
     prompts: Sequence[Prompt] = (),
 ) -> Measured:
     """Score `models` (on the compute path, eval mode) on the run's evaluation sets, and write evaluation/."""
-    teacher = TEACHER if TEACHER in models else None
+    teacher = roles.TEACHER if roles.TEACHER in models else None
     sets = {name: make() for name, make in prepared.evaluation_sets.items()}
     if not sets:
         raise IntegrityError("NO_SCORED_TOKENS", "no held-out rows to measure on; set data.held_out in the recipe")
@@ -106,16 +108,30 @@ def teacher_of(prepared: Prepared) -> dict[str, Scored]:
     """The teacher by its name in the table: the live model, or what its cache holds of the held-out rows."""
     teacher = prepared.teacher
     model = teacher.stored if isinstance(teacher, CachedTeacher) else teacher.model if teacher is not None else None
-    return {} if model is None else {TEACHER: model}
+    return {} if model is None else {roles.TEACHER: model}
 
 
 def saved_models(run: RunDirectory, prepared: Prepared) -> dict[str, Scored]:
-    """Teacher, student before, student and control (as far as there are) in the table's order."""
+    """Teacher, then each student: before, after, its control (as far as there are), in the table's order."""
+
+    def saved(name: str) -> nn.Module | None:
+        if not run.model(name).is_dir():
+            return None
+        return on_path(load.load_model(str(run.model(name)), dtype="auto", device="cpu"), prepared)
+
+    names = [roles.TEACHER, *prepared.students, *map(roles.control, prepared.students)]
+    return in_order(prepared, {name: model for name in names if (model := saved(name)) is not None})
+
+
+def in_order(prepared: Prepared, trained: Mapping[str, nn.Module]) -> dict[str, Scored]:
+    """The models of the table; `trained` came out of the run.  Of a family what they were before is not shown."""
     models = teacher_of(prepared)
-    models[BEFORE] = on_path(prepared.start(), prepared)
-    for name in (STUDENT, CONTROL):
-        if run.model(name).is_dir():
-            models[name] = on_path(load.load_model(str(run.model(name)), dtype="auto", device="cpu"), prepared)
+    if roles.TEACHER in trained:
+        models[roles.TEACHER] = trained[roles.TEACHER]
+    for name in prepared.students:
+        if len(prepared.students) == 1:
+            models[roles.before(name)] = on_path(prepared.start(name), prepared)
+        models |= {each: trained[each] for each in (name, roles.control(name)) if each in trained}
     return models
 
 

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from tutelage import roles
 from tutelage.evaluation.show import Prompt, Shown, render, show_models
 from tutelage.models import load, vocabulary
 from tutelage.recipe import load_recipe
 from tutelage.reports.text import printed
 from tutelage.rundir import RunDirectory
-from tutelage.verbs.evaluate import CONTROL, STUDENT, TEACHER, require_finished
+from tutelage.verbs.evaluate import require_finished
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,11 +56,11 @@ def _run_models(run: RunDirectory) -> tuple[dict[str, nn.Module], Any, str | Non
     """The models of a finished run without its data; the teacher only if the recipe names it."""
     recipe = load_recipe(run.recipe_path)
     models: dict[str, nn.Module] = {}
-    if recipe.teacher is not None and recipe.teacher.model is not None:
-        models[TEACHER] = load.load_model(
+    if recipe.teacher is not None and recipe.teacher.model is not None and recipe.teacher.train is None:
+        models[roles.TEACHER] = load.load_model(
             recipe.teacher.model, revision=recipe.teacher.revision, dtype="auto", device="cpu"
         )
-    for name in (STUDENT, CONTROL):
+    for name in (roles.TEACHER, *(each for one in recipe.learners for each in (one, roles.control(one)))):
         if run.model(name).is_dir():
             models[name] = load.load_model(str(run.model(name)), dtype="auto", device="cpu")
-    return models, load.load_tokenizer(str(run.model(STUDENT))), TEACHER if TEACHER in models else None
+    return models, load.load_tokenizer(str(run.student)), roles.TEACHER if roles.TEACHER in models else None

@@ -1,16 +1,18 @@
 """The verb `train`: a recipe becomes a student, its control, their measurements and a report, in one run directory."""
 
+import copy
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from tutelage import console, io
+from tutelage import console, io, roles
 from tutelage.evaluation.show import Prompt
+from tutelage.evaluation.transfer import HELD_OUT
 from tutelage.models import load, save
 from tutelage.recipe import Recipe
 from tutelage.reports.build import Report, write_report
@@ -18,11 +20,13 @@ from tutelage.reports.table import table_of, to_html
 from tutelage.rundir import RunDirectory, Started, opened
 from tutelage.teachers.live import LiveTeacher
 from tutelage.training.fit import Fitted, fit
-from tutelage.training.plan import control_of, fit_plan, n_steps_of, optimizer_settings, terms_of
+from tutelage.training.member import Member
+from tutelage.training.plan import GROUND_TRUTH, fit_plan, n_steps_of, student_member, teacher_member
 from tutelage.training.prepare import Prepared, prepare
-from tutelage.training.trainer import one_model
+from tutelage.training.trainer import Trainer
+from tutelage.types import CausalLM
 from tutelage.verbs import fork as forks
-from tutelage.verbs.evaluate import BEFORE, CONTROL, STUDENT, Measured, evaluate, measure, on_path, teacher_of
+from tutelage.verbs.evaluate import Measured, evaluate, in_order, measure, on_path
 from tutelage.verbs.given import given_objects
 
 
@@ -48,8 +52,8 @@ class Run:
         return dict(io.read_json(self.directory.finished_path))
 
     def student(self) -> nn.Module:
-        """The trained student, in the dtype it was saved in, eval mode."""
-        return load.load_model(str(self.directory.model(STUDENT)), dtype="auto", device="cpu")
+        """The trained student (of several the best), in the dtype it was saved in, eval mode."""
+        return load.load_model(str(self.directory.student), dtype="auto", device="cpu")
 
     def evaluation(self) -> Measured | None:
         """The measurements, recomputed from their records; None when the recipe keeps nothing to measure on."""
@@ -144,35 +148,71 @@ def _earlier(folder: Path, recipe: Recipe, *, force: bool, fork: bool, resume: b
 
 def _train_and_measure(prepared: Prepared, started: Started, *, prompts: Sequence[Prompt]) -> None:
     run = started.run
-    forks.start_from_source(prepared, started, name=STUDENT)
-    student = _train_one(prepared, started, name=STUDENT)
-    fitted = {STUDENT: student}
+    forks.start_from_source(prepared, started)
+    fitted = _train(prepared, started, _members(prepared), name=roles.FAMILY)
+    outcomes = [fitted]
     if prepared.recipe.control:
-        fitted[CONTROL] = _train_one(prepared, started, name=CONTROL)
+        outcomes.append(_train(prepared, started, _controls(prepared), name="controls"))
     if isinstance(prepared.teacher, LiveTeacher):
-        prepared.teacher.stop_if_changed(step=student.step)
-    run.choose_student(STUDENT)
-    training_s = {name: outcome.progress.seconds for name, outcome in fitted.items()}
+        prepared.teacher.stop_if_changed(step=fitted.step)
+    training_s = {name: outcome.progress.seconds for outcome in outcomes for name in outcome.weights}
     measured = None
     if prepared.evaluation_sets:
-        models = teacher_of(prepared)
-        models[BEFORE] = on_path(prepared.start(), prepared)
-        for name, outcome in fitted.items():
-            weights = outcome.weights[name]
-            wide = next(iter(weights.values())).dtype
-            models[name] = on_path(save.with_weights(prepared.student, weights, dtype=wide), prepared)
-        measured = measure(prepared, models, run=run, training_s=training_s, prompts=prompts)
+        models = {
+            name: on_path(_wide(prepared, name, weights), prepared)
+            for outcome in outcomes
+            for name, weights in outcome.weights.items()
+        }
+        measured = measure(prepared, in_order(prepared, models), run=run, training_s=training_s, prompts=prompts)
+    chosen = _chosen(measured, list(prepared.students))
+    run.choose_student(chosen)
     summary: dict[str, io.Json] = {
-        "step": student.step,
-        "tokens": student.progress.n_tokens,
+        "step": fitted.step,
+        "tokens": fitted.progress.n_tokens,
         "training_s": dict(training_s),
-        "stopped_early": student.progress.stopped_early,
-        "best_step": student.progress.best_step,
-        "save_dtype": _saved_smaller(prepared, student, run),
+        "stopped_early": fitted.progress.stopped_early,
+        "best_step": fitted.progress.best_step,
+        "student": chosen,
+        "save_dtype": _saved_smaller(prepared, fitted, run),
     }
     if measured is not None:
         write_report(run.report_path, _report(run, measured))
     run.finish(summary)
+
+
+def _members(prepared: Prepared) -> list[Member]:
+    """The models that train: the teacher if it does, and every student."""
+    recipe = prepared.recipe
+    n_steps = n_steps_of(recipe.training, prepared.loader)
+    teacher = prepared.teacher_start
+    members = [teacher_member(recipe, copy.deepcopy(teacher), n_steps=n_steps)] if teacher is not None else []
+    students = [student_member(recipe, name, prepared.start(name), n_steps=n_steps) for name in prepared.students]
+    return members + students
+
+
+def _controls(prepared: Prepared) -> list[Member]:
+    """The same students, from the same starts on the same tokens, with plain cross-entropy."""
+    students = [member for member in _members(prepared) if member.name != roles.TEACHER]
+    return [replace(member, name=roles.control(member.name), terms=GROUND_TRUTH) for member in students]
+
+
+def _chosen(measured: Measured | None, students: Sequence[str]) -> str:
+    """The student that `RUN/student` points to: of several the one with the lowest held-out loss."""
+    result = measured.transfer.sets.get(HELD_OUT) if measured is not None else None
+    if result is None or len(students) == 1:
+        return students[0]
+    return min(students, key=lambda name: result.estimates[name]["held_out_loss"].value)
+
+
+def _wide(prepared: Prepared, name: str, weights: Mapping[str, Tensor]) -> CausalLM:
+    """A model with trained weights, in the precision of its masters."""
+    return save.with_weights(_template(prepared, name), weights, dtype=next(iter(weights.values())).dtype)
+
+
+def _template(prepared: Prepared, name: str) -> CausalLM:
+    if name == roles.TEACHER:
+        return prepared.teacher_start
+    return next(model for student, model in prepared.students.items() if name in (student, roles.control(student)))
 
 
 def _report(run: RunDirectory, measured: Measured) -> Report:
@@ -186,18 +226,15 @@ def _report(run: RunDirectory, measured: Measured) -> Report:
     )
 
 
-def _train_one(prepared: Prepared, started: Started, *, name: str) -> Fitted:
-    """Train the student or the control from the same start to the end, and save it."""
+def _train(prepared: Prepared, started: Started, members: Sequence[Member], *, name: str) -> Fitted:
+    """Train models to the end in one pass over the data, and save each."""
     recipe, run = prepared.recipe, started.run
     training = recipe.training
-    n_steps = n_steps_of(training, prepared.loader)
-    trainer = one_model(
-        prepared.start(),
-        terms=control_of(recipe) if name == CONTROL else terms_of(recipe.loss),
+    trainer = Trainer(
+        members,
         teacher=prepared.teacher,
         microbatches=prepared.loader.step,
         compute=prepared.compute,
-        optimizer=optimizer_settings(training, n_steps=n_steps),
         n_vocabulary=prepared.n_vocabulary,
         seed=training.seed,
         name=name,
@@ -208,28 +245,29 @@ def _train_one(prepared: Prepared, started: Started, *, name: str) -> Fitted:
         trainer,
         run=run,
         run_id=started.run_id,
-        plan=fit_plan(training, n_steps=n_steps),
-        held_out=prepared.held_out if "held_out" in prepared.evaluation_sets else None,
+        plan=fit_plan(training, n_steps=trainer.n_steps),
+        held_out=prepared.held_out if HELD_OUT in prepared.evaluation_sets else None,
     )
-    weights = fitted.weights[name]
-    wide = next(iter(weights.values())).dtype
-    model = save.with_weights(prepared.student, weights, dtype=wide)
-    save.cut_padding(model, n_vocabulary=prepared.n_vocabulary)
-    save.save_model(model, prepared.tokenizer, run.model(name))
+    for model_name, weights in fitted.weights.items():
+        model = _wide(prepared, model_name, weights)
+        save.cut_padding(model, n_vocabulary=prepared.n_vocabulary)
+        save.save_model(model, prepared.tokenizer, run.model(model_name))
     return fitted
 
 
 def _saved_smaller(prepared: Prepared, fitted: Fitted, run: RunDirectory) -> io.Json:
-    """`training.save_dtype`: a second file set, with its measured difference from the master weights."""
+    """`training.save_dtype`: a second file set of each student, with its measured difference from the masters."""
     wanted = prepared.recipe.training.save_dtype
     if wanted is None:
         return None
-    weights = fitted.weights[STUDENT]
-    wide = save.with_weights(prepared.student, weights, dtype=next(iter(weights.values())).dtype)
-    small = save.with_weights(prepared.student, weights, dtype=getattr(torch, wanted))
-    save.cut_padding(small, n_vocabulary=prepared.n_vocabulary)
-    saved = save.save_model(small, prepared.tokenizer, run.model(f"{STUDENT}-{wanted}"))
-    difference: io.Json = None
-    if "held_out" in prepared.evaluation_sets:
-        difference = save.difference(wide, small, prepared.held_out()[:4], n_vocabulary=prepared.n_vocabulary)
-    return {"dtype": wanted, "bytes": saved.n_bytes, "path": str(saved.path), "difference": difference}
+    saved: dict[str, io.Json] = {}
+    for name in prepared.students:
+        small = save.with_weights(_template(prepared, name), fitted.weights[name], dtype=getattr(torch, wanted))
+        save.cut_padding(small, n_vocabulary=prepared.n_vocabulary)
+        files = save.save_model(small, prepared.tokenizer, run.model(f"{name}-{wanted}"))
+        difference: io.Json = None
+        if HELD_OUT in prepared.evaluation_sets:
+            wide = _wide(prepared, name, fitted.weights[name])
+            difference = save.difference(wide, small, prepared.held_out()[:4], n_vocabulary=prepared.n_vocabulary)
+        saved[name] = {"dtype": wanted, "bytes": files.n_bytes, "path": str(files.path), "difference": difference}
+    return saved

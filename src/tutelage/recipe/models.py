@@ -1,0 +1,95 @@
+"""The recipe's models: who teaches and who learns."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, JsonValue
+
+from tutelage.recipe import short
+from tutelage.recipe.fields import Count, Device, DtypeAlias, Index, Listed, ModelText, PathText, Section, Share
+from tutelage.recipe.terms import Loss
+
+MEMORY = "fingerprint of an object handed to tutelage.train() in memory; written by tutelage, not by hand"
+
+
+class TeacherTraining(Section):
+    """How a teacher trains beside its students; what is null is as in `training`.  Short form: true."""
+
+    learning_rate: float | None = Field(default=None, gt=0, description="peak learning rate of AdamW")
+    schedule: Literal["wsd", "cosine", "constant"] | None = Field(default=None, description="of the learning rate")
+    warmup: Share | None = Field(default=None, description="first share of its steps, with a rising learning rate")
+    decay: Share | None = Field(default=None, description="last share of its steps, in which wsd falls to 0")
+    weight_decay: float | None = Field(default=None, ge=0, description="of AdamW, on matrices only")
+    freeze_at_step: Count | None = Field(
+        default=None, description="after so many steps it stays as it is and goes on teaching; null: it never stops"
+    )
+
+
+class Teacher(Section):
+    """The model that is learned from: `model`, `cache`, or both; or `config`.  Short form: the model's name alone.
+
+    It neither trains nor is saved, unless there is `train`.  With `cache`, `tutelage label` runs the model once and
+    writes its outputs there; `tutelage train` learns from them, and needs the model only for a student made of its
+    layers.
+    """
+
+    model: ModelText | None = Field(default=None, description="hub id, folder with safetensors, or GGUF file")
+    memory: str | None = Field(default=None, description=MEMORY)
+    cache: PathText | None = Field(
+        default=None, description="folder of a teacher cache: `label` writes it, `train` learns from it; null: ask live"
+    )
+    revision: str | None = Field(default=None, description="commit, tag or branch of a hub id; null: its main branch")
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], DtypeAlias] = Field(
+        default="auto",
+        description="number format of its weights; auto: measured on a CPU, bfloat16 on a GPU that has it",
+    )
+    device: Device = Field(default="auto", description="where it runs; auto: where the student trains")
+    config: dict[str, JsonValue] | None = Field(
+        default=None,
+        min_length=1,
+        description="fields of a Hugging Face config, in place of those of `tokenizer`'s model: a teacher from nothing",
+    )
+    tokenizer: ModelText | None = Field(
+        default=None, description="of a teacher from nothing: the model whose tokenizer and config it takes"
+    )
+    train: (
+        Annotated[TeacherTraining, BeforeValidator(short.train, json_schema_input_type=bool | TeacherTraining)] | None
+    ) = Field(default=None, description="it learns too, from the truth, in the same steps (co-distillation)")
+
+
+class Layers(Section):
+    """Which of the teacher's layers the student keeps.  Short forms: a number (important), a list (listed)."""
+
+    important: Count | None = Field(default=None, description="how many, chosen by measured importance")
+    evenly: Count | None = Field(default=None, description="how many, spread evenly from first to last")
+    listed: Annotated[tuple[Index, ...], Listed, Field(min_length=1)] | None = Field(
+        default=None, description="exactly these, counted from 0, in rising order"
+    )
+
+
+class Student(Section):
+    """The model that learns: exactly one of `layers`, `model`, `config`.  Short form: a model's name alone."""
+
+    layers: Annotated[Layers, BeforeValidator(short.layers, json_schema_input_type=int | list[int] | Layers)] | None = (
+        Field(default=None, description="a copy of the teacher with some of its layers")
+    )
+    model: ModelText | None = Field(
+        default=None, description="hub id, folder or GGUF file with the teacher's tokenizer"
+    )
+    revision: str | None = Field(default=None, description="commit, tag or branch of a hub id; null: its main branch")
+    config: dict[str, JsonValue] | None = Field(
+        default=None,
+        min_length=1,
+        description="fields of a Hugging Face config; trained from nothing, teacher's tokenizer",
+    )
+    memory: str | None = Field(default=None, description=MEMORY)
+
+
+class Pupil(Student):
+    """One student of a family: as `student`, with what it has of its own."""
+
+    loss: Loss | None = Field(default=None, description="terms that are added up; null: the recipe's `loss`")
+    learning_rate: float | None = Field(default=None, gt=0, description="null: as in `training`")
+    start_at_step: Count | None = Field(default=None, description="the first step that it takes part in; null: all")
+
+
+StudentName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=40)]

@@ -1,0 +1,28 @@
+"""What the models of a run are called: in its folder, its metrics and its tables."""
+
+from collections.abc import Iterable
+
+TEACHER, STUDENT, FAMILY = "teacher", "student", "family"
+_BEFORE, _CONTROL = "before-", "control-"
+RESERVED = (TEACHER, STUDENT, "student_before", "control", FAMILY, "controls", "start")
+PREFIXES = (_BEFORE, _CONTROL)
+
+
+def before(student: str) -> str:
+    """A student as it was before it learned."""
+    return "student_before" if student == STUDENT else _BEFORE + student
+
+
+def control(student: str) -> str:
+    """What started as the student did and learned the same tokens without a teacher."""
+    return "control" if student == STUDENT else _CONTROL + student
+
+
+def trained(models: Iterable[str]) -> list[str]:
+    """Those that a run trained beside the teacher: students and controls."""
+    return [m for m in models if m != TEACHER and m != before(STUDENT) and not m.startswith(_BEFORE)]
+
+
+def students(models: Iterable[str]) -> list[str]:
+    """The students among the models of a run, in their order."""
+    return [m for m in trained(models) if m != control(STUDENT) and not m.startswith(_CONTROL)]

@@ -35,7 +35,7 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"student": 3}, "student must be a mapping with layers, model, revision, config, got 3"),
     (
         {"teacher": ["a"]},
-        "teacher must be a mapping with model, cache, revision, dtype, device, config, tokenizer, train, got ['a']",
+        "teacher must be a mapping with model, cache, revision, dtype, device, ensemble, config, tokenizer, train, got ['a']",
     ),
     (
         {"student": {"layers": "twenty"}},
@@ -112,7 +112,7 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
         "training.decay has no effect with schedule cosine: only wsd has it; remove it",
     ),
     (training(steps=3), "training needs exactly one of tokens, steps, epochs; found tokens and steps"),
-    ({"teacher": {}}, "teacher needs exactly one of model, config; found none"),
+    ({"teacher": {}}, "teacher needs exactly one of model, ensemble, config; found none"),
     ({"student": {}}, "student needs exactly one of layers, model, config; found none"),
     ({"training": {}}, "training needs exactly one of tokens, steps, epochs; found none"),
     ({"training": {"seed": 3}}, "training needs exactly one of tokens, steps, epochs; found none"),
@@ -246,8 +246,8 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     # later versions, and what a recipe never does
     (
         {"teacher": {"model": "a/b", "quantize": "x"}},
-        "teacher.quantize is not in this version (0.1.0); it knows model, cache, revision, dtype, device, config, "
-        "tokenizer, train",
+        "teacher.quantize is not in this version (0.1.0); it knows model, cache, revision, dtype, device, ensemble, "
+        "config, tokenizer, train",
     ),
     (
         data(sources=[{"text": "a.txt", "hub": "x"}]),

@@ -5,6 +5,7 @@ dropped), V vocabulary (the tokenizer's real size), D hidden size, K kept entrie
 positions one after the other.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -158,6 +159,26 @@ class LogitTargets:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MixtureTargets:
+    """Several teachers' whole distributions, averaged in probability at temperature 1 when a chunk asks for them."""
+
+    parts: tuple[DenseTargets, ...]
+    weights: tuple[float, ...]  # > 0, their sum is 1
+
+    def logp(self, chunk: slice) -> Tensor:
+        """Log-probabilities of the average at the positions `chunk`, shape [n, V], nats, float32 or wider."""
+        each = [
+            torch.log_softmax(part.head.logits(part.hidden_ND[chunk]), -1) + math.log(weight)
+            for part, weight in zip(self.parts, self.weights, strict=True)
+        ]
+        return torch.stack(each).logsumexp(0)
+
+    def to(self, device: torch.device | str) -> "MixtureTargets":
+        """The same on a device."""
+        return MixtureTargets(parts=tuple(part.to(device) for part in self.parts), weights=self.weights)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SampledTargets:
     """An unbiased sample of the teacher's distribution at each trained position: a few weighted tokens.
 
@@ -200,7 +221,8 @@ class TopKTargets:
         )
 
 
-Targets: TypeAlias = DenseTargets | LogitTargets | SampledTargets | TopKTargets
+CachedTargets: TypeAlias = DenseTargets | LogitTargets | SampledTargets | TopKTargets  # what a codec decodes to
+Targets: TypeAlias = CachedTargets | MixtureTargets
 
 
 @dataclass(frozen=True, slots=True)

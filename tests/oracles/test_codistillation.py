@@ -9,6 +9,7 @@ import torch
 from tests import tiny
 from tutelage.losses.schedules import Schedule, constant
 from tutelage.losses.terms import Term
+from tutelage.teachers.ensemble import EnsembleTeacher
 from tutelage.teachers.live import LiveTeacher
 from tutelage.training.member import Member
 from tutelage.training.optim import OptimizerSettings
@@ -225,6 +226,34 @@ def test_the_share_of_trusted_tokens_is_measured():
     trainer = together(member("teacher", HARD), member("small", soft(trust="per_token"), HARD))
     shares = [stats.losses["small/forward_kl.trusted"] for stats in trainer.steps()]
     assert all(0 < share < 1 for share in shares)
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl"])
+def test_an_ensemble_teaches_the_average_of_its_probabilities(divergence):
+    from tutelage.losses import divergences
+
+    batch, names = tiny.batch(seed=8, rows=3), ("teacher", "tiny")
+    members = [LiveTeacher(make(name, torch.float64, dropout=0.0), n_vocabulary=V) for name in names]
+    student = make("small", torch.float64, dropout=0.0)
+    view, plain = batch.view, copy.deepcopy(student)
+
+    def probabilities(model):
+        return torch.softmax(model(input_ids=view.ids_BT).logits.flatten(0, 1)[view.index_N], -1)
+
+    average_NV = (3 * probabilities(members[0].model) + probabilities(members[1].model)) / 4
+    temperature = 2.0
+    soft_NV = torch.log_softmax(average_NV.detach().log() / temperature, -1)
+    logits_NV = plain(input_ids=view.ids_BT).logits.flatten(0, 1)[view.index_N]
+    value = divergences.function(divergence)(soft_NV, torch.log_softmax(logits_NV / temperature, -1)).mean()
+    (0.5 * temperature**2 * value).backward()
+
+    term = soft(divergence=divergence, temperature=constant(temperature))
+    ensemble = EnsembleTeacher(members, weights=[3.0, 1.0])
+    trainer = together(member("small", term, model=student), teacher=ensemble)
+    scales = trainer._scales(batch.n_trained, trainer.peers.values())
+    trainer.family(batch, trainer._targets(batch), scales).total.backward()
+    for (key, ours), theirs in zip(student.named_parameters(), plain.parameters(), strict=True):
+        assert (ours.grad - theirs.grad).abs().max() < 1e-12, key
 
 
 # --- in time ---

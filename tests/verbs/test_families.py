@@ -160,6 +160,24 @@ def test_a_line_of_progress_for_each_model(path, tmp_path):
     assert "  tiny: does not train" in lines
 
 
+def test_an_ensemble_teaches_its_average_and_is_measured_as_the_teacher(base, tmp_path):
+    model_folder(tmp_path / "second", seed=5)
+    both = [{"model": str(base / "teacher"), "weight": 3.0}, {"model": str(tmp_path / "second")}]
+    run = tutelage.train(
+        recipe(base, teacher=None, student={"config": SMALL}, loss=["forward_kl"]) | {"teacher": {"ensemble": both}},
+        run_dir=tmp_path / "run",
+    )
+    assert "student/forward_kl" in run.metrics[0]
+    transfer = run.evaluation().transfer
+    assert transfer.models[0] == "teacher"
+    sizes = [sum(w.numel() for w in weights_of(Path(member["model"])).values()) for member in both]
+    assert transfer.costs["teacher"].parameters == sum(sizes)
+    assert transfer.sets["held_out"].estimates["teacher"]["kl_to_teacher"].value == 0.0
+    code, _, err = call("train", written(base, teacher={"ensemble": both}, student={"layers": 2}))
+    assert code == 2
+    assert "copies layers of one teacher, and there are several" in err
+
+
 WRONG = {
     "teacher.train and teacher.cache exclude each other": {"teacher": {"model": "t", "cache": "c", "train": True}},
     "teacher.tokenizer is missing": {"teacher": {"config": SMALL, "train": True}},

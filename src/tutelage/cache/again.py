@@ -37,12 +37,12 @@ from tutelage.models.fingerprint import weights_fingerprint
 from tutelage.models.head import head_of, trained_hidden
 from tutelage.types import (
     Batch,
+    CachedTargets,
     CausalLM,
     DenseTargets,
     Head,
     LogitTargets,
     SampledTargets,
-    Targets,
     TopKTargets,
 )
 
@@ -185,7 +185,7 @@ def _require_bounds(cache: TeacherCache, one: Pass, n: int, *, draw: int, rows: 
 # --- bounds: how far stored targets are from the teacher's, at most 1 being what rounding can do, shape [C] -----------
 
 
-def _excess(stored: Targets, hidden_CD: Tensor, *, head: Head, manifest: Manifest) -> Tensor:
+def _excess(stored: CachedTargets, hidden_CD: Tensor, *, head: Head, manifest: Manifest) -> Tensor:
     asked, settings = manifest.asked, manifest.settings
     rounding = ROUNDING_NATS.get(asked.teacher.dtype, max(ROUNDING_NATS.values()))
     whole = isinstance(stored, DenseTargets | LogitTargets)
@@ -235,7 +235,7 @@ def _threshold(settings: Mapping[str, Any]) -> float:  # JSON
     return (1.0 + 1.0 / int(settings["grains"])) / int(settings["m"])
 
 
-def _part(stored: Targets, place: slice) -> Targets:
+def _part(stored: CachedTargets, place: slice) -> CachedTargets:
     """The targets of some of the positions."""
     if isinstance(stored, DenseTargets):
         return DenseTargets(hidden_ND=stored.hidden_ND[place], head=stored.head)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tutelage.io import Json
-from tutelage.types import Head, Targets
+from tutelage.types import CachedTargets, Head
 
 CODECS = "cache/codecs"
 Kind: TypeAlias = Literal["sample", "top_k", "hidden", "logits"]
@@ -113,7 +113,7 @@ class Codec(Protocol):
         temperature: float,
         settings: Settings,
         tables: Tables,
-    ) -> Targets:
+    ) -> CachedTargets:
         """Targets on the CPU at the N positions.
 
         Raises `Mismatch` for bytes that are cut, flipped, or do not belong to the tokens of `positions`.

@@ -17,7 +17,7 @@ import torch
 from tutelage.cache.codec import chunks_of, log_probabilities
 from tutelage.cache.manifest import Manifest
 from tutelage.cache.reader import TeacherCache
-from tutelage.types import DenseTargets, LogitTargets, Targets
+from tutelage.types import CachedTargets, DenseTargets, LogitTargets
 
 Ints = npt.NDArray[np.int64]
 
@@ -38,7 +38,9 @@ class HeldOut(Protocol):
         """Whether every one of the keys (hexadecimal) is here."""
         ...
 
-    def targets(self, keys: Sequence[bytes], *, current_ids_N: Ints, next_ids_N: Ints, draws: Sequence[int]) -> Targets:
+    def targets(
+        self, keys: Sequence[bytes], *, current_ids_N: Ints, next_ids_N: Ints, draws: Sequence[int]
+    ) -> CachedTargets:
         """As `TeacherCache.targets`."""
         ...
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from tutelage.cache.codec import chunks_of, log_probabilities
-from tutelage.types import DenseTargets, Head, LogitTargets, SampledTargets, Targets, TopKTargets
+from tutelage.types import CachedTargets, DenseTargets, Head, LogitTargets, SampledTargets, TopKTargets
 
 _GATHERED = 1 << 23  # numbers of gathered head rows held at once
 
@@ -151,7 +151,7 @@ class Accumulator:
         self._has_kl = False
 
     @torch.no_grad()
-    def add(self, targets: Targets, *, probe: Probe) -> None:
+    def add(self, targets: CachedTargets, *, probe: Probe) -> None:
         """Take in the targets at the positions of a probe."""
         if isinstance(targets, (DenseTargets, LogitTargets)):
             error_ND, kl_nats = _dense_error(targets, teacher=probe.teacher)
@@ -180,7 +180,7 @@ class Accumulator:
 
 
 def measure(
-    targets: Targets,
+    targets: CachedTargets,
     *,
     hidden_ND: Tensor,
     head: Head,

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tutelage.types import SampledTargets, Targets, TopKTargets
+from tutelage.types import CachedTargets, SampledTargets, TopKTargets
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -37,7 +37,7 @@ class Mixture:
 
 
 def mixed(
-    parts: Sequence[Targets], *, weights: Sequence[float], next_logp: Sequence[Floats], n_vocabulary: int
+    parts: Sequence[CachedTargets], *, weights: Sequence[float], next_logp: Sequence[Floats], n_vocabulary: int
 ) -> Mixture:
     """The weighted average of the parts, position by position; weights sum to 1.
 
@@ -84,7 +84,7 @@ def padded(mixture: Mixture, place: slice) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(ids_CK), torch.from_numpy(p_CK)
 
 
-def _entries(part: Targets) -> tuple[Ints, Ints, Floats, Floats]:
+def _entries(part: CachedTargets) -> tuple[Ints, Ints, Floats, Floats]:
     """(position, id, probability) of each entry, and the mass of none."""
     if isinstance(part, SampledTargets):
         counts_N = part.offsets.diff().numpy()

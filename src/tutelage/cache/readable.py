@@ -22,7 +22,7 @@ from tutelage.cache.witness import next_logp
 from tutelage.errors import ConfigError
 from tutelage.models.load import load_start
 from tutelage.models.vocabulary import decoded, token_text
-from tutelage.types import DenseTargets, LogitTargets, SampledTargets, Targets, TopKTargets
+from tutelage.types import CachedTargets, DenseTargets, LogitTargets, SampledTargets, TopKTargets
 
 Ids = npt.NDArray[np.uint32]
 _WIDTH, _TOKEN, _LEAST_POSITIONS = 100, 12, 16  # columns; columns of a token; positions shown of a short text
@@ -229,7 +229,7 @@ def _position(tokens: Tokens, i: int, *, at: int, logp: float, stored: _Stored, 
     )
 
 
-def _entries(targets: Targets, n: int, *, top: int, temperature: float) -> list[_Stored]:
+def _entries(targets: CachedTargets, n: int, *, top: int, temperature: float) -> list[_Stored]:
     """Of the first n positions."""
     if isinstance(targets, SampledTargets):
         return [_of_sample(targets, i, top=top) for i in range(n)]

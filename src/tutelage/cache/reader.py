@@ -20,7 +20,7 @@ from tutelage.cache.manifest import Manifest, Shard, damaged, read_manifest
 from tutelage.cache.rows import as_scalars, draw_seeds
 from tutelage.cache.shard import Bytes, ShardFile
 from tutelage.errors import IntegrityError
-from tutelage.types import Targets
+from tutelage.types import CachedTargets
 
 Ints = npt.NDArray[np.int64]
 Keys = npt.NDArray[np.uint8]
@@ -137,7 +137,9 @@ class TeacherCache:
             assert len(file.keys) == file.record.n_rows
             file.verify()
 
-    def targets(self, keys: Sequence[bytes], *, current_ids_N: Ints, next_ids_N: Ints, draws: Sequence[int]) -> Targets:
+    def targets(
+        self, keys: Sequence[bytes], *, current_ids_N: Ints, next_ids_N: Ints, draws: Sequence[int]
+    ) -> CachedTargets:
         """Targets at the trained positions of whole rows, one row after the other, as the batch has them.
 
         The ids are those of the batch: bytes that belong to other tokens are refused.  `draws` names a draw for each

@@ -14,18 +14,18 @@ from torch import Tensor, nn
 
 from tutelage.errors import IntegrityError
 from tutelage.models.head import head_of, trained_hidden
-from tutelage.types import Batch, DenseTargets, LogitTargets
+from tutelage.types import Batch, DenseTargets, LogitTargets, MixtureTargets
 
 N_BINS = 15  # equal-width bins of confidence, as in Guo et al., arXiv:1706.04599
 
 Progress = Callable[[int], None]
 
 
-Whole: TypeAlias = DenseTargets | LogitTargets
+Whole: TypeAlias = DenseTargets | LogitTargets | MixtureTargets
 
 
 class Stored(Protocol):
-    """A model of which only the answers are left: the teacher on held-out rows, from its cache."""
+    """What answers without being one model: the teacher on held-out rows from its cache, or an ensemble."""
 
     @property
     def n_parameters(self) -> int:
@@ -162,13 +162,17 @@ def _answer(model: Scored, batch: Batch, *, n_vocabulary: int) -> Whole:
 
 
 def _device(answer: Whole) -> torch.device:
-    return answer.logits_NV.device if isinstance(answer, LogitTargets) else answer.head.weight_VD.device
+    if isinstance(answer, LogitTargets):
+        return answer.logits_NV.device
+    return (answer.parts[0] if isinstance(answer, MixtureTargets) else answer).head.weight_VD.device
 
 
 def _logp(answer: Whole, place: slice) -> Tensor:
     """Log-probabilities [C, V], float32 or wider."""
     if isinstance(answer, LogitTargets):
         return torch.log_softmax(answer.logits_NV[place], dim=-1)
+    if isinstance(answer, MixtureTargets):
+        return answer.logp(place)
     return torch.log_softmax(answer.head.logits(answer.hidden_ND[place]), dim=-1)
 
 

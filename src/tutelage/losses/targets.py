@@ -11,14 +11,15 @@ from torch import Tensor
 
 from tutelage.losses.gradients import Workspace
 from tutelage.losses.terms import Scale, Term
-from tutelage.types import DenseTargets, Head, LogitTargets, SampledTargets, Targets, TopKTargets
+from tutelage.types import DenseTargets, Head, LogitTargets, MixtureTargets, SampledTargets, Targets, TopKTargets
 
-Kind: TypeAlias = Literal["sample", "top_k", "hidden", "logits"]
+Kind: TypeAlias = Literal["sample", "top_k", "hidden", "logits", "mixture"]
 Stored: TypeAlias = SampledTargets | TopKTargets  # a few entries a position, at one temperature
 
 _KINDS: dict[type, Kind] = {
     DenseTargets: "hidden",
     LogitTargets: "logits",
+    MixtureTargets: "mixture",
     SampledTargets: "sample",
     TopKTargets: "top_k",
 }
@@ -36,6 +37,8 @@ def n_positions(targets: Targets) -> int:
             return targets.hidden_ND.shape[0]
         case LogitTargets():
             return targets.logits_NV.shape[0]
+        case MixtureTargets():
+            return targets.parts[0].hidden_ND.shape[0]
         case SampledTargets():
             return targets.offsets.shape[0] - 1
         case TopKTargets():
@@ -62,10 +65,13 @@ def part_of(stored: Stored, chunk: slice, *, offsets: Tensor | None) -> Stored:
 
 
 def full_product(targets: Targets, chunk: slice, *, workspace: Workspace, name: str) -> Tensor | None:
-    """Of full targets, [n, V]: the product with the teacher's head, or stored logits; None for a few entries."""
+    """Of full targets, [n, V]: the product with the teacher's head, or logits; None for a few stored entries."""
     if isinstance(targets, LogitTargets):
         logits_NV = targets.logits_NV[chunk]
         return logits_NV.float() if logits_NV.dtype == torch.float16 else logits_NV
+    if isinstance(targets, MixtureTargets):
+        with torch.no_grad():
+            return targets.logp(chunk)
     if not isinstance(targets, DenseTargets):
         return None
     head, n_rows = targets.head, chunk.stop - chunk.start
@@ -105,6 +111,10 @@ def check(
 def _check_targets(hidden_ND: Tensor, targets: Targets, *, n_vocabulary: int) -> None:
     if isinstance(targets, DenseTargets) and targets.hidden_ND.ndim != 2:
         raise ValueError(f"hidden states {tuple(targets.hidden_ND.shape)} of the teacher, expected [N, D]")
+    if isinstance(targets, MixtureTargets):
+        for part in targets.parts:
+            _check_targets(hidden_ND, part, n_vocabulary=n_vocabulary)
+        return
     if n_positions(targets) != hidden_ND.shape[0]:
         found = f"{n_positions(targets)} positions of the teacher, {hidden_ND.shape[0]} of the student"
         raise ValueError(f"{found}, expected the same N: one row for each trained position")

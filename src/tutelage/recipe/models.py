@@ -24,8 +24,16 @@ class TeacherTraining(Section):
     )
 
 
+class EnsembleMember(Section):
+    """One of several teachers that are asked together."""
+
+    model: ModelText = Field(description="hub id, folder with safetensors, or GGUF file")
+    revision: str | None = Field(default=None, description="commit, tag or branch of a hub id; null: its main branch")
+    weight: float = Field(default=1.0, gt=0, description="its share of the average, against the other members")
+
+
 class Teacher(Section):
-    """The model that is learned from: `model`, `cache`, or both; or `config`.  Short form: the model's name alone.
+    """The model that is learned from: `model`, `cache`, or both; `ensemble`; or `config`.  Short form: a model's name.
 
     It neither trains nor is saved, unless there is `train`.  With `cache`, `tutelage label` runs the model once and
     writes its outputs there; `tutelage train` learns from them, and needs the model only for a student made of its
@@ -43,6 +51,9 @@ class Teacher(Section):
         description="number format of its weights; auto: measured on a CPU, bfloat16 on a GPU that has it",
     )
     device: Device = Field(default="auto", description="where it runs; auto: where the student trains")
+    ensemble: Annotated[tuple[EnsembleMember, ...], Listed, Field(min_length=2)] | None = Field(
+        default=None, description="several models with one tokenizer, their probabilities averaged"
+    )
     config: dict[str, JsonValue] | None = Field(
         default=None,
         min_length=1,

@@ -19,6 +19,7 @@ from tutelage.recipe import Recipe
 from tutelage.recipe import Student as StudentSection
 from tutelage.roles import STUDENT
 from tutelage.teachers.cached import CachedTeacher
+from tutelage.teachers.ensemble import EnsembleTeacher
 from tutelage.teachers.live import LiveTeacher
 from tutelage.training import teachers
 from tutelage.training.corpus import Corpus, Examples
@@ -49,7 +50,7 @@ class Prepared:
     compute: ComputePath
     tokenizer: Any
     n_vocabulary: int
-    teacher: LiveTeacher | CachedTeacher | None  # None also where it trains
+    teacher: LiveTeacher | EnsembleTeacher | CachedTeacher | None  # None also where it trains
     teacher_start: CausalLM | None  # of one that trains: float32, on the CPU; copy before training
     students: dict[str, CausalLM]  # the start weights by name, likewise
     layers: dict[str, LayerChoice | None]
@@ -85,11 +86,8 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
     n_vocabulary = vocabulary.real_vocabulary(tokenizer)
     data = Corpus(recipe, tokenizer, examples=memory.examples)
     is_cached = recipe.teacher is not None and recipe.teacher.cache is not None
-    needs_weights = not is_cached or any(learner.section.layers is not None for learner in recipe.learners.values())
-    model = teachers.weights_of(recipe, memory.teacher) if needs_weights else None
-    if recipe.teacher is not None and recipe.teacher.config is not None:
-        model = teachers.from_nothing(recipe, n_vocabulary=n_vocabulary)
-    teacher: LiveTeacher | CachedTeacher | None = None
+    model = _teacher_model(recipe, memory.teacher, n_vocabulary=n_vocabulary)
+    teacher: LiveTeacher | EnsembleTeacher | CachedTeacher | None = None
     if is_cached:
         terms = [term for learner in recipe.learners.values() for term in terms_of(learner.loss)]
         teacher = teachers.cached(recipe, data, terms=terms, model=model, compute=compute)
@@ -103,7 +101,9 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
         measured=(earlier or {}).get("layers") or {},
     )
     teacher_start = _wide(copy.deepcopy(model), compute) if recipe.trains_teacher else None
-    if not is_cached and teacher_start is None:
+    if recipe.teacher is not None and recipe.teacher.ensemble is not None:
+        teacher = teachers.ensemble(recipe, compute=compute, n_vocabulary=n_vocabulary, tokenizer=tokenizer)
+    elif not is_cached and teacher_start is None:
         lent = memory.teacher is not None
         teacher = teachers.live(recipe, model, compute=compute, n_vocabulary=n_vocabulary, lent=lent)
     teaching = teacher.model if isinstance(teacher, LiveTeacher) else teacher_start
@@ -127,10 +127,20 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
     )
 
 
+def _teacher_model(recipe: Recipe, in_memory: nn.Module | None, *, n_vocabulary: int) -> CausalLM | None:
+    """The teacher's weights, if the run needs them: from a cache it learns without, but for a student of its layers."""
+    if recipe.teacher is not None and recipe.teacher.config is not None:
+        return teachers.from_nothing(recipe, n_vocabulary=n_vocabulary)
+    is_cached = recipe.teacher is not None and recipe.teacher.cache is not None
+    if is_cached and all(learner.section.layers is None for learner in recipe.learners.values()):
+        return None
+    return teachers.weights_of(recipe, in_memory)
+
+
 def _provenance(
     data: Corpus,
     *,
-    teacher: CausalLM | LiveTeacher | CachedTeacher | None,
+    teacher: CausalLM | LiveTeacher | EnsembleTeacher | CachedTeacher | None,
     students: Mapping[str, CausalLM],
     compute: ComputePath,
     layers: Mapping[str, LayerChoice | None],
@@ -294,12 +304,13 @@ def _layers(
     return choice.kept, choice
 
 
-def _teacher_identity(teacher: CausalLM | LiveTeacher | CachedTeacher | None) -> io.Json:
+def _teacher_identity(teacher: CausalLM | LiveTeacher | EnsembleTeacher | CachedTeacher | None) -> io.Json:
     """Its weights; of a cache also how they were stored, since another draw or codec is another teacher."""
     if isinstance(teacher, CachedTeacher):
         return f"cache {teacher.cache.manifest.identity()}"
-    model = teacher.model if isinstance(teacher, LiveTeacher) else teacher
-    return weights_fingerprint(model) if model is not None else None
+    if isinstance(teacher, LiveTeacher | EnsembleTeacher):
+        return teacher.fingerprint
+    return weights_fingerprint(teacher) if teacher is not None else None
 
 
 def _layers_json(choice: LayerChoice | None) -> io.Json:

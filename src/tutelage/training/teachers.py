@@ -17,13 +17,14 @@ from tutelage.cache.reader import TeacherCache
 from tutelage.errors import ConfigError, IntegrityError
 from tutelage.losses.stored import refuse_unservable
 from tutelage.losses.terms import Term
-from tutelage.models import load, student
+from tutelage.models import load, student, vocabulary
 from tutelage.models.cast import cast
 from tutelage.models.fingerprint import weights_fingerprint
 from tutelage.models.head import refuse_padding_mass, refuse_too_long, verify_head, verify_packing
 from tutelage.recipe import Recipe
 from tutelage.roles import TEACHER
 from tutelage.teachers.cached import CachedTeacher
+from tutelage.teachers.ensemble import EnsembleTeacher
 from tutelage.teachers.live import LiveTeacher
 from tutelage.training.corpus import Corpus
 from tutelage.training.precision import ComputePath
@@ -38,6 +39,8 @@ def tokenizer_of(recipe: Recipe) -> Any:
         return load.load_start(Path(teacher.cache) / START)[0]
     if teacher is not None and teacher.tokenizer is not None:
         return load.load_tokenizer(teacher.tokenizer)
+    if teacher is not None and teacher.ensemble is not None:
+        return load.load_tokenizer(teacher.ensemble[0].model, revision=teacher.ensemble[0].revision)
     named = [learner.section for learner in recipe.learners.values() if learner.section.model is not None]
     section = teacher if teacher is not None else named[0] if named else None
     if section is None or section.model is None:
@@ -73,11 +76,29 @@ def from_nothing(recipe: Recipe, *, n_vocabulary: int) -> CausalLM:
     return student.from_config(section.config, base=base, n_vocabulary=n_vocabulary, seed=seed, name=TEACHER)
 
 
+def ensemble(recipe: Recipe, *, compute: ComputePath, n_vocabulary: int, tokenizer: Any) -> EnsembleTeacher:
+    """The members on the compute path; IntegrityError[TOKENIZER_MISMATCH] where one counts in other tokens."""
+    assert recipe.teacher is not None and recipe.teacher.ensemble is not None
+    members = []
+    for section in recipe.teacher.ensemble:
+        vocabulary.compare_tokenizers(tokenizer, load.load_tokenizer(section.model, revision=section.revision))
+        model = load.load_model(section.model, revision=section.revision, dtype="auto", device="cpu")
+        member = live(recipe, model, compute=compute, n_vocabulary=n_vocabulary, lent=False)
+        assert member is not None
+        verify_teacher(member.model, n_vocabulary=n_vocabulary, max_length=recipe.data.max_length)
+        members.append(member)
+    return EnsembleTeacher(members, weights=[section.weight for section in recipe.teacher.ensemble])
+
+
 def config_of(recipe: Recipe, model: nn.Module | None) -> PretrainedConfig | None:
-    """The teacher's config, also from a cache: what `student: {config: …}` changes fields of."""
+    """The teacher's config, of a cache too, of several the first one's: `student.config` changes fields of it."""
     if model is not None:
         config: PretrainedConfig = model.config
         return config
+    if recipe.teacher is not None and recipe.teacher.ensemble is not None:
+        first = recipe.teacher.ensemble[0]
+        own: PretrainedConfig = load.load_config(first.model, revision=first.revision)
+        return own
     if recipe.teacher is None or recipe.teacher.cache is None:
         return None
     found: PretrainedConfig = load.load_start(Path(recipe.teacher.cache) / START)[1]

@@ -26,6 +26,8 @@ from tutelage.reports.table import table_of, to_rich
 from tutelage.reports.text import printed
 from tutelage.rundir import RunDirectory
 from tutelage.teachers.cached import CachedTeacher
+from tutelage.teachers.ensemble import EnsembleTeacher
+from tutelage.teachers.live import LiveTeacher
 from tutelage.training.prepare import InMemory, Prepared, prepare
 from tutelage.verbs import fork as forks
 
@@ -105,9 +107,13 @@ def on_path(model: nn.Module, prepared: Prepared) -> nn.Module:
 
 
 def teacher_of(prepared: Prepared) -> dict[str, Scored]:
-    """The teacher by its name in the table: the live model, or what its cache holds of the held-out rows."""
+    """The teacher by its name in the table: the live model or models, or what its cache holds of the held-out rows."""
     teacher = prepared.teacher
-    model = teacher.stored if isinstance(teacher, CachedTeacher) else teacher.model if teacher is not None else None
+    model: Scored | None = teacher.model if isinstance(teacher, LiveTeacher) else None
+    if isinstance(teacher, EnsembleTeacher):
+        model = teacher
+    elif isinstance(teacher, CachedTeacher):
+        model = teacher.stored
     return {} if model is None else {roles.TEACHER: model}
 
 

@@ -18,6 +18,7 @@ from tutelage.recipe import Recipe
 from tutelage.reports.build import Report, write_report
 from tutelage.reports.table import table_of, to_html
 from tutelage.rundir import RunDirectory, Started, opened
+from tutelage.teachers.ensemble import EnsembleTeacher
 from tutelage.teachers.live import LiveTeacher
 from tutelage.training.fit import Fitted, fit
 from tutelage.training.member import Member
@@ -153,7 +154,7 @@ def _train_and_measure(prepared: Prepared, started: Started, *, prompts: Sequenc
     outcomes = [fitted]
     if prepared.recipe.control:
         outcomes.append(_train(prepared, started, _controls(prepared), name="controls"))
-    if isinstance(prepared.teacher, LiveTeacher):
+    if isinstance(prepared.teacher, LiveTeacher | EnsembleTeacher):
         prepared.teacher.stop_if_changed(step=fitted.step)
     training_s = {name: outcome.progress.seconds for outcome in outcomes for name in outcome.weights}
     measured = None

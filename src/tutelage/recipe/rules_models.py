@@ -1,0 +1,149 @@
+"""What no single field can know of who teaches and who learns; see `rules.py`."""
+
+from collections.abc import Iterator
+
+from tutelage.recipe.fields import is_local
+from tutelage.recipe.problems import Path, Problem, dotted, is_finite
+from tutelage.recipe.tree import (
+    Tree,
+    all_students,
+    all_terms,
+    dead,
+    exactly_one,
+    given_in,
+    section_of,
+    shares,
+)
+from tutelage.roles import PREFIXES, RESERVED
+
+
+def broken_models(tree: Tree) -> Iterator[Problem]:
+    """Every problem of `teacher`, `student` and `students` that spans several fields."""
+    yield from _teacher(tree)
+    yield from _student(tree)
+
+
+def _teacher(tree: Tree) -> Iterator[Problem]:
+    teacher, path = section_of(tree, "teacher"), ("teacher",)
+    model, is_cached = teacher.get("model"), teacher.get("cache") is not None
+    if not is_cached:
+        yield from exactly_one(tree.get("teacher"), "model", "ensemble", "config", "memory", path=path)
+    elif model is None and teacher.get("memory") is None:
+        yield from _without_weights(tree, teacher)
+    if teacher.get("revision") is not None and (teacher.get("memory") or (isinstance(model, str) and is_local(model))):
+        yield dead((*path, "revision"), "with a model that is not a hub id")
+    yield from _trained_teacher(teacher)
+    yield from _ensemble(tree, teacher)
+    if tree.get("teacher") is not None:
+        return
+    asking = [dotted(path) for path, term in all_terms(tree) if _asks_teacher(term)]
+    asking += [
+        dotted((*path, name)) for path, student in all_students(tree) for name in given_in(student, "layers", "config")
+    ]
+    if asking:
+        yield Problem(("teacher",), f"is missing: {asking[0]} needs it")
+
+
+def _ensemble(tree: Tree, teacher: Tree) -> Iterator[Problem]:
+    if teacher.get("ensemble") is None:
+        return
+    for name in given_in(teacher, "cache", "train", "revision"):
+        why = {
+            "cache": "label each and merge the caches",
+            "train": "one teacher trains",
+            "revision": "each has its own",
+        }
+        yield Problem(("teacher", name), f"and teacher.ensemble exclude each other: {why[name]}")
+    for path, student in all_students(tree):
+        if student.get("layers") is not None:
+            yield Problem(
+                (*path, "layers"), "copies layers of one teacher, and there are several; give model or config"
+            )
+
+
+def _trained_teacher(teacher: Tree) -> Iterator[Problem]:
+    train, path = teacher.get("train"), ("teacher", "train")
+    if teacher.get("config") is not None:
+        if train is None:
+            yield Problem(path, "is missing: a teacher from nothing (teacher.config) has to learn")
+        if teacher.get("tokenizer") is None:
+            yield Problem(("teacher", "tokenizer"), "is missing: name the model whose tokenizer and config it takes")
+        for name in given_in(teacher, "cache", "revision"):
+            yield dead(("teacher", name), "with a teacher from nothing")
+    elif teacher.get("tokenizer") is not None:
+        yield dead(("teacher", "tokenizer"), "without teacher.config: a model has its own")
+    if not isinstance(train, dict):
+        return
+    if teacher.get("cache") is not None and teacher.get("config") is None:
+        why = "what was stored of a teacher does not change while it trains; leave cache or train out"
+        yield Problem(path, f"and teacher.cache exclude each other: {why}")
+    if teacher.get("dtype") not in (None, "auto"):
+        yield dead(("teacher", "dtype"), "with teacher.train: it computes as its students do, see training.precision")
+    if train.get("decay") is not None and train.get("schedule") in ("cosine", "constant"):
+        yield dead((*path, "decay"), f"with schedule {train['schedule']}: only wsd has it")
+    yield from shares({"warmup": 0.05, **{k: v for k, v in train.items() if v is not None}}, path)
+
+
+def _without_weights(tree: Tree, teacher: Tree) -> Iterator[Problem]:
+    """A cache alone: what would need the teacher itself."""
+    for path, student in all_students(tree):
+        if student.get("layers") is not None:
+            why = f"{dotted((*path, 'layers'))} copies layers of the teacher, and a cache holds no weights"
+            yield Problem(
+                ("teacher", "model"),
+                f"is missing: {why}; name the model beside the cache, or give {dotted((*path, 'model'))}",
+            )
+    for name in given_in(teacher, "revision", "dtype", "device"):
+        if teacher[name] not in ("auto",):
+            yield dead(("teacher", name), "with a cache alone: no teacher runs")
+
+
+def _asks_teacher(term: Tree) -> bool:
+    """Whether a term learns from the recipe's teacher (not from another student, and not from the truth)."""
+    return term.get("cross_entropy") != "ground_truth" and term.get("teacher") is None
+
+
+def _student(tree: Tree) -> Iterator[Problem]:
+    given = [name for name in ("student", "students") if tree.get(name) is not None]
+    if len(given) != 1:
+        found = "found both" if given else "found none"
+        yield Problem(("student",), f"is missing: one student, or students: several by name; {found}" if not given else
+                      f"and students exclude each other; {found}")  # fmt: skip
+    for path, student in all_students(tree):
+        yield from _one_student(student, path)
+    yield from _students(tree)
+
+
+def _one_student(student: Tree, path: Path) -> Iterator[Problem]:
+    yield from exactly_one(student, "layers", "model", "config", "memory", path=path)
+    model = student.get("model")
+    if student.get("revision") is not None and not (isinstance(model, str) and not is_local(model)):
+        yield dead((*path, "revision"), f"without a hub id in {dotted((*path, 'model'))}")
+    layers = section_of(student, "layers")
+    yield from exactly_one(student.get("layers"), "important", "evenly", "listed", path=(*path, "layers"))
+    listed = layers.get("listed")
+    if isinstance(listed, list) and all(is_finite(i) for i in listed) and listed != sorted(set(listed)):
+        yield Problem((*path, "layers", "listed"), f"must rise, each layer once, got {listed}")
+
+
+def _students(tree: Tree) -> Iterator[Problem]:
+    """A family: names that tables and folders can tell apart, a loss for everyone, one that begins at once."""
+    pupils = section_of(tree, "students")
+    for name in pupils:
+        if name in RESERVED or name.startswith(PREFIXES):
+            yield Problem(
+                ("students", name),
+                f"is a name that a run uses itself ({', '.join((*RESERVED, *PREFIXES))}); choose another",
+            )
+    lacking = [name for name, pupil in pupils.items() if isinstance(pupil, dict) and pupil.get("loss") is None]
+    if tree.get("loss") is None and (lacking or not pupils):
+        yield Problem(
+            ("loss",), f"is missing: {'students.' + lacking[0] if lacking else 'student'} has none of its own"
+        )
+    if tree.get("loss") is not None and pupils and not lacking:
+        yield dead(("loss",), "where every student has a loss of its own")
+    late = [name for name, pupil in pupils.items() if isinstance(pupil, dict) and pupil.get("start_at_step")]
+    if pupils and len(late) == len(pupils) and not isinstance(section_of(tree, "teacher").get("train"), dict):
+        yield Problem(
+            ("students", late[0], "start_at_step"), "leaves nobody who trains from step 0; leave it out of one"
+        )

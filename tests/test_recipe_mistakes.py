@@ -35,7 +35,8 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"student": 3}, "student must be a mapping with layers, model, revision, config, got 3"),
     (
         {"teacher": ["a"]},
-        "teacher must be a mapping with model, cache, revision, dtype, device, ensemble, config, tokenizer, train, got ['a']",
+        "teacher must be a mapping with model, cache, revision, dtype, device, ensemble, config, tokenizer, train, "
+        "got ['a']",
     ),
     (
         {"student": {"layers": "twenty"}},

@@ -7,6 +7,7 @@ To add one: the exact line (without its indentation), what it becomes, and the n
 from tests.mutants.cache import CACHE
 from tests.mutants.cache_codecs import CODECS
 from tests.mutants.cache_threshold import THRESHOLD_CODEC
+from tests.mutants.codistillation import CODISTILLATION
 from tests.mutants.data_and_files import DATA, EVALUATION, FILES
 from tests.mutants.losses import DIVERGENCES, FUSED
 from tests.mutants.mutant import Mutant
@@ -21,6 +22,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *STORED,
     *STEP,
     *LOOP,
+    *CODISTILLATION,
     *DATA,
     *FILES,
     *CACHE,

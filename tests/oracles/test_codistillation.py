@@ -279,6 +279,15 @@ def test_a_student_that_starts_late_stays_as_it_is_until_then_and_has_its_own_sc
     assert stats.learning_rates["late"] == pytest.approx(settings(n_steps=2).schedule.value(1, n_steps=3))
 
 
+def test_a_late_student_is_a_run_of_its_own_over_the_later_data():
+    start = make("late", torch.float64, dropout=0.0)
+    late = member("late", HARD, n_steps=2, first_step=2, model=copy.deepcopy(start))
+    family = trained(together(member("teacher", HARD), late))
+    options = shared(torch.float64) | {"microbatches": lambda step: data(step + 2)}
+    alone = one_model(start, terms=[HARD], optimizer=settings(n_steps=2), teacher=None, name="late", **options)
+    assert_bitwise(family["late"], trained(alone)["late"])
+
+
 def test_trust_by_progress_begins_at_0_and_follows_the_teachers_running_loss():
     def gap(trust: str, running: dict[str, float]) -> float:
         trainer = together(member("teacher", HARD), member("small", soft(trust=trust)))

@@ -15,6 +15,7 @@ from tutelage.losses.terms import Term
 from tutelage.rundir import RunDirectory, opened
 from tutelage.teachers.live import LiveTeacher
 from tutelage.training.fit import FitPlan, Fitted, fit
+from tutelage.training.member import Member
 from tutelage.training.optim import OptimizerSettings
 from tutelage.training.precision import ComputePath
 from tutelage.training.trainer import Trainer, one_model
@@ -71,6 +72,38 @@ def killed_at(n: int, path: Path, expected: tuple[Fitted, bytes]) -> bool:
     assert code == faults.DIED
     assert_the_same(path, expected)
     return True
+
+
+def test_the_running_loss_of_a_teacher_survives_a_stop(tmp_path):
+    """A student whose trust follows it: stopped after its second step and continued, the metrics are the same bytes."""
+
+    def co(during=None) -> Trainer:
+        def microbatches(step: int):
+            if during is not None:
+                during(step)
+            return [tiny.batch(seed=0)]  # one text again and again: the teacher soon knows something
+
+        def member(name: str, *terms: Term, seed: int) -> Member:
+            settings = OptimizerSettings(schedule=Schedule(start=5e-2), n_steps=STEPS)
+            return Member(name=name, model=tiny.llama(seed=seed, layers=1), terms=terms, optimizer=settings)
+
+        soft = Term(kind="divergence", divergence="forward_kl", trust="progress")
+        truth = Term(kind="ground_truth")
+        return Trainer(
+            [member("teacher", truth, seed=1), member("small", soft, truth, seed=2)], teacher=None,
+            microbatches=microbatches, n_vocabulary=V, seed=0,
+            compute=ComputePath(device="cpu", weight_dtype=torch.float64, threads=1),
+        )  # fmt: skip
+
+    def run(name: str, during=None) -> bytes:
+        with opened(tmp_path / name, {"recipe": "tiny"}, {"data": "tiny"}) as started:
+            fit(co(during), run=started.run, run_id=started.run_id, plan=PLAN, held_out=lambda: [tiny.batch(seed=99)])
+        return RunDirectory(tmp_path / name).metrics_path.read_bytes()
+
+    whole = run("whole")
+    with pytest.raises(Stopped):
+        run("stopped", lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 1 else None)
+    assert run("stopped") == whole
 
 
 @pytest.mark.parametrize("n", [3, 60, 132, 237, 300, 400])

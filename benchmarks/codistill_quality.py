@@ -178,7 +178,7 @@ def compared(arms: Mapping[str, Path]) -> dict[str, Any]:
 
 
 def hours(tokens: int) -> float:
-    """What a seed will take here, from the FLOPs of its runs and a product timed for a second, at a third of its rate."""
+    """What a seed will take here: the FLOPs of its runs at a third of the rate of a product timed for a second."""
     n = parameters()
     teacher, student = n["teacher"] + n["teacher head"], n["student"] + n["student head"]
     fewer = share_of_tokens()

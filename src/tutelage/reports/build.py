@@ -59,7 +59,7 @@ def build_report(report: Report) -> str:
         names={m: model_name(m) for m in models},
         colours={m: i for i, m in enumerate(models)},
         panels=[_panel(p) for p in loss_curves(report.metrics, models=models)],
-        sizes={"title": pareto.TITLE, "head": pareto.HEAD, "rows": pareto.rows(report.transfer)},
+        sizes={"title": pareto.TITLE, "note": pareto.NOTE, "head": pareto.HEAD, "rows": pareto.rows(report.transfer)},
         shown=report.shown,
         first_choices=_first_choices(report.shown),
         recipe=report.recipe,

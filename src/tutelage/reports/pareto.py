@@ -11,8 +11,9 @@ from tutelage.reports.numbers import count, size
 from tutelage.reports.table import model_name
 from tutelage.types import Estimate
 
-HEAD = ("", "Parameters", "Size", "Tokens/s", "Held-out loss, nats", "KL to teacher, nats", "Worth its size")
+HEAD = ("", "Parameters", "Size", "Tokens/s", "Held-out loss, nats", "KL to teacher, nats", "Beaten by")
 TITLE = "Size against quality"
+NOTE = "Beaten by: a model that is no larger and has a lower held-out loss (or is smaller at the same)."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +36,10 @@ def lines(transfer: Transfer) -> list[Line]:
 
 def to_rich(transfer: Transfer) -> RichTable | None:
     """For a terminal; None for a run with one student."""
-    shown = RichTable(title=TITLE, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+    shown = RichTable(
+        title=TITLE, title_justify="left", title_style="bold", caption=NOTE, caption_justify="left", box=None,
+        padding=(0, 2, 0, 0), pad_edge=False,
+    )  # fmt: skip
     for i, name in enumerate(HEAD):
         shown.add_column(
             Text(name, justify="left" if i in (0, len(HEAD) - 1) else "right"), justify="right" if i else "left"
@@ -78,4 +82,4 @@ def _nats(found: Estimate | None) -> str:
 
 
 def _verdict(line: Line) -> str:
-    return f"no: {line.beaten_by} is no larger and better" if line.beaten_by else "yes"
+    return line.beaten_by or "–"

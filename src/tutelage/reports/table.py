@@ -189,7 +189,8 @@ def _footnote(transfer: Transfer) -> str:
         f"{_SECTIONS.get(name, name).lower()}: {r.n_sequences} sequences, {r.n_tokens:,} tokens"
         for name, r in transfer.sets.items()
     )
-    marked = f"  {_BEST} better than the other trained model by more than noise (95%, paired)."
+    others = "the other trained model" if len(headline.trained(transfer)) == 2 else "every other trained model"
+    marked = f"  {_BEST} better than {others} by more than noise (95%, paired)."
     return visible.line(
         f"± one standard error, counting sequences ({sizes}).{marked if len(headline.trained(transfer)) > 1 else ''}"
     )

@@ -6,6 +6,7 @@ puts its copy of src first on sys.path and runs pytest in itself.  OUT.json: {id
 run on the unchanged package in the rest of the suite.  It comes first, by itself: the others copy what it compiled.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -26,7 +27,8 @@ SOURCE = ROOT / "src" / "tutelage"
 UNCHANGED = "unchanged"
 TIMEOUT_S = 240.0  # of one mutant (some are compiled anew)
 WARM = (
-    *("numpy", "pydantic", "pytest", "safetensors.torch", "tokenizers", "torch"),
+    *("hypothesis", "hypothesis.strategies", "jinja2", "numba", "numpy", "pydantic", "pytest", "rich.console"),
+    *("rich.progress", "rich.table", "safetensors.torch", "tokenizers", "torch"),
     *("torch._dynamo", "transformers", "yaml", "transformers.models.llama.modeling_llama"),
     *("transformers.models.gpt2.modeling_gpt2", "transformers.models.gemma2.modeling_gemma2"),
 )
@@ -102,6 +104,8 @@ def run(mutants: list[Mutant], *, n_processes: int) -> dict[str, dict[str, objec
     for name in WARM:
         importlib.import_module(name)
     assert not any(name.partition(".")[0] == "tutelage" for name in sys.modules), "tutelage must be fresh in the child"
+    gc.collect()
+    gc.freeze()  # pytest collects garbage ten times at its end: half a child's time if it has to look at all of torch
     of_each_file = {oracle.partition("::")[0]: oracle for m in mutants for oracle in m.oracles}
     with tempfile.TemporaryDirectory(prefix="tutelage-mutants-") as folder:
         place = Path(folder, UNCHANGED)

@@ -105,7 +105,7 @@ def train(prepared: Prepared, way: Way, *, seed: int) -> tuple[Any, float, int]:
             print(f"  step {stats.step}/{n_steps}: {stats.losses}", flush=True)
     seconds = time.perf_counter() - started
     weights = {name: weight.detach() for name, weight in trainer.only.masters.state().items()}
-    model = save.with_weights(prepared.student, weights, dtype=prepared.compute.weight_dtype)
+    model = save.with_weights(prepared.students["student"], weights, dtype=prepared.compute.weight_dtype)
     return model.eval(), seconds, n_steps
 
 
@@ -150,9 +150,10 @@ def start(folder: Path) -> dict[str, Any]:
     """What all cells share, measured once: the layers that matter, and the precision that is fast here."""
     written = recipe_of(WAYS["live"], seed=0, layers=LAYERS, caches=folder / "caches", precision="auto")
     prepared = prepare(tutelage.load_recipe(written), memory=InMemory())
-    assert prepared.layers is not None
+    chosen = prepared.layers["student"]
+    assert chosen is not None
     precision = str(prepared.compute.weight_dtype).removeprefix("torch.")
-    return {"layers": list(prepared.layers.kept), "precision": precision, "cells": {}}
+    return {"layers": list(chosen.kept), "precision": precision, "cells": {}}
 
 
 def conclusions(cells: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ LEVELS = (
     {"losses.family", "cache"},  # the seam, where models, heads and losses meet; the teacher's outputs on disk
     {"teachers"},
     {"training"},
-    {"evaluation"},
+    {"evaluation", "generation"},
     {"reports"},
     {"verbs"},
     {"cli"},

@@ -80,6 +80,10 @@ CODES: dict[str, str] = {
     "CAPTURE_RESUMED": "an unfinished teacher cache goes on",
     "OVERLAP": "training and held-out data share rows",
     "CODEC_CANNOT": "a cache does not hold what the loss needs; another codec does",
+    "JOURNAL_CORRUPT": "the journal of paid answers is damaged",
+    "BUDGET": "the cap on money or requests is reached",
+    "NO_PRICE": "what a request costs is not known, and nothing caps the number of requests",
+    "OVER_RESERVED": "an endpoint charged more than the request allowed",
     "CACHE_TEMPERATURE": "a cache was made at another temperature than the loss asks for",
 }
 

@@ -84,6 +84,14 @@ CODES: dict[str, str] = {
     "BUDGET": "the cap on money or requests is reached",
     "NO_PRICE": "what a request costs is not known, and nothing caps the number of requests",
     "OVER_RESERVED": "an endpoint charged more than the request allowed",
+    "API_KEY": "the key of an endpoint is missing or not one",
+    "API_AUTH": "an endpoint refuses the key",
+    "API_QUOTA": "an endpoint says that its credit or quota is used up",
+    "API_MODEL": "an endpoint does not know the model, or is not where it was looked for",
+    "API_REQUEST": "an endpoint refuses the request as it is",
+    "API_UNREACHABLE": "an endpoint does not answer",
+    "API_BODY": "an endpoint answers something else than the interface says",
+    "RATE_LIMIT": "an endpoint asks to wait",
     "CACHE_TEMPERATURE": "a cache was made at another temperature than the loss asks for",
 }
 

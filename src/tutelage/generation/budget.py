@@ -45,11 +45,10 @@ class Usage:
         """From the `usage` of a reply; None when it is missing or no count."""
         if not isinstance(value, dict):
             return None
-        prompt, answer = value.get("prompt_tokens"), value.get("completion_tokens", 0)
-        for count in (prompt, answer):
-            if type(count) is not int or not 0 <= count <= _MOST_TOKENS:
-                return None
-        return Usage(prompt=prompt, answer=answer)
+        counts = [value.get("prompt_tokens"), value.get("completion_tokens", 0)]
+        if not all(type(count) is int and 0 <= count <= _MOST_TOKENS for count in counts):
+            return None
+        return Usage(prompt=int(counts[0]), answer=int(counts[1]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -72,10 +72,10 @@ class Pace:
         self.n_under_way -= 1
         self._changed.set()
 
-    async def cool(self) -> None:
-        """Waits until the endpoint wants to be asked again."""
-        while (left := self._cool_until - self._clock()) > 0:
-            await asyncio.sleep(left)
+    @property
+    def cool_s(self) -> float:
+        """Seconds until the endpoint wants to be asked again; 0 or less when it does now."""
+        return self._cool_until - self._clock()
 
     def slow_down(self, wait_s: float) -> None:
         """The endpoint is overloaded: half as many at once, and none for a while; once for all that were under way."""

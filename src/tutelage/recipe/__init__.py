@@ -4,13 +4,14 @@ recipe = load_recipe("recipe.yaml", ["training.tokens=100_000"])
 recipe.resolved()     the long form with defaults and absolute paths: stored, compared, loadable again
 recipe.fingerprint()  its SHA-256
 
-text.py  YAML and overrides -> a tree     short.py  short forms -> long forms     rules.py  what spans fields
-sections.py, fields.py  every field with its type, range and default    problems.py  mistakes as lines
+text.py  YAML and overrides -> a tree            short.py  short forms -> long forms
+rules.py, text_rules.py  what spans fields       problems.py  mistakes as lines
+sections.py, sources.py, generation.py, fields.py  every field with its type, range and default
 """
 
+from tutelage.recipe.generation import Api, Generate, Step
 from tutelage.recipe.load import load_recipe
 from tutelage.recipe.sections import (
-    Columns,
     Data,
     EarlyStop,
     Evaluation,
@@ -19,25 +20,28 @@ from tutelage.recipe.sections import (
     LossTerm,
     Recipe,
     Schedule,
-    Source,
     Student,
     Teacher,
     Training,
     json_schema,
 )
+from tutelage.recipe.sources import Columns, Source
 from tutelage.recipe.text import dump
 
 __all__ = [
+    "Api",
     "Columns",
     "Data",
     "EarlyStop",
     "Evaluation",
+    "Generate",
     "HeldOut",
     "Layers",
     "LossTerm",
     "Recipe",
     "Schedule",
     "Source",
+    "Step",
     "Student",
     "Teacher",
     "Training",

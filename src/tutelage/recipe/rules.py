@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any  # a recipe before its check is whatever the user wrote
 
 from tutelage.losses.names import DIVERGENCES
+from tutelage.recipe import text_rules
 from tutelage.recipe.fields import is_local
 from tutelage.recipe.problems import Path, Problem, is_finite, section_at
 
@@ -23,6 +24,7 @@ def broken(tree: Tree) -> Iterator[Problem]:
     yield from _training(tree)
     yield from _cache(tree)
     yield from _evaluation(tree)
+    yield from text_rules.broken(tree)
     yield from _code(tree, ())
 
 
@@ -60,9 +62,9 @@ def _dead(path: Path, why: str) -> Problem:
 def _teacher(tree: Tree) -> Iterator[Problem]:
     teacher, student = _section(tree, "teacher"), _section(tree, "student")
     model = teacher.get("model")
-    if teacher.get("cache") is None:
+    if not _given(teacher, "cache", "api", "answers"):
         yield from _exactly_one(tree.get("teacher"), "model", "memory", path=("teacher",))
-    elif model is None and teacher.get("memory") is None:
+    elif teacher.get("cache") is not None and model is None and teacher.get("memory") is None:
         yield from _without_weights(teacher, student)
     if teacher.get("revision") is not None and (teacher.get("memory") or (isinstance(model, str) and is_local(model))):
         yield _dead(("teacher", "revision"), "with a model that is not a hub id")
@@ -105,6 +107,8 @@ def _data(data: Tree) -> Iterator[Problem]:
     yield from _exactly_one(data.get("held_out"), "share", "sources", path=("data", "held_out"))
     yield from _sources(held_out, ("data", "held_out"), name="sources", measured=True)
     sources = [s for _, s in _items(data, "sources")]
+    if sources and data.get("reasoning") == "think" and not any(s.get("answers") for s in sources):
+        yield _dead(("data", "reasoning"), "without a source of answers")
     if not sources or any(_has_answers(s) for s in sources):
         return
     if data.get("train_on") == "answers":
@@ -114,14 +118,17 @@ def _data(data: Tree) -> Iterator[Problem]:
 
 
 def _has_answers(source: Tree) -> bool:
-    return bool(_given(_section(source, "columns"), "answer", "messages")) or source.get("memory") is not None
+    return bool(_given(_section(source, "columns"), "answer", "messages") or _given(source, "memory", "answers"))
+
+
+_KINDS = ("text", "jsonl", "answers", "python_docs", "python_source", "memory")
 
 
 def _sources(section: Tree, path: Path, *, name: str, measured: bool) -> Iterator[Problem]:
     names: dict[str, int] = {}
     for i, source in _items(section, name):
         here = (*path, name, i)
-        yield from _exactly_one(source, "text", "jsonl", "python_docs", "python_source", "memory", path=here)
+        yield from _exactly_one(source, *_KINDS, path=here)
         if source.get("weight") not in (None, 1) and (measured or len(section[name]) == 1):
             why = "where nothing is trained: every row is measured" if measured else "with one source"
             yield _dead((*here, "weight"), why)

@@ -24,15 +24,10 @@ from tutelage.recipe.fields import (
     Whole,
     one_of,
 )
+from tutelage.recipe.generation import Api, Generate
+from tutelage.recipe.sources import MEMORY, Sources
 
 CODECS = plugins.names("cache/codecs")
-_MEMORY = "fingerprint of an object handed to tutelage.train() in memory; written by tutelage, not by hand"
-Globs = Annotated[
-    tuple[PathText, ...],
-    Listed,
-    Field(min_length=1),
-    BeforeValidator(short.globs, json_schema_input_type=str | list[str]),
-]
 Divergence = Annotated[
     str,
     AfterValidator(one_of(tuple(DIVERGENCES))),
@@ -41,16 +36,21 @@ Divergence = Annotated[
 
 
 class Teacher(Section):
-    """The model that is learned from: `model`, `cache`, or both.  Short form: the model's name alone.
+    """The model that is learned from: `model`, `cache`, or both; or text, `answers`.  Short form: the model's name.
 
     It never trains and is never saved.  With `cache`, `tutelage label` runs the model once and writes its outputs
-    there; `tutelage train` learns from them, and needs the model only for a student made of its layers.
+    there; `tutelage train` learns from them, and needs the model only for a student made of its layers.  With
+    `answers`, `tutelage generate` asks `api` and writes what it answers there; `train` learns that text.
     """
 
     model: ModelText | None = Field(default=None, description="hub id, folder with safetensors, or GGUF file")
-    memory: str | None = Field(default=None, description=_MEMORY)
+    memory: str | None = Field(default=None, description=MEMORY)
     cache: PathText | None = Field(
         default=None, description="folder of a teacher cache: `label` writes it, `train` learns from it; null: ask live"
+    )
+    api: Api | None = Field(default=None, description="an endpoint that writes text, for `generate`")
+    answers: PathText | None = Field(
+        default=None, description="folder of answers: `generate` writes it, `train` learns from it"
     )
     revision: str | None = Field(default=None, description="commit, tag or branch of a hub id; null: its main branch")
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], DtypeAlias] = Field(
@@ -85,46 +85,7 @@ class Student(Section):
         min_length=1,
         description="fields of a Hugging Face config; trained from nothing, teacher's tokenizer",
     )
-    memory: str | None = Field(default=None, description=_MEMORY)
-
-
-class Columns(Section):
-    """The names of a JSON line's fields: `text`, or `prompt` and `answer`, or `messages`."""
-
-    text: str | None = Field(default=None, min_length=1, description="plain text; the default is the field named text")
-    prompt: str | None = Field(default=None, min_length=1, description="what is asked")
-    answer: str | None = Field(default=None, min_length=1, description="what is answered")
-    messages: str | None = Field(default=None, min_length=1, description="a list of {role, content}")
-
-
-class Source(Section):
-    """Where examples come from: exactly one of `text`, `jsonl`, `python_docs`, `python_source`."""
-
-    text: Globs | None = Field(
-        default=None, description="text files, one document each; patterns such as `corpus/**/*.txt`"
-    )
-    jsonl: Globs | None = Field(default=None, description="files with one JSON object a line")
-    python_docs: Literal[True] | None = Field(default=None, description="Python's own documentation, no download")
-    python_source: Literal[True] | None = Field(
-        default=None, description="the standard library's code: text unlike documentation, to measure on"
-    )
-    memory: str | None = Field(default=None, description=_MEMORY)
-    separator: str | None = Field(
-        default=None,
-        min_length=1,
-        description="what cuts a text file into documents, such as a blank line; null: a file is one",
-    )
-    limit: Count | None = Field(default=None, description="the first so many documents only; null: all")
-    columns: Columns | None = Field(default=None, description="field names of a JSON line; also accepted beside jsonl:")
-    name: str | None = Field(default=None, min_length=1, description="how tables call it; null: its pattern")
-    weight: float = Field(default=1.0, gt=0, description="how often its rows are drawn, against the other sources")
-
-
-_Sources = Annotated[
-    tuple[Source, ...],
-    Listed,
-    BeforeValidator(short.complete_sources, json_schema_input_type=str | Source | list[str | Source]),
-]
+    memory: str | None = Field(default=None, description=MEMORY)
 
 
 class HeldOut(Section):
@@ -133,13 +94,13 @@ class HeldOut(Section):
     share: float | None = Field(
         default=None, gt=0, lt=1, description="share of the rows, chosen by the hash of their content"
     )
-    sources: Annotated[_Sources, Field(min_length=1)] | None = Field(default=None, description="sources of their own")
+    sources: Annotated[Sources, Field(min_length=1)] | None = Field(default=None, description="sources of their own")
 
 
 class Data(Section):
     """The text to train on, and the text that is kept to measure."""
 
-    sources: Annotated[_Sources, Field(min_length=1)] = Field(description="where examples come from")
+    sources: Annotated[Sources, Field(min_length=1)] = Field(description="where examples come from")
     held_out: Annotated[HeldOut, BeforeValidator(short.held_out, json_schema_input_type=float | HeldOut)] | None = (
         Field(default=HeldOut(share=0.02), description="what is kept from training to measure; null: nothing")
     )
@@ -151,6 +112,11 @@ class Data(Section):
     )
     chat_template: TemplateText | None = Field(
         default=None, description="Jinja file or text that renders messages; null: the tokenizer's own"
+    )
+    reasoning: Literal["think"] | None = Field(
+        default=None,
+        description="of answers: think trains with the teacher's reasoning before the answer, in <think> tags; "
+        "null: without it",
     )
     max_reject: float = Field(default=0.01, ge=0, le=1, description="share of defective rows that is tolerated")
     missing_soft: Literal["error", "drop"] = Field(
@@ -301,7 +267,7 @@ class Evaluation(Section):
     """What is measured at the end beside the held-out rows."""
 
     rows: Count | None = Field(default=None, description="at most so many held-out rows; null: all")
-    out_of_domain: _Sources = Field(default=(), description="text unlike the training data, to see what was lost")
+    out_of_domain: Sources = Field(default=(), description="text unlike the training data, to see what was lost")
     prompts: Annotated[
         tuple[Annotated[str, Field(min_length=1)], ...],
         Listed,
@@ -332,6 +298,9 @@ class Recipe(Section):
     )
     cache: Annotated[Cache, BeforeValidator(short.complete_cache)] | None = Field(
         default=None, description="what `label` writes to teacher.cache; threshold at 16 bytes unless it says more"
+    )
+    generate: Generate | None = Field(
+        default=None, description="what `generate` asks teacher.api, and what it may cost"
     )
     evaluation: Evaluation = Field(default=Evaluation(), description="what is measured")
 

@@ -60,7 +60,8 @@ class Client:
         headers = {"accept": "application/json", "accept-encoding": "identity", "user-agent": "tutelage"}
         headers |= {"content-type": "application/json", **endpoint.headers}
         if endpoint.secret.value:
-            headers["authorization"] = f"Bearer {endpoint.secret.value}"
+            prefix = "Bearer " if endpoint.key_header == "authorization" else ""
+            headers[endpoint.key_header] = prefix + endpoint.secret.value
         self._http = httpx2.AsyncClient(
             headers=headers,
             params=dict(endpoint.query),
@@ -143,7 +144,7 @@ class Client:
                 "API_MODEL", f"{self._at} knows no {request.sampling.model!r} (404{_said(problem)}); {hint}"
             )
         named = next((p for p in PARAMETERS if p in words), None)
-        advice = f"; leave it out: teacher.api.omit=[{named}]" if named else ""
+        advice = f"; leave out generate.{named}" if named else ""
         return self._stop("API_REQUEST", f"{self._at} refuses the request ({status}{_said(problem)}){advice}")
 
     @property

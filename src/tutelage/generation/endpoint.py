@@ -55,6 +55,7 @@ class Endpoint:
     base_url: str  # without a slash at its end
     host: str
     secret: Secret
+    key_header: str = "authorization"
     headers: Mapping[str, str] = field(default_factory=dict)
     query: Mapping[str, str] = field(default_factory=dict)
 
@@ -69,18 +70,27 @@ def open_endpoint(
     *,
     key_env: str | None = None,
     key_file: str | None = None,
+    key_header: str = "authorization",
     headers: Mapping[str, str] | None = None,
     query: Mapping[str, str] | None = None,
     allow_private_host: bool = False,
 ) -> Endpoint:
     """The endpoint; ConfigError BASE_URL, API_KEY or KEY_IN_CONFIG before anything is sent."""
     host = _checked_host(base_url, allow_private_host=allow_private_host)
-    for name in headers or {}:
-        if name.lower() in _REFUSED_HEADERS or not re.fullmatch(r"[A-Za-z0-9-]+", name):
+    for name, value in {**(headers or {}), key_header: ""}.items():
+        own = name.lower() in _REFUSED_HEADERS and name != key_header
+        if own or not re.fullmatch(r"[A-Za-z0-9-]+", name) or not value.isprintable():
             raise ConfigError("CONFIG", f"teacher.api.headers: {name!r} cannot be set; the key has its own place")
     secret = _secret(host, key_env=key_env, key_file=key_file)
     url = base_url.rstrip("/")
-    return Endpoint(base_url=url, host=host, secret=secret, headers=dict(headers or {}), query=dict(query or {}))
+    return Endpoint(
+        base_url=url,
+        host=host,
+        secret=secret,
+        key_header=key_header.lower(),
+        headers=dict(headers or {}),
+        query=dict(query or {}),
+    )
 
 
 # --- the address ---

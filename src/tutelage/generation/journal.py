@@ -25,7 +25,7 @@ from tutelage import console, io
 from tutelage.errors import ConfigError, IntegrityError
 
 NAME = "journal.jnl"
-_LOCK = ".lock"
+LOCK = ".lock"
 _HEAD_BYTES = 80  # no header is longer
 _Data: TypeAlias = bytes | mmap.mmap
 Fields: TypeAlias = Mapping[str, Any]  # JSON
@@ -168,7 +168,7 @@ def repair(folder: Path) -> int:
 
 
 def _lock(folder: Path) -> int:
-    handle = io.take_lock(folder / _LOCK)
+    handle = io.take_lock(folder / LOCK)
     if handle is None:
         raise ConfigError("LOCKED", f"{folder} is in use by another tutelage generate; wait for it, or stop it")
     return handle

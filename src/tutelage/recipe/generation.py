@@ -29,9 +29,6 @@ class Api(Section):
     body: dict[str, JsonValue] | None = Field(
         default=None, description="further fields of every request, such as reasoning_effort"
     )
-    omit: Annotated[tuple[Literal["temperature", "seed"], ...], Listed] = Field(
-        default=(), description="parameters that the endpoint refuses: they are not sent"
-    )
     limit_field: Literal["max_tokens", "max_completion_tokens"] | None = Field(
         default=None, description="what the endpoint calls generate.max_tokens; null: found by asking"
     )

@@ -15,7 +15,7 @@ def broken(tree: Tree) -> Iterator[Problem]:
     if isinstance(teacher, dict):
         yield from _teacher(teacher, tree)
     if isinstance(generate, dict):
-        yield from _generate(generate, teacher if isinstance(teacher, dict) else {})
+        yield from _generate(generate)
 
 
 def _section(tree: Tree, name: str) -> Tree:
@@ -67,17 +67,13 @@ def _answers(teacher: Tree, tree: Tree) -> Iterator[Problem]:
             yield Problem(("teacher", name), "has no effect with answers alone: no teacher runs; remove it")
 
 
-def _generate(generate: Tree, teacher: Tree) -> Iterator[Problem]:
+def _generate(generate: Tree) -> Iterator[Problem]:
     path: Path = ("generate",)
     if generate.get("budget_usd") is None and generate.get("max_requests") is None:
         yield Problem(path, "needs a cap: budget_usd with price, or max_requests")
     temperature, samples = generate.get("temperature"), generate.get("samples", 1)
     if temperature == 0 and is_finite(samples) and samples > 1:
         yield Problem((*path, "samples"), f"must be 1 at temperature 0: {samples} samples would be the same answer")
-    omitted = _section(teacher, "api").get("omit")
-    for name in omitted if isinstance(omitted, list) else ():
-        if isinstance(name, str) and generate.get(name) is not None:
-            yield Problem((*path, name), "has no effect: teacher.api.omit leaves it out; remove one of them")
     sources = generate.get("prompts")
     for i, source in enumerate(sources if isinstance(sources, list) else ()):
         if isinstance(source, dict):

@@ -35,7 +35,8 @@ def tokenizer_of(recipe: Recipe) -> Any:
     if teacher is not None and teacher.model is None and teacher.cache is not None:
         TeacherCache(teacher.cache)  # refuses a folder that holds none, or a damaged one
         return load.load_start(Path(teacher.cache) / START)[0]
-    section = teacher if teacher is not None else recipe.student
+    writes_text = teacher is not None and teacher.model is None and teacher.answers is not None
+    section = teacher if teacher is not None and not writes_text else recipe.student
     if section.model is None:
         raise ConfigError("CONFIG", "a model in memory needs its tokenizer: tutelage.train(…, tokenizer=tokenizer)")
     return load.load_tokenizer(section.model, revision=section.revision)

@@ -33,7 +33,10 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     (training(learning_rate="1e-3"), "training.learning_rate must be a number > 0, got '1e-3'"),
     (training(betas=[0.9]), "training.betas[1] is missing"),
     ({"student": 3}, "student must be a mapping with layers, model, revision, config, got 3"),
-    ({"teacher": ["a"]}, "teacher must be a mapping with model, cache, api, answers, revision, dtype, device, got ['a']"),
+    (
+        {"teacher": ["a"]},
+        "teacher must be a mapping with model, cache, api, answers, revision, dtype, device, got ['a']",
+    ),
     (
         {"student": {"layers": "twenty"}},
         "student.layers must be a mapping with important, evenly, listed, got 'twenty'",
@@ -145,7 +148,8 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ),
     (
         data(sources=[{"text": "a.txt", "python_docs": True}]),
-        "data.sources[0] needs exactly one of text, jsonl, answers, python_docs, python_source; found text and python_docs",
+        "data.sources[0] needs exactly one of text, jsonl, answers, python_docs, python_source; "
+        "found text and python_docs",
     ),
     (
         data(sources=[{"jsonl": "a.jsonl", "prompt": "q"}]),
@@ -252,8 +256,8 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ),
     (
         data(sources=[{"text": "a.txt", "hub": "x"}]),
-        "data.sources[0].hub is not in this version (0.1.0); it knows text, jsonl, answers, python_docs, python_source, "
-        "separator, limit, columns, name, weight",
+        "data.sources[0].hub is not in this version (0.1.0); it knows text, jsonl, answers, python_docs, "
+        "python_source, separator, limit, columns, name, weight",
     ),
     (
         {"student": {"config": {"auto_map": {"a": "b"}}}},

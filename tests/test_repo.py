@@ -215,9 +215,7 @@ def test_nothing_is_left_for_later():
 
 # --- errors ---
 LATER = {
-    "BASE_URL": "no remote teacher yet",
     "SAVE_RACE": "every save is synchronous",
-    "PERM": "no key file is read yet",
 }
 
 

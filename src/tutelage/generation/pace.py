@@ -14,13 +14,12 @@ from email.utils import parsedate_to_datetime
 
 FIRST = 4
 MOST_WAIT_S = 120.0  # whatever the endpoint says
-_FIRST_WAIT_S = 0.5
 _ROUND = 16  # replies at least
 _HELPS = 1.1  # a rate is better from here on
 _PATIENCE = 8  # rounds without a try for more
 
 
-def backoff_s(n: int, *, first_s: float = _FIRST_WAIT_S) -> float:
+def backoff_s(n: int, *, first_s: float) -> float:
     """Seconds before try n + 1: doubled each time, with jitter, so that many clients do not come back together."""
     return min(MOST_WAIT_S, first_s * 2.0 ** min(n, 20)) * random.uniform(0.5, 1.0)
 

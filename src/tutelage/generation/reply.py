@@ -110,7 +110,7 @@ def split_reasoning(content: str) -> tuple[str, str]:
     if found := _THINK.fullmatch(content):
         return found[3].lstrip("\n"), found[2].strip("\n")
     before, end, after = content.partition("</think>")
-    if end and "<think>" not in before:
+    if end and "<think>" not in content:
         return after.lstrip("\n"), before.strip("\n")
     return content, ""
 

@@ -24,6 +24,7 @@ from tutelage.generation.pace import Pace, backoff_s
 from tutelage.generation.request import Request
 
 _MOST_RECORDS = 256  # of one group
+FIRST_WAIT_S = 0.5  # before the second try; doubled each time
 _LIMITED_TRIES = 30  # 429s that one request takes before the run stops
 _SHOWN_WAIT_S = 5.0  # shorter waits are not worth a line
 
@@ -115,7 +116,6 @@ class Work:
     total: int
     retries: int
     finish_reason_optional: bool = False
-    first_wait_s: float = 0.5
     on_answer: Callable[[], None] = lambda: None
     error: TutelageError | None = None
     given_up: list[TutelageError] = field(default_factory=list)
@@ -155,7 +155,7 @@ class Work:
                 await asyncio.wait(tasks)
             await self.committer.close()
         if self.error is None and self.given_up:
-            self.error = self.given_up[0]
+            self.error = self._with_safe(self.given_up[0])
 
     def _most(self, request: Request) -> int:
         return self.budget.most(request.prompt.texts, max_tokens=request.sampling.max_tokens)
@@ -216,7 +216,7 @@ class Work:
             if n_faults > self.retries or n_limited > _LIMITED_TRIES:
                 error = self._gone(request, why=why, body=body, n=n_faults + n_limited, began=began)
                 if self._n_replies == n_replies:  # nobody else had more luck meanwhile
-                    raise error
+                    raise self._with_safe(error)
                 return self.given_up.append(error)
             await self._wait(outcome if isinstance(outcome, Retry) else None, n=n_faults + n_limited)
             if self._halt.is_set():
@@ -254,7 +254,7 @@ class Work:
 
     async def _wait(self, outcome: Retry | None, *, n: int) -> None:
         """Waits before the next try; what tells of overload slows all requests down."""
-        wait_s = backoff_s(n - 1, first_s=self.first_wait_s)
+        wait_s = backoff_s(n - 1, first_s=FIRST_WAIT_S)
         if outcome is None or not outcome.overloaded:
             if outcome is not None and outcome.wait_s is not None:
                 wait_s = outcome.wait_s
@@ -273,8 +273,8 @@ class Work:
             start = body[:40].decode("utf-8", "replace")
             what = "is not JSON of this interface" if why == "bad_body" else f"is no answer ({why})"
             message = f"{request.prompt.name}: the reply of {self.host} {what} (starts {start!r}) {after}"
-            return RemoteError("API_BODY", f"{message}; {self._safe()}, rerun to continue")
-        return RemoteError("API_UNREACHABLE", f"{self.host}: {why} {after}; {self._safe()}, rerun to continue")
+            return RemoteError("API_BODY", message)
+        return RemoteError("API_UNREACHABLE", f"{self.host}: {why} {after}")
 
     def _with_safe(self, error: TutelageError) -> TutelageError:
         return type(error)(error.code, f"{error.message}; {self._safe()}, rerun to continue")

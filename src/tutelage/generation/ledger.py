@@ -79,12 +79,14 @@ class Ledger:
 
     def _parsed(self, fields: Mapping[str, object]) -> None:
         key, outcome = str(fields["key"]), str(fields["outcome"])
-        _, place = self.raw.pop(key)
+        answered = self.raw.pop(key, None)
         self.open.pop(int(str(fields["id"])), None)
         self.settled += int(str(fields["paid"]))
         self.n_spent += 1
-        if fields["final"]:
-            self.final[key] = (outcome, place)
+        if answered is None:  # lost with a damaged group that was repaired: paid, and asked again
+            self.n_lost += 1
+        elif fields["final"]:
+            self.final[key] = (outcome, answered[1])
             self.outcomes[outcome] += 1
         else:
             self.retried[outcome] += 1

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 
 from tutelage import console
 from tutelage.errors import LimitError, RemoteError, TutelageError
@@ -123,10 +124,12 @@ class Work:
     _halt: asyncio.Event = field(default_factory=asyncio.Event)
     _asked: set[str] = field(default_factory=set)
     _n_replies: int = 0
+    _bug: Exception | None = None
+    _why: Callable[[], TutelageError] | None = None
 
-    def halt(self, error: TutelageError | None = None) -> None:
-        """Sends nothing more; what is under way is waited for."""
-        self.error = self.error or error
+    def halt(self, why: Callable[[], TutelageError] | None = None) -> None:
+        """Sends nothing more; what is under way is waited for, and then `why` says how much is safe."""
+        self._why = self._why or why
         self._halt.set()
 
     async def run(self, requests: Iterable[Request]) -> None:
@@ -141,7 +144,7 @@ class Work:
                 await self._cool()
                 while not self._halt.is_set() and not self.budget.admits(self.ledger, self._most(request)):
                     if not tasks:
-                        self.halt(self._out_of_budget())
+                        self.halt(self._out_of_budget)
                         break
                     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 if self._halt.is_set():
@@ -154,7 +157,11 @@ class Work:
             while tasks:
                 await asyncio.wait(tasks)
             await self.committer.close()
-        if self.error is None and self.given_up:
+        if self._bug is not None:
+            raise self._bug
+        if self._why is not None:
+            self.error = self._why()
+        elif self.given_up:
             self.error = self._with_safe(self.given_up[0])
 
     def _most(self, request: Request) -> int:
@@ -172,9 +179,10 @@ class Work:
             used = (ledger.settled + ledger.reserved) / PICO
             found = f"${used:.6g} of ${budget.cap / PICO:.6g} is spent or reserved"
             found, field = f"{found}, and the next request may cost more than is left", "budget_usd"
-        return LimitError("BUDGET", f"{found}; {self._safe()}, raise generate.{field} and rerun")
+        return LimitError("BUDGET", f"{found}; {self.safe()}, raise generate.{field} and rerun")
 
-    def _safe(self) -> str:
+    def safe(self) -> str:
+        """How many answers cannot be lost any more."""
         return f"{len(self.ledger.final)} of {self.total} answers are safe"
 
     async def _cool(self) -> None:
@@ -189,7 +197,10 @@ class Work:
         try:
             await self._until_final(request, number, durable)
         except TutelageError as error:
-            self.halt(error)
+            self.halt(partial(self._with_safe, error))
+        except Exception as error:  # a bug of ours: what is under way is still waited for, then it is raised
+            self._bug = self._bug or error
+            self.halt()
         finally:
             self.pace.leave()
 
@@ -202,7 +213,7 @@ class Work:
             outcome = await self.client.send(request)
             if isinstance(outcome, Stop):
                 self._release(number, request, paid=0, spent=False, why=str(outcome.error.code))
-                raise self._with_safe(outcome.error)
+                raise outcome.error
             if isinstance(outcome, Reply):
                 last = n_faults >= self.retries
                 why, body = await self._take(outcome, request, number=number, amount=amount, last=last), outcome.body
@@ -216,13 +227,13 @@ class Work:
             if n_faults > self.retries or n_limited > _LIMITED_TRIES:
                 error = self._gone(request, why=why, body=body, n=n_faults + n_limited, began=began)
                 if self._n_replies == n_replies:  # nobody else had more luck meanwhile
-                    raise self._with_safe(error)
+                    raise error
                 return self.given_up.append(error)
             await self._wait(outcome if isinstance(outcome, Retry) else None, n=n_faults + n_limited)
             if self._halt.is_set():
                 return None
             if not self.budget.admits(self.ledger, amount):
-                raise self._out_of_budget()
+                return self.halt(self._out_of_budget)
             number, durable = self._reserve(request)
 
     def _release(self, number: int, request: Request, *, paid: int, spent: bool, why: str) -> None:
@@ -239,7 +250,7 @@ class Work:
         parsed = {"id": number, "key": request.key, "paid": paid, "outcome": reply.outcome, "final": final}
         self.committer.put("parsed", parsed)
         if paid > amount:
-            self.halt(self._overcharged(request, paid=paid, amount=amount))
+            self.halt(partial(self._overcharged, request, paid=paid, amount=amount))
         if not final:
             return reply.outcome
         self._n_replies += 1
@@ -250,7 +261,7 @@ class Work:
     def _overcharged(self, request: Request, *, paid: int, amount: int) -> LimitError:
         found = f"{self.host} charged ${paid / PICO:.6g} for a request that could cost ${amount / PICO:.6g} at most"
         cause = f"it does not keep to max_tokens={request.sampling.max_tokens}, or generate.price is not its price"
-        return LimitError("OVER_RESERVED", f"{found}: {cause}; {self._safe()}, nothing more is sent")
+        return LimitError("OVER_RESERVED", f"{found}: {cause}; {self.safe()}, nothing more is sent")
 
     async def _wait(self, outcome: Retry | None, *, n: int) -> None:
         """Waits before the next try; what tells of overload slows all requests down."""
@@ -277,4 +288,6 @@ class Work:
         return RemoteError("API_UNREACHABLE", f"{self.host}: {why} {after}")
 
     def _with_safe(self, error: TutelageError) -> TutelageError:
-        return type(error)(error.code, f"{error.message}; {self._safe()}, rerun to continue")
+        if not isinstance(error, RemoteError):
+            return error
+        return RemoteError(error.code, f"{error.message}; {self.safe()}, rerun to continue")

@@ -252,7 +252,7 @@ def _begin(journal: Journal, ledger: Ledger, task: _Task, survey: _Survey) -> No
         fields = journal.fields_at(place.offset, place.n_bytes)
         optional = task.api.finish_reason_optional
         reply = replies.parse(body_of(fields), status=fields["status"], finish_reason_optional=optional)
-        paid = budget.cost(reply.usage, reserved=ledger.open[number]) if fields["status"] == 200 else 0
+        paid = budget.cost(reply.usage, reserved=ledger.open.get(number, 0)) if fields["status"] == 200 else 0
         parsed = {"id": number, "key": key, "paid": paid, "outcome": reply.outcome, "final": reply.is_final}
         records.append(("parsed", parsed))
     for record in journal.commit(records):
@@ -325,8 +325,7 @@ def _stop_on_signals(work: Work) -> None:
             loop.remove_signal_handler(each)
         n_open = len(work.ledger.open)
         console.tell(f"stopping: {n_open} answers under way are waited for; once more to stop at once")
-        done = f"{len(work.ledger.final)} of {work.total} answers are safe"
-        work.halt(Stopped(f"{done}; rerun the same command to continue", signal_number=number))
+        work.halt(lambda: Stopped(f"{work.safe()}; rerun the same command to continue", signal_number=number))
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop, number)

@@ -80,9 +80,9 @@ USAGE = [
     (
         ["init", "sofft"],
         2,
-        "error[CONFIG]: technique 'sofft' unknown (soft?); known: argmax, cached, control, scratch, soft",
+        "error[CONFIG]: technique 'sofft' unknown (soft?); known: argmax, cached, control, hard, scratch, soft",
     ),
-    (["init", "../x"], 2, "error[CONFIG]: technique '../x' unknown; known: argmax, cached, control, scratch, soft"),
+    (["init", "../x"], 2, "error[CONFIG]: technique '../x' unknown; known: argmax, cached, control, hard, scratch, soft"),
 ]
 
 

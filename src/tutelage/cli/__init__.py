@@ -36,6 +36,7 @@ app = typer.Typer(
         "  tutelage init soft                  write a commented recipe, recipe.yaml\n"
         "  tutelage doctor recipe.yaml         does everything fit together?\n"
         "  tutelage label recipe.yaml          ask the teacher once, and store what it says\n"
+        "  tutelage generate recipe.yaml       ask a teacher behind an API for text\n"
         "  tutelage train recipe.yaml          train\n"
         "  tutelage evaluate runs/recipe       compare teacher, student and control\n"
         '  tutelage show runs/recipe "Once"    their most likely next words, side by side'
@@ -70,7 +71,8 @@ def init(
         str,
         typer.Argument(
             help="soft (the teacher's whole distribution), cached (the same, stored once), argmax (its most likely "
-            "token), control (no teacher), scratch (soft, with a student trained from nothing).",
+            "token), hard (text of a teacher behind an API), control (no teacher), scratch (soft, with a student "
+            "trained from nothing).",
             autocompletion=_techniques,
         ),
     ] = "soft",

@@ -82,7 +82,11 @@ USAGE = [
         2,
         "error[CONFIG]: technique 'sofft' unknown (soft?); known: argmax, cached, control, hard, scratch, soft",
     ),
-    (["init", "../x"], 2, "error[CONFIG]: technique '../x' unknown; known: argmax, cached, control, hard, scratch, soft"),
+    (
+        ["init", "../x"],
+        2,
+        "error[CONFIG]: technique '../x' unknown; known: argmax, cached, control, hard, scratch, soft",
+    ),
 ]
 
 

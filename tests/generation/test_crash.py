@@ -65,6 +65,8 @@ def test_a_note_says_how_many_may_be_paid_twice(server, tmp_path, capsys):
     said = capsys.readouterr().err
     assert made.card.lost > 0 and f"up to {made.card.lost} requests that were under way may be paid twice" in said
     assert made.card.requests == N + made.card.lost
+    most = (len("What is 0 and 0?") + 2 * 64) * 1e-6 + 20 * 2e-6
+    assert made.card.spent_usd >= made.card.lost * most, "what may have been paid stays spent"
 
 
 ACTIONS = {

@@ -82,6 +82,7 @@ def test_one_flipped_bit_anywhere_in_a_closed_journal_is_damage_or_loses_nothing
     path = tmp_path / NAME
     data = path.read_bytes()
     seal = data.rindex(b"group ")
+    assert data[seal:].split()[2:4] == [b"0", b"0"], "it ends with an empty group"
     draw = random.Random(2)
     for at in [0, seal - 1, *(draw.randrange(len(data)) for _ in range(48))]:
         damaged = bytearray(data)

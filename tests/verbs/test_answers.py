@@ -29,7 +29,11 @@ TRAINING = {
 def answering(n: int, body: dict[str, object]) -> Action:
     """A teacher that repeats the second word."""
     asked = body["messages"][-1]["content"] if "messages" in body else str(body["prompt"])
-    return Action(text=f" the {asked.split()[1]}." if "prompt" in body else f"It was the {asked.split()[1]}.")
+    return Action(
+        text=f" the {asked.split()[1]}."
+        if "prompt" in body
+        else f"It was the {asked.split()[1]} {body.get('seed', '')}."
+    )
 
 
 @pytest.fixture(scope="module")

@@ -58,6 +58,7 @@ class Client:
         self._endpoint, self._timeout_s = endpoint, timeout_s
         self.limit_field = limit_field or "max_tokens"
         self._may_switch = limit_field is None
+        self._urls: dict[str, httpx2.URL] = {}
         headers = {"accept": "application/json", "accept-encoding": "identity", "user-agent": "tutelage"}
         headers |= {"content-type": "application/json", **endpoint.headers}
         if endpoint.secret.value:
@@ -68,7 +69,6 @@ class Client:
         self._http = httpx2.AsyncClient(
             verify=True if needs_tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
             headers=headers,
-            params=dict(endpoint.query),
             timeout=httpx2.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s), pool=None),
             limits=httpx2.Limits(max_connections=most_connections, max_keepalive_connections=most_connections),
             follow_redirects=False,
@@ -101,9 +101,8 @@ class Client:
         return self._judged(status, headers, body, request=request, limit_field=limit_field)
 
     async def _exchange(self, request: Request, limit_field: str) -> tuple[int, httpx2.Headers, bytes | None]:
-        url = self._endpoint.base_url + request.path
         content = request.as_body(limit_field=limit_field)
-        async with self._http.stream("POST", url, content=content) as response:
+        async with self._http.stream("POST", self._url_of(request.path), content=content) as response:
             self._http.cookies.clear()
             pieces, size = [], 0
             async for piece in response.aiter_raw():
@@ -112,6 +111,13 @@ class Client:
                     return response.status_code, response.headers, None
                 pieces.append(piece)
             return response.status_code, response.headers, b"".join(pieces)
+
+    def _url_of(self, path: str) -> httpx2.URL:
+        """Read once: an address with its query costs as much to read as a short reply."""
+        if path not in self._urls:
+            url = httpx2.URL(self._endpoint.base_url + path)
+            self._urls[path] = url.copy_merge_params(dict(self._endpoint.query)) if self._endpoint.query else url
+        return self._urls[path]
 
     def _judged(
         self, status: int, headers: httpx2.Headers, body: bytes, *, request: Request, limit_field: str

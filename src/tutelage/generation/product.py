@@ -34,7 +34,7 @@ class _Tally:
         self.n += 1
         self.reasons[why] += 1
         if len(self.examples) < N_EXAMPLES:
-            self.examples.append({"prompt": request.prompt.name, "why": why, "text": text[:_SHOWN]})
+            self.examples.append({"prompt": Path(request.prompt.name).name, "why": why, "text": text[:_SHOWN]})
 
     def as_dropped(self) -> Dropped:
         reasons = dict(sorted(self.reasons.items()))

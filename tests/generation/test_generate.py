@@ -1,5 +1,6 @@
 """From prompts to a set: every answer paid once, in the order of the prompts, whatever the timing."""
 
+import asyncio
 import random
 
 import pytest
@@ -122,6 +123,13 @@ def test_replies_that_got_lost_stay_spent(server, tmp_path):
     server.script = lambda n, body: Action(how="reset", billed=True) if n < 3 else OK
     made = generate(tmp_path, server.url, n=1)
     assert made.card.requests == 4 and made.card.spent_usd >= server.billed_usd
+
+
+def test_it_also_runs_where_a_loop_runs_already_as_in_a_notebook(server, tmp_path):
+    async def cell() -> int:
+        return generate(tmp_path, server.url, n=2).card.rows
+
+    assert asyncio.run(cell()) == 2
 
 
 # --- mistakes ---

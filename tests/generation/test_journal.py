@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tests.instruments import faults
+from tests.instruments.power_loss import Disk
 from tests.instruments.quick_disk import QUICK_DISK
 from tutelage import io
 from tutelage.errors import ConfigError, IntegrityError, ResourceError
@@ -151,6 +152,33 @@ def test_killed_at_every_file_operation_what_was_acknowledged_is_there(tmp_path)
         assert code == faults.DIED
         n += 1
     assert n >= 2 * len(many) and kept == flat(many)
+
+
+def test_after_a_power_loss_every_acknowledged_record_is_there_and_nothing_half(tmp_path):
+    many, root = groups(4, seed=3), tmp_path / "disk"
+    root.mkdir()
+    disk, acknowledged, n_states = Disk(root), list[tuple[str, object]](), 0
+    check = tmp_path / "state"
+    check.mkdir()
+
+    def hook(operation: io.Operation) -> None:
+        nonlocal n_states
+        disk(operation)
+        for state in disk.new_states():
+            n_states += 1
+            (check / NAME).write_bytes(state.get(f"answers/{NAME}") or b"")
+            found = contents(check)
+            assert found[: len(acknowledged)] == acknowledged
+            assert found in [flat(many[:n]) for n in range(len(many) + 1)]
+
+    with faults.hooked(hook):
+        journal = Journal(root / "answers", lambda _: None)
+        for group in many:
+            journal.commit(group)
+            acknowledged += group
+            disk.forget()
+        journal.close()
+    assert n_states > 10
 
 
 @pytest.mark.parametrize("only", ["write", "fsync"])

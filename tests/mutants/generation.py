@@ -91,7 +91,7 @@ GENERATION = (
         file="generation/journal.py",
         old="io.append_lines(self.path, [header, *lines], durable=True)",
         new="io.append_lines(self.path, [header, *lines])",
-        oracles=(ORDER + "test_money_is_reserved_on_the_disk_before_a_request_is_sent",),
+        oracles=(JOURNAL + "test_after_a_power_loss_every_acknowledged_record_is_there_and_nothing_half",),
     ),
     Mutant(
         id="M304",

@@ -2,9 +2,9 @@
 
     run       {at, tutelage, …}                     a process begins; what was under way in the one before is lost
     reserved  {id, key, amount}                     money put aside, before request `key` is sent
-    released  {id, key, paid, why}                  no reply: nothing was paid, or all of it counts as paid
+    released  {id, key, paid, spent, why}           no reply: nothing was paid, or all of it counts as paid
     answered  {id, key, at, status, body | body64}  the raw reply, before any parsing
-    parsed    {id, key, paid, outcome, final}       what it was; `final`: `key` is never asked again
+    parsed    {id, key, paid, spent, outcome, final}   what it was; `final`: `key` is never asked again
 
 `key` is the SHA-256 of the canonical request, `id` counts the sendings.  Money is in whole picodollars (1e-12 $): a
 price of a millionth of a dollar per million tokens is still exact.
@@ -82,7 +82,7 @@ class Ledger:
         answered = self.raw.pop(key, None)
         self.open.pop(int(str(fields["id"])), None)
         self.settled += int(str(fields["paid"]))
-        self.n_spent += 1
+        self.n_spent += bool(fields["spent"])
         if answered is None:  # lost with a damaged group that was repaired: paid, and asked again
             self.n_lost += 1
         elif fields["final"]:

@@ -248,7 +248,7 @@ class Work:
         final = reply.is_final or (last and reply.outcome == "incomplete")
         paid = self.budget.cost(reply.usage, reserved=amount) if outcome.status == 200 else 0
         parsed = {"id": number, "key": request.key, "paid": paid, "outcome": reply.outcome, "final": final}
-        self.committer.put("parsed", parsed)
+        self.committer.put("parsed", {**parsed, "spent": outcome.status == 200})
         if paid > amount:
             self.halt(partial(self._overcharged, request, paid=paid, amount=amount))
         if not final:

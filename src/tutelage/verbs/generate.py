@@ -4,30 +4,26 @@ import asyncio
 import hashlib
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tutelage import __version__, console, io
-from tutelage.data.answers import CARD, ROWS, Card
-from tutelage.data.example import Reject
-from tutelage.errors import ConfigError, IntegrityError, Stopped
-from tutelage.generation import journal as journals
+from tutelage.data.answers import ROWS, Card
+from tutelage.errors import Stopped
 from tutelage.generation import reply as replies
-from tutelage.generation.budget import Budget, Price
+from tutelage.generation.budget import Budget
 from tutelage.generation.client import Client
-from tutelage.generation.endpoint import Endpoint, open_endpoint
 from tutelage.generation.journal import Fields, Journal
 from tutelage.generation.ledger import PICO, Ledger
 from tutelage.generation.pace import Pace
-from tutelage.generation.product import Product, Selection, write_card, write_rows
-from tutelage.generation.prompts import Asking, Beginning, is_plain_text, read_prompts
-from tutelage.generation.request import TEMPLATE_VERSION, Request, Sampling, request_of
+from tutelage.generation.product import Product, write_card, write_rows
+from tutelage.generation.request import TEMPLATE_VERSION
+from tutelage.generation.task import Survey, Task, open_task
 from tutelage.generation.work import Committer, Work, body_of, now
-from tutelage.recipe import Api, Generate, Recipe, load_recipe
-
-_OURS = (ROWS, CARD, journals.NAME)
+from tutelage.recipe import Recipe, load_recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,62 +54,6 @@ class Generated:
         return "\n".join([*lines, "next:    tutelage train RECIPE"])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Survey:
-    """What a first pass over the prompts finds, before anything is sent."""
-
-    n_prompts: int
-    n_rejected: int
-    keys: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Task:
-    """A checked recipe, ready to be asked."""
-
-    recipe: Recipe
-    api: Api
-    generate: Generate
-    folder: Path
-    endpoint: Endpoint
-    asking: Asking
-    sampling: Sampling
-    budget: Budget
-
-    def requests(self) -> Iterator[Request | Reject]:
-        """Every request in the order of the prompts; two prompts that ask the same have the same key."""
-        for prompt in read_prompts(self.generate, self.asking):
-            if isinstance(prompt, Reject):
-                yield prompt
-                continue
-            for sample in range(self.generate.samples):
-                yield request_of(prompt, self.sampling, sample=sample)
-
-    def sound(self) -> Iterator[Request]:
-        """The requests alone."""
-        return (request for request in self.requests() if isinstance(request, Request))
-
-    def survey(self) -> _Survey:
-        """Counts everything; IntegrityError for prompts that are none, before a cent is spent."""
-        keys, rejects, n_prompts = set[str](), list[Reject](), 0
-        for item in self.requests():
-            if isinstance(item, Reject):
-                rejects.append(item)
-            else:
-                keys.add(item.key)
-                n_prompts += item.sample == 0
-        found = f"{len(rejects)} of {n_prompts + len(rejects)} prompts rejected"
-        first = f"first: {rejects[0].name}, {rejects[0].reason}" if rejects else ""
-        if len(rejects) > self.recipe.data.max_reject * (n_prompts + len(rejects)):
-            advice = "nothing was sent; repair the rows, name their columns, or raise data.max_reject"
-            raise IntegrityError("TOO_MANY_REJECTS", f"{found} ({first}); {advice}")
-        if rejects:
-            console.warning("REJECTED", f"{found} ({first})")
-        if not keys:
-            raise IntegrityError("DATA_READ", "generate.prompts holds no prompt; check its files")
-        return _Survey(n_prompts=n_prompts, n_rejected=len(rejects), keys=frozenset(keys))
-
-
 def generate(
     recipe: str | Path | Mapping[str, Any] | Recipe,
     *,
@@ -129,7 +69,7 @@ def generate(
     Raises RemoteError when the endpoint says no for good, LimitError[BUDGET] at the cap, Stopped after a signal;
     every answer that came is safe then.
     """
-    task = _task(load_recipe(recipe, overrides), allow_private_host=allow_private_host)
+    task = open_task(load_recipe(recipe, overrides), allow_private_host=allow_private_host)
     survey = task.survey()
     ledger = Ledger()
     journal = Journal(task.folder, ledger.apply)
@@ -154,87 +94,8 @@ def generate(
     return Generated(path=task.folder, card=card, n_sent=n_sent)
 
 
-# --- before anything is sent ---
-def _task(recipe: Recipe, *, allow_private_host: bool) -> _Task:
-    teacher, wanted = recipe.teacher, recipe.generate
-    if teacher is None or teacher.api is None or teacher.answers is None:
-        raise ConfigError("CONFIG", "generate asks teacher.api and writes to teacher.answers; the recipe lacks one")
-    if wanted is None:
-        raise ConfigError("CONFIG", "generate needs the section generate: with prompts and a cap")
-    api, folder = teacher.api, Path(teacher.answers)
-    _require_ours(folder)
-    endpoint = open_endpoint(
-        api.base_url,
-        key_env=api.key_env,
-        key_file=api.key_file,
-        key_header=api.key_header,
-        headers=api.headers,
-        query=api.query,
-        allow_private_host=allow_private_host,
-    )
-    Selection(wanted.select)  # a pattern or schema that is none is said before anything is paid
-    asking = Asking(system=wanted.system, interface=wanted.interface, beginning=_beginning(recipe, wanted))
-    sampling = Sampling(
-        model=api.model,
-        place="loopback" if endpoint.is_loopback else endpoint.base_url,
-        max_tokens=wanted.max_tokens,
-        temperature=wanted.temperature,
-        seed=wanted.seed,
-        body=dict(api.body or {}),
-    )
-    return _Task(
-        recipe=recipe,
-        api=api,
-        generate=wanted,
-        folder=folder,
-        endpoint=endpoint,
-        asking=asking,
-        sampling=sampling,
-        budget=_budget(api, wanted),
-    )
-
-
-def _require_ours(folder: Path) -> None:
-    """ConfigError[EXISTS] for a folder with other things in it."""
-    others = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) if folder.is_dir() else []
-    if folder.is_file() or (others and not any((folder / name).exists() for name in _OURS)):
-        found = f"holds {', '.join(others[:3])} and no answers" if others else "is a file"
-        raise ConfigError("EXISTS", f"{folder} {found}; name an empty or new folder: teacher.answers=FOLDER")
-
-
-def _budget(api: Api, wanted: Generate) -> Budget:
-    if wanted.price is None:
-        if wanted.budget_usd is not None or wanted.max_requests is None:
-            found = f"no price for model {api.model}"
-            raise ConfigError("NO_PRICE", f"{found}; set generate.price, or cap by generate.max_requests alone")
-        return Budget(max_requests=wanted.max_requests)
-    price = Price.of(prompt_usd=wanted.price.prompt_usd, answer_usd=wanted.price.answer_usd)
-    cap = round(wanted.budget_usd * PICO) if wanted.budget_usd is not None else None
-    return Budget(price=price, cap=cap, max_requests=wanted.max_requests)
-
-
-def _beginning(recipe: Recipe, wanted: Generate) -> Beginning:
-    """The first tokens of a plain text, by the student's tokenizer; it is loaded only when a source needs it."""
-    if not any(is_plain_text(source) for source in wanted.prompts):
-        return lambda text: text
-    from tutelage.models.load import load_tokenizer
-
-    section = recipe.student if recipe.student.model is not None else recipe.teacher
-    assert section is not None
-    if section.model is None:
-        raise ConfigError("CONFIG", "plain text is cut by the student's tokenizer; give student.model")
-    backend = load_tokenizer(section.model, revision=section.revision).backend_tokenizer
-    n_tokens = wanted.prompt_tokens
-
-    def beginning(text: str) -> str:
-        offsets = backend.encode(text[: 64 * (n_tokens + 8)], add_special_tokens=False).offsets
-        return text[: offsets[n_tokens - 1][1]] if len(offsets) > n_tokens else text
-
-    return beginning
-
-
 # --- what is there already ---
-def _begin(journal: Journal, ledger: Ledger, task: _Task, survey: _Survey) -> None:
+def _begin(journal: Journal, ledger: Ledger, task: Task, survey: Survey) -> None:
     """A process begins; replies that the one before journalled and did not read are read now."""
     budget = task.budget
     run: dict[str, Any] = {
@@ -254,12 +115,13 @@ def _begin(journal: Journal, ledger: Ledger, task: _Task, survey: _Survey) -> No
         reply = replies.parse(body_of(fields), status=fields["status"], finish_reason_optional=optional)
         paid = budget.cost(reply.usage, reserved=ledger.open.get(number, 0)) if fields["status"] == 200 else 0
         parsed = {"id": number, "key": key, "paid": paid, "outcome": reply.outcome, "final": reply.is_final}
+        parsed["spent"] = fields["status"] == 200
         records.append(("parsed", parsed))
     for record in journal.commit(records):
         ledger.apply(record)
 
 
-def _say_what_is_there(ledger: Ledger, survey: _Survey, *, n_lost: int) -> None:
+def _say_what_is_there(ledger: Ledger, survey: Survey, *, n_lost: int) -> None:
     if not ledger.final and not n_lost:
         return
     n_reused = sum(key in ledger.final for key in survey.keys)
@@ -272,7 +134,7 @@ def _say_what_is_there(ledger: Ledger, survey: _Survey, *, n_lost: int) -> None:
 
 
 # --- asking ---
-def _ask(task: _Task, journal: Journal, ledger: Ledger, survey: _Survey) -> int:
+def _ask(task: Task, journal: Journal, ledger: Ledger, survey: Survey) -> int:
     """Sends what has no reply yet; the number of requests that were sent."""
     n_open = sum(key not in ledger.final for key in survey.keys)
     if not n_open:
@@ -285,13 +147,23 @@ def _ask(task: _Task, journal: Journal, ledger: Ledger, survey: _Survey) -> int:
         def on_answer() -> None:
             bar.advance(text=_money(ledger, task.budget))
 
-        work = asyncio.run(_run(task, journal, ledger, total=total, on_answer=on_answer))
+        work = _run_to_its_end(lambda: _run(task, journal, ledger, total=total, on_answer=on_answer))
     if work.error is not None:
         raise work.error
     return work.n_sent
 
 
-async def _run(task: _Task, journal: Journal, ledger: Ledger, *, total: int, on_answer: Any) -> Work:
+def _run_to_its_end(begin: Callable[[], Coroutine[Any, Any, Work]]) -> Work:
+    """Runs it here, or in a thread of its own where a loop runs already, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(begin())
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(lambda: asyncio.run(begin())).result()
+
+
+async def _run(task: Task, journal: Journal, ledger: Ledger, *, total: int, on_answer: Callable[[], None]) -> Work:
     api = task.api
     most = api.concurrency
     async with Client(
@@ -340,7 +212,7 @@ def _money(ledger: Ledger, budget: Budget) -> str:
 
 
 # --- afterwards ---
-def _card(task: _Task, survey: _Survey, ledger: Ledger, product: Product) -> Card:
+def _card(task: Task, survey: Survey, ledger: Ledger, product: Product) -> Card:
     wanted, api = task.generate, task.api
     how = {"version": TEMPLATE_VERSION, "system": wanted.system, "interface": wanted.interface}
     sampling = wanted.model_dump(
@@ -373,7 +245,7 @@ def _card(task: _Task, survey: _Survey, ledger: Ledger, product: Product) -> Car
     )
 
 
-def _warn(task: _Task, card: Card, ledger: Ledger) -> None:
+def _warn(task: Task, card: Card, ledger: Ledger) -> None:
     """What a user should look at, once each."""
     outcomes = dict(card.outcomes)
     whole = {"answer", "truncated", "incomplete"}

@@ -111,12 +111,27 @@ def test_a_bill_above_the_reservation_stops_the_run(server, tmp_path):
     assert isinstance(failed, LimitError) and failed.code == "OVER_RESERVED" and len(server.seen) == 1
 
 
-@pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": -1}, {"prompt_tokens": True}, {"prompt_tokens": 1e30}])
+@pytest.mark.parametrize(
+    "usage", [None, {}, {"prompt_tokens": 9}, {"prompt_tokens": -1}, {"prompt_tokens": True}, {"prompt_tokens": 1e30}]
+)
 def test_a_reply_without_a_usable_count_is_charged_what_was_reserved(usage, server, tmp_path):
     server.script = lambda n, body: Action(usage=usage)
     made = generate(tmp_path, server.url, n=1)
     prompt_bytes = len("What is 0 and 0?")
     assert made.card.spent_usd == pytest.approx(((prompt_bytes + 128) * 1.0 + 20 * 2.0) / 1e6)
+
+
+def test_further_fields_of_a_request_count_as_prompt(server, tmp_path):
+    server.script = lambda n, body: Action(usage=None)
+    tools = {"tools": [{"function": {"description": "x" * 1000}}]}
+    assert generate(tmp_path, server.url, n=1, api={"body": tools}).card.spent_usd > 1000 * 1e-6
+
+
+def test_a_retry_waits_for_money_that_others_have_reserved(server, tmp_path):
+    server.script = lambda n, body: error(503) if n in (0, 3) else Action(delay_s=0.02)
+    made = generate(tmp_path, server.url, n=8, budget_usd=0.0004, api={"concurrency": 4})
+    assert made.card.rows == 8 and server.billed_usd <= 0.0004
+    ledger_of(tmp_path, cap_usd=0.0004)
 
 
 def test_replies_that_got_lost_stay_spent(server, tmp_path):

@@ -164,6 +164,14 @@ def test_a_set_that_was_cut_or_changed_cannot_be_trained_on(server, student, tmp
     assert np.any(prepared(path).loader.store.n_trained > 0)
 
 
+def test_a_teacher_whose_weights_are_there_may_also_score_its_own_text(server, student, tmp_path):
+    tutelage.generate(written(tmp_path, student, server.url, samples=1))
+    changes = [f"teacher={{model: {student}, answers: answers}}", "student={layers: {evenly: 2}}", "loss=forward_kl"]
+    recipe = tutelage.load_recipe(tmp_path / "recipe.yaml", [*changes, "generate=null"])
+    made = prepare(recipe, memory=InMemory())
+    assert made.teacher is not None and len(made.loader.store) == 24 and made.recipe.data.train_on == "answers"
+
+
 def test_text_gives_no_distributions(student, tmp_path):
     path = written(tmp_path, student, "http://127.0.0.1:1/v1")
     with pytest.raises(ConfigError, match=r"loss needs a teacher that gives distributions; answers are text"):

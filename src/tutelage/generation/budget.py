@@ -45,10 +45,10 @@ class Usage:
         """From the `usage` of a reply; None when it is missing or no count."""
         if not isinstance(value, dict):
             return None
-        counts = [value.get("prompt_tokens"), value.get("completion_tokens", 0)]
-        if not all(type(count) is int and 0 <= count <= _MOST_TOKENS for count in counts):
+        prompt, answer = value.get("prompt_tokens"), value.get("completion_tokens")
+        if type(prompt) is not int or type(answer) is not int or min(prompt, answer) < 0:
             return None
-        return Usage(prompt=int(counts[0]), answer=int(counts[1]))
+        return Usage(prompt=prompt, answer=answer) if max(prompt, answer) <= _MOST_TOKENS else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

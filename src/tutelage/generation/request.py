@@ -48,6 +48,12 @@ class Request:
     key: str
 
     @property
+    def texts(self) -> tuple[str, ...]:
+        """Every string that may count as prompt: also the further fields, which may hold tools or a schema."""
+        body = self.sampling.body
+        return (*self.prompt.texts, json.dumps(body)) if body else self.prompt.texts
+
+    @property
     def path(self) -> str:
         """Which of the two interfaces is asked."""
         return "/chat/completions" if self.prompt.messages else "/completions"

@@ -27,6 +27,7 @@ from tutelage.generation.request import Request
 _MOST_RECORDS = 256  # of one group
 FIRST_WAIT_S = 0.5  # before the second try; doubled each time
 _LIMITED_TRIES = 30  # 429s that one request takes before the run stops
+_POLL_S = 0.02  # of a retry that waits for money which others have reserved
 _SHOWN_WAIT_S = 5.0  # shorter waits are not worth a line
 
 
@@ -165,7 +166,7 @@ class Work:
             self.error = self._with_safe(self.given_up[0])
 
     def _most(self, request: Request) -> int:
-        return self.budget.most(request.prompt.texts, max_tokens=request.sampling.max_tokens)
+        return self.budget.most(request.texts, max_tokens=request.sampling.max_tokens)
 
     def _reserve(self, request: Request) -> "tuple[int, asyncio.Future[Record]]":
         number, amount = self.ledger.next_id, self._most(request)
@@ -230,10 +231,12 @@ class Work:
                     raise error
                 return self.given_up.append(error)
             await self._wait(outcome if isinstance(outcome, Retry) else None, n=n_faults + n_limited)
+            while not self._halt.is_set() and not self.budget.admits(self.ledger, amount):
+                if not self.ledger.open:  # nothing under way that could turn out cheaper than reserved
+                    self.halt(self._out_of_budget)
+                await self._sleep(_POLL_S)
             if self._halt.is_set():
                 return None
-            if not self.budget.admits(self.ledger, amount):
-                return self.halt(self._out_of_budget)
             number, durable = self._reserve(request)
 
     def _release(self, number: int, request: Request, *, paid: int, spent: bool, why: str) -> None:

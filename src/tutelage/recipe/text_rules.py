@@ -41,7 +41,18 @@ def _api(api: Tree) -> Iterator[Problem]:
         for name in _section(api, field):
             if any(word in str(name).lower() for word in _KEY_WORDS):
                 yield Problem((*path, field, str(name)), "may hold a key; name it by key_env and key_header")
-    own = {"model", "messages", "prompt", "max_tokens", "max_completion_tokens", "temperature", "seed", "stream", "n"}
+    own = {
+        "model",
+        "messages",
+        "prompt",
+        "max_tokens",
+        "max_completion_tokens",
+        "temperature",
+        "seed",
+        "stream",
+        "n",
+        "best_of",
+    }
     for name in own & _section(api, "body").keys():
         yield Problem((*path, "body", name), "is set by tutelage; use the field of generate")
 

@@ -11,10 +11,10 @@ import yaml
 
 from tests.generation.asking import generate, ledger_of, outcome, recipe, row_bytes
 from tests.instruments import faults
-from tests.instruments.endpoint import Action
+from tests.instruments.endpoint import Action, error
 from tests.verbs.tiny_runs import call, command_in_fork, wait
 from tutelage import io
-from tutelage.errors import ResourceError
+from tutelage.errors import RemoteError, ResourceError
 from tutelage.generation import reply as replies
 
 
@@ -68,6 +68,20 @@ def test_a_full_disk_stops_the_run_and_the_next_one_goes_on(only, server, tmp_pa
     assert n <= 6
     kept = len(ledger_of(tmp_path).final)
     assert generate(tmp_path, server.url, n=6).card.rows == 6 and len(server.seen) <= n + 6 - kept
+
+
+def test_what_was_only_reserved_when_the_run_stops_is_not_sent_and_costs_nothing(server, tmp_path):
+    server.script = lambda n, body: error(401, "invalid_api_key", "no")
+
+    def slow(operation: io.Operation) -> None:
+        if operation.kind == "fsync" and server.seen:
+            time.sleep(0.05)  # the no arrives while the next reservation is on its way to the disk
+
+    with faults.hooked(slow):
+        failed = outcome(tmp_path, server.url, n=30, api={"concurrency": 8})
+    assert isinstance(failed, RemoteError) and len(server.seen) <= 8
+    ledger = ledger_of(tmp_path)
+    assert ledger.settled == 0 and not ledger.open and ledger.n_spent == 0
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

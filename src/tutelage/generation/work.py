@@ -210,6 +210,8 @@ class Work:
         while True:
             amount = self._most(request)
             await durable  # the money is put aside on the disk before anything is sent
+            if self._halt.is_set():
+                return self._release(number, request, paid=0, spent=False, why="stopped")
             self.n_sent += 1
             outcome = await self.client.send(request)
             if isinstance(outcome, Stop):

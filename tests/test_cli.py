@@ -20,7 +20,7 @@ COMMAND = [sys.executable, "-m", "tutelage"]
 
 
 def test_the_verbs_of_the_design_are_there() -> None:
-    assert {"init", "doctor", "demo", "train", "evaluate", "show", "schema"} <= set(VERBS)
+    assert {"init", "doctor", "demo", "generate", "status", "train", "evaluate", "show", "schema"} <= set(VERBS)
 
 
 def test_help_of_every_verb_loads_nothing_heavy() -> None:
@@ -80,12 +80,13 @@ USAGE = [
     (
         ["init", "sofft"],
         2,
-        "error[CONFIG]: technique 'sofft' unknown (soft?); known: argmax, cached, co, control, family, scratch, soft",
+        "error[CONFIG]: technique 'sofft' unknown (soft?); known: argmax, cached, co, control, family, hard, scratch, "
+        "soft",
     ),
     (
         ["init", "../x"],
         2,
-        "error[CONFIG]: technique '../x' unknown; known: argmax, cached, co, control, family, scratch, soft",
+        "error[CONFIG]: technique '../x' unknown; known: argmax, cached, co, control, family, hard, scratch, soft",
     ),
 ]
 
@@ -225,5 +226,5 @@ def test_importing_the_package_imports_no_torch_and_names_what_it_has() -> None:
         "assert set(tutelage.__all__) == {*tutelage._PLACES, '__version__'} == set(dir(tutelage))\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    with pytest.raises(AttributeError, match="has no attribute 'distil'; it has Labelled, Recipe, Run"):
+    with pytest.raises(AttributeError, match="has no attribute 'distil'; it has Generated, Labelled, Recipe, Run"):
         tutelage.distil  # noqa: B018

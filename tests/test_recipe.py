@@ -367,3 +367,12 @@ def test_the_schema_for_editors_knows_short_forms_and_all_fields() -> None:
     assert list(DIVERGENCES) in [
         option.get("enum") for option in schema["$defs"]["LossTerm"]["properties"]["divergence"]["anyOf"]
     ]
+
+
+def test_changing_a_field_of_one_section_leaves_the_other_sections_as_they_are():
+    written = {
+        "teacher": {"model": "some/teacher", "cache": "cache"}, "student": {"layers": 2}, "loss": "forward_kl",
+        "data": {"sources": [{"text": "a.txt"}]}, "training": {"steps": 1}, "cache": {"bytes_per_token": 32},
+    }  # fmt: skip
+    changed = load_recipe(written, ["teacher.dtype=float32", "teacher.cache=other"])
+    assert changed.cache is not None and changed.cache.bytes_per_token == 32

@@ -35,8 +35,8 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"student": 3}, "student must be a mapping with layers, model, revision, config, got 3"),
     (
         {"teacher": ["a"]},
-        "teacher must be a mapping with model, cache, revision, dtype, device, ensemble, config, tokenizer, train, "
-        "got ['a']",
+        "teacher must be a mapping with model, cache, api, answers, revision, dtype, device, ensemble, config, "
+        "tokenizer, train, got ['a']",
     ),
     (
         {"student": {"layers": "twenty"}},
@@ -149,7 +149,8 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ),
     (
         data(sources=[{"text": "a.txt", "python_docs": True}]),
-        "data.sources[0] needs exactly one of text, jsonl, python_docs, python_source; found text and python_docs",
+        "data.sources[0] needs exactly one of text, jsonl, answers, python_docs, python_source; "
+        "found text and python_docs",
     ),
     (
         data(sources=[{"jsonl": "a.jsonl", "prompt": "q"}]),
@@ -247,13 +248,13 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     # later versions, and what a recipe never does
     (
         {"teacher": {"model": "a/b", "quantize": "x"}},
-        "teacher.quantize is not in this version (0.1.0); it knows model, cache, revision, dtype, device, ensemble, "
-        "config, tokenizer, train",
+        "teacher.quantize is not in this version (0.1.0); it knows model, cache, api, answers, revision, dtype, "
+        "device, ensemble, config, tokenizer, train",
     ),
     (
         data(sources=[{"text": "a.txt", "hub": "x"}]),
-        "data.sources[0].hub is not in this version (0.1.0); it knows text, jsonl, python_docs, python_source, "
-        "separator, limit, columns, name, weight",
+        "data.sources[0].hub is not in this version (0.1.0); it knows text, jsonl, answers, python_docs, "
+        "python_source, separator, limit, columns, name, weight",
     ),
     (
         {"student": {"config": {"auto_map": {"a": "b"}}}},

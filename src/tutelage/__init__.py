@@ -18,44 +18,54 @@ if TYPE_CHECKING:
     from tutelage.verbs.demo import demo
     from tutelage.verbs.doctor import examine as doctor
     from tutelage.verbs.evaluate import evaluate
+    from tutelage.verbs.generate import Generated, generate
     from tutelage.verbs.label import Labelled, label
     from tutelage.verbs.show import show
+    from tutelage.verbs.status import Status, status
     from tutelage.verbs.train import Run, train
 
 __version__ = "0.1.0"
 
 _PLACES = {
+    "Generated": "verbs.generate:Generated",
     "Labelled": "verbs.label:Labelled",
     "Recipe": "recipe:Recipe",
     "Run": "verbs.train:Run",
+    "Status": "verbs.status:Status",
     "cache": "cache:",
     "demo": "verbs.demo:demo",
     "doctor": "verbs.doctor:examine",
     "errors": "errors:",
     "evaluate": "verbs.evaluate:evaluate",
+    "generate": "verbs.generate:generate",
     "init": "recipe.templates:init",
     "label": "verbs.label:label",
     "load_recipe": "recipe:load_recipe",
     "losses": "losses:",
     "show": "verbs.show:show",
+    "status": "verbs.status:status",
     "train": "verbs.train:train",
 }
 
 __all__ = [
+    "Generated",
     "Labelled",
     "Recipe",
     "Run",
+    "Status",
     "__version__",
     "cache",
     "demo",
     "doctor",
     "errors",
     "evaluate",
+    "generate",
     "init",
     "label",
     "load_recipe",
     "losses",
     "show",
+    "status",
     "train",
 ]
 

@@ -142,7 +142,7 @@ def _default(field: FieldInfo) -> str:
     if isinstance(value, Section):
         value = value.model_dump(mode="json", exclude_defaults=True)
     elif isinstance(value, tuple):
-        value = list(value)
+        value = [item.model_dump(mode="json") if isinstance(item, Section) else item for item in value]
     return f"`{json.dumps(value)}`"
 
 

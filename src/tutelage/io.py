@@ -33,6 +33,7 @@ Kind: TypeAlias = Literal[
 PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700  # prompts and texts are private; the umask can only take more away
 _PUBLIC_FILE = 0o666
 _WRITE_BYTES = 64 << 20  # one write call: Linux stops at 2 GiB anyway, and the fault layer wants more than one
+_MAKE_ROOM = "make room and rerun the same command to continue"
 _SERIAL = itertools.count()
 
 
@@ -80,8 +81,7 @@ def _mapped(path: Path, verb: str) -> Iterator[None]:
 def _resource_error(error: OSError, path: Path, verb: str) -> ResourceError:
     name = errno.errorcode.get(error.errno or 0, str(error))
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        message = f"no space left to write {path} ({name}); make room and rerun the same command to continue"
-        return ResourceError("DISK_FULL", message)
+        return ResourceError("DISK_FULL", f"no space left to write {path} ({name}); {_MAKE_ROOM}")
     if verb == "fsync":
         return ResourceError("FSYNC", f"{path} could not be made durable ({name}); check the disk and rerun")
     return ResourceError("IO", f"cannot {verb} {path} ({name}: {error.strerror}); check the path and its permissions")
@@ -311,11 +311,16 @@ def remove_leftovers(folder: Path) -> None:
 
 # --- files that grow ----------------------------------------------------------------------------------------------
 def append_line(path: Path, line: str, *, durable: bool = False) -> None:
-    """Adds one line; a line that cannot be written whole is taken back.
+    """Adds one line; see `append_lines`."""
+    append_lines(path, [line], durable=durable)
 
-    Refuses a file that ends in half a line: what is appended to it would be lost with it (see `drop_torn_tail`).
+
+def append_lines(path: Path, lines: Sequence[str], *, durable: bool = False) -> None:
+    """Adds lines in one write, which are taken back when they cannot be written whole.
+
+    Refuses a file that ends in half a line: what is appended would be lost with it (see `drop_torn_tail`).
     """
-    assert "\n" not in line, "one record, one line"
+    assert not any("\n" in line for line in lines), "one record, one line"
     if not path.exists():
         os.close(_create(path, private=True))
         fsync_directory(path.parent)
@@ -325,7 +330,7 @@ def append_line(path: Path, line: str, *, durable: bool = False) -> None:
         if size and os.pread(fd, 1, size - 1) != b"\n":
             raise IntegrityError("TRUNCATED", f"{path} ends in half a line; rerun the same command to repair it")
         try:
-            _write(fd, path, line.encode() + b"\n", offset=size)
+            _write(fd, path, "".join(f"{line}\n" for line in lines).encode(), offset=size)
         except BaseException:
             with suppress(OSError):
                 _perform(Operation(kind="truncate", path=path, offset=size), os.ftruncate, fd, size)
@@ -352,8 +357,7 @@ def drop_torn_tail(path: Path) -> int:
     if not path.exists():
         return 0
     data = path.read_bytes()
-    good = data.rfind(b"\n") + 1
-    if good < len(data):
+    if (good := data.rfind(b"\n") + 1) < len(data):
         truncate(path, good)
     return len(data) - good
 
@@ -377,11 +381,8 @@ def require_free_space(path: Path, n_bytes: int) -> None:
     """ResourceError[DISK_FULL] when the disk of `path` (which need not exist yet) has no room for `n_bytes`."""
     usage = shutil.disk_usage(next(p for p in [path.absolute(), *path.absolute().parents] if p.exists()))
     if usage.total and usage.free < n_bytes:  # some network disks report a size of 0: they don't say
-        raise ResourceError(
-            "DISK_FULL",
-            f"need {n_bytes / 1e9:.2f} GB in {path}, {usage.free / 1e9:.2f} GB free; "
-            "make room and rerun the same command to continue",
-        )
+        found = f"need {n_bytes / 1e9:.2f} GB in {path}, {usage.free / 1e9:.2f} GB free"
+        raise ResourceError("DISK_FULL", f"{found}; {_MAKE_ROOM}")
 
 
 def take_lock(path: Path) -> int | None:

@@ -2,8 +2,8 @@
 
 Rules, the strictest that POSIX allows: the bytes of a file are safe once that file was fsynced; a name (create, rename,
 unlink, mkdir) is safe once its folder was fsynced.  Of what is not safe, any part may have reached the disk, in any
-order: every subset of the names that are under way in a folder; of a file's bytes the last safe ones, all, a prefix,
-or the right length in zeros.  Only reachable or not matters; frequencies are not probabilities.
+order: every subset of the names that are under way in a folder; of a file's bytes the last safe ones, all, or behind
+the safe ones a prefix or the right length in zeros.  Only reachable or not matters; frequencies are not probabilities.
 """
 
 import itertools
@@ -161,7 +161,11 @@ class Disk:
         if isinstance(node, _Folder):
             return [{path: None, **state} for state in self._folder_states(node, path + "/")]
         contents = [node.live, node.safe, *node.under_way]
-        contents += [c for whole in node.under_way for c in (whole[: len(whole) // 2], b"\0" * len(whole))]
+        for whole in node.under_way:
+            same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(node.safe, whole, strict=False))
+            n_safe = sum(1 for _ in same)  # what was appended to is not touched again
+            contents.append(whole[: n_safe + (len(whole) - n_safe) // 2])
+            contents.append(whole[:n_safe] + b"\0" * (len(whole) - n_safe))
         return [{path: content} for content in dict.fromkeys(contents)]
 
 

@@ -9,6 +9,7 @@ from tests.mutants.cache_codecs import CODECS
 from tests.mutants.cache_threshold import THRESHOLD_CODEC
 from tests.mutants.codistillation import CODISTILLATION
 from tests.mutants.data_and_files import DATA, EVALUATION, FILES
+from tests.mutants.generation import GENERATION
 from tests.mutants.losses import DIVERGENCES, FUSED
 from tests.mutants.mutant import Mutant
 from tests.mutants.stored_targets import COMPILED_SAMPLED, STORED_TARGETS
@@ -29,5 +30,6 @@ MUTANTS: tuple[Mutant, ...] = (
     *CODECS,
     *THRESHOLD_CODEC,
     *EVALUATION,
+    *GENERATION,
     *RUNS,
 )

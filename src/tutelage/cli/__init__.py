@@ -36,6 +36,7 @@ app = typer.Typer(
         "  tutelage init soft                  write a commented recipe, recipe.yaml\n"
         "  tutelage doctor recipe.yaml         does everything fit together?\n"
         "  tutelage label recipe.yaml          ask the teacher once, and store what it says\n"
+        "  tutelage generate recipe.yaml       ask a teacher behind an API for text\n"
         "  tutelage train recipe.yaml          train\n"
         "  tutelage evaluate runs/recipe       compare teacher, student and control\n"
         '  tutelage show runs/recipe "Once"    their most likely next words, side by side'
@@ -70,7 +71,8 @@ def init(
         str,
         typer.Argument(
             help="soft (the teacher's whole distribution), cached (the same, stored once), argmax (its most likely "
-            "token), control (no teacher), scratch (soft, with a student trained from nothing).",
+            "token), hard (text of a teacher behind an API), control (no teacher), scratch (soft, with a student "
+            "trained from nothing).",
             autocompletion=_techniques,
         ),
     ] = "soft",
@@ -180,6 +182,61 @@ def label(
     set_quiet(quiet)
     labelled = tutelage.label(tutelage.load_recipe(recipe, overrides or ()), force=force)
     show_result(labelled, as_json=as_json, quiet=quiet, path=labelled.path)
+
+
+@app.command(short_help="Ask a teacher behind an API, under a cap.")
+def generate(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe with teacher.api and generate.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="FIELD=VALUE", help="Fields of the recipe to change, such as generate.budget_usd=5."),
+    ] = None,
+    no_ask: Annotated[
+        bool, typer.Option("--no-ask", help="Send nothing: write the set from the answers that are there.")
+    ] = False,
+    allow_private_host: Annotated[
+        bool, typer.Option("--allow-private-host", help="Allow an address in a private network, also without TLS.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Ask teacher.api what generate says, and write the answers to teacher.answers.  Prints that folder.
+
+    Every answer is on the disk before it is read; a stopped call goes on with the same command and pays nothing twice.
+
+    \b
+    tutelage generate recipe.yaml
+    tutelage generate recipe.yaml generate.budget_usd=5 generate.samples=4
+    """
+    import tutelage
+
+    set_quiet(quiet)
+    checked = tutelage.load_recipe(recipe, overrides or ())
+    generated = tutelage.generate(checked, ask=not no_ask, allow_private_host=allow_private_host)
+    show_result(generated, as_json=as_json, quiet=quiet, path=generated.path)
+
+
+@app.command(short_help="How far a generation is, and what it cost.")
+def status(
+    where: Annotated[Path, typer.Argument(metavar="RECIPE_OR_FOLDER", help="A recipe, or its folder of answers.")],
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Keep the good part of a damaged journal; the damaged file stays aside.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Show what is answered, what failed and why, and what is spent, reserved and left; also while generate runs.
+
+    \b
+    tutelage status recipe.yaml
+    tutelage status answers/
+    """
+    import tutelage
+
+    set_quiet(quiet)
+    show_result(tutelage.status(where, repair=repair), as_json=as_json)
 
 
 @app.command(short_help="Train as a recipe says.")

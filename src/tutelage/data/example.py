@@ -29,6 +29,9 @@ class Example:
     messages: tuple[Message, ...] = ()
     token_ids: tuple[int, ...] = ()
     loss_mask: tuple[bool, ...] = ()
+    group: str = ""  # what several examples share, such as a prompt: the held-out split keeps them on one side
+    is_text: bool = False  # prompt and answer are one running text: no chat template is put around them
+    is_cut: bool = False  # the answer was cut: its end is not learned as an end
 
     @property
     def id(self) -> str:
@@ -45,10 +48,12 @@ class Example:
 
     @property
     def document(self) -> bytes:
-        """32 bytes that are equal for documents which differ in nothing but white space and case.
+        """32 bytes that are equal for documents which differ in nothing but white space and case, or share a group.
 
         The held-out split goes by it, so that a copy of a document is on the same side as the document.
         """
+        if self.group:
+            return hashlib.sha256(b"group" + self.group.encode()).digest()
         if self.token_ids:
             return hashlib.sha256(b"ids" + json.dumps(self.token_ids).encode()).digest()
         words = " ".join(" ".join(self.contents).split()).casefold()

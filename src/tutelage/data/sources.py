@@ -4,6 +4,7 @@ kind           reads                                                    columns
 text           text files; a file is a document, or `separator` cuts    -
 jsonl          a JSON object a line                                     those of `example_of_row`
 examples       Python objects already in memory                         as jsonl
+answers        the folder that `tutelage generate` wrote                -
 python_docs    Python's own documentation                               -
 python_source  the standard library's code                              -
 """
@@ -14,12 +15,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tutelage.data import files, standard_library
+from tutelage.data import answers, files, standard_library
 from tutelage.data.example import COLUMNS, Example, Reject, RowDefectError, example_of_row
 from tutelage.errors import ConfigError, IntegrityError
 
 READER_VERSION = 1  # raise it when the same input would be read as other documents: stores are then built anew
-KINDS = ("text", "jsonl", "examples", "python_docs", "python_source")
+KINDS = ("text", "jsonl", "examples", "answers", "python_docs", "python_source")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,7 @@ class SourceSpec:
     limit: int | None = None  # the first documents only
     examples: Iterable[object] = ()  # strings, mappings or Examples; iterated more than once
     name: str = ""
+    reasoning: bool = False  # of answers: with the teacher's reasoning
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.columns) - set(COLUMNS))
@@ -64,6 +66,14 @@ def _read(spec: SourceSpec) -> Iterator[Example | Reject]:
         yield from standard_library.read_source(spec.label)
     elif spec.kind == "examples":
         yield from _in_memory(spec)
+    elif spec.kind == "answers":
+        for folder in spec.patterns:
+            yield from answers.read_answers(Path(folder), source=spec.label, reasoning=spec.reasoning)
+    else:
+        yield from _in_files(spec)
+
+
+def _in_files(spec: SourceSpec) -> Iterator[Example | Reject]:
     for path in files.find(spec.patterns):
         if spec.kind == "jsonl":
             yield from files.read_jsonl(path, source=spec.label, columns=spec.columns)
@@ -89,7 +99,9 @@ def content(spec: SourceSpec) -> dict[str, object]:
         hashes = [_hash_of_item(item) for item in _in_memory(spec)]
     else:
         hashes = [_hash_of_file(path) for path in input_files([spec])]
+    more = {"reasoning": spec.reasoning} if spec.kind == "answers" else {}
     return {
+        **more,
         "reader": READER_VERSION,
         "kind": spec.kind,
         "name": spec.label,
@@ -104,9 +116,18 @@ def input_files(specs: Sequence[SourceSpec]) -> tuple[Path, ...]:
     """The files that the sources read."""
     paths: list[Path] = []
     for spec in specs:
-        python = spec.kind.startswith("python_")
-        paths += standard_library.files() if python else files.find(spec.patterns)
+        paths += _files_of(spec)
     return tuple(paths)
+
+
+def _files_of(spec: SourceSpec) -> Iterable[Path]:
+    if spec.kind.startswith("python_"):
+        return standard_library.files()
+    if spec.kind == "answers":
+        for folder in spec.patterns:
+            answers.read_card(Path(folder))  # says what to type where there are none
+        return [Path(folder, answers.ROWS) for folder in spec.patterns]
+    return files.find(spec.patterns)
 
 
 def _hash_of_item(item: Example | Reject) -> str:

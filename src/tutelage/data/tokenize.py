@@ -180,7 +180,7 @@ class Encoder:
 
     def _conversation(self, example: Example) -> Conversation:
         """The messages to render; empty for what is no chat.  With a template, a prompt is a question to answer."""
-        if example.answer and self.renderer is not None:
+        if example.answer and self.renderer is not None and not example.is_text:
             return [{"role": "user", "content": example.prompt}, {"role": "assistant", "content": example.answer}]
         return [{"role": message.role, "content": message.content} for message in example.messages]
 
@@ -217,7 +217,7 @@ class Encoder:
         A text has no prompt: all of it is trained, whatever `train_on` says.
         """
         begin = [_Piece(ids=self.prefix, trained=not example.answer)] if self.prefix else []
-        end = [_Piece(ids=(self.eos_id,))]
+        end = [] if example.is_cut else [_Piece(ids=(self.eos_id,))]
         if not example.answer:
             return [*begin, *_split_long(_Piece(text=example.text, begins=True)), *end]
         prompt = _split_long(_Piece(text=example.prompt, trained=False, begins=True)) if example.prompt else []

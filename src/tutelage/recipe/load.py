@@ -65,12 +65,18 @@ def _assign(tree: dict[str, Any], assignments: list[Assignment]) -> tuple[dict[s
     """The tree with the overrides; a section that a path leads into is written out first."""
     problems = []
     for path, value in assignments:
-        long = {**tree, **short.recipe({k: v for k, v in tree.items() if k == path[0]})} if path[1:] else tree
+        long = _written_out(tree, str(path[0])) if path[1:] else tree
         try:
             tree = text.assigned(long, path, value=value)
         except LookupError as error:
             problems.append(Problem(path, f"cannot be set: {error.args[0]}"))
     return tree, problems
+
+
+def _written_out(tree: dict[str, Any], name: str) -> dict[str, Any]:
+    """The tree with one section in its long form; what that says of other sections must not take their place."""
+    section = short.recipe({name: tree[name]}) if name in tree else {}
+    return {**tree, name: section[name]} if section else tree
 
 
 def _in_words(path: FieldPath, written: dict[str, Any], assignments: list[Assignment]) -> FieldPath:

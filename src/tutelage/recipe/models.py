@@ -6,9 +6,9 @@ from pydantic import BeforeValidator, Field, JsonValue
 
 from tutelage.recipe import short
 from tutelage.recipe.fields import Count, Device, DtypeAlias, Index, Listed, ModelText, PathText, Section, Share
+from tutelage.recipe.generation import Api
+from tutelage.recipe.sources import MEMORY
 from tutelage.recipe.terms import Loss
-
-MEMORY = "fingerprint of an object handed to tutelage.train() in memory; written by tutelage, not by hand"
 
 
 class TeacherTraining(Section):
@@ -33,17 +33,21 @@ class EnsembleMember(Section):
 
 
 class Teacher(Section):
-    """The model that is learned from: `model`, `cache`, or both; `ensemble`; or `config`.  Short form: a model's name.
+    """Who is learned from: `model`, `cache`, or both; `ensemble`; `config`; or text, `answers`.  Short form: a model.
 
     It neither trains nor is saved, unless there is `train`.  With `cache`, `tutelage label` runs the model once and
     writes its outputs there; `tutelage train` learns from them, and needs the model only for a student made of its
-    layers.
+    layers.  With `answers`, `tutelage generate` asks `api` and writes what it answers there; `train` learns that text.
     """
 
     model: ModelText | None = Field(default=None, description="hub id, folder with safetensors, or GGUF file")
     memory: str | None = Field(default=None, description=MEMORY)
     cache: PathText | None = Field(
         default=None, description="folder of a teacher cache: `label` writes it, `train` learns from it; null: ask live"
+    )
+    api: Api | None = Field(default=None, description="an endpoint that writes text, for `generate`")
+    answers: PathText | None = Field(
+        default=None, description="folder of answers: `generate` writes it, `train` learns from it"
     )
     revision: str | None = Field(default=None, description="commit, tag or branch of a hub id; null: its main branch")
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], DtypeAlias] = Field(

@@ -16,16 +16,16 @@ from pydantic_core import ErrorDetails
 from tutelage import __version__
 from tutelage.recipe.fields import DEVICE_PATTERN, Section
 from tutelage.recipe.models import Student, Teacher
-from tutelage.recipe.sections import Data, Evaluation, Recipe, Source
+from tutelage.recipe.sections import Evaluation, Recipe
+from tutelage.recipe.sources import Source
 
 Path = tuple[str | int, ...]
 
 _LATER: dict[type[Section], tuple[str, ...]] = {
-    Recipe: ("students", "generate"),
-    Teacher: ("train", "config", "ensemble", "weights", "api", "answers", "quantize", "top_k"),
+    Recipe: ("students",),
+    Teacher: ("train", "config", "ensemble", "weights", "quantize", "top_k"),
     Student: ("width", "lora"),
     Source: ("parquet", "hub"),
-    Data: ("reasoning",),
     Evaluation: ("tasks", "probes"),
 }
 _SYNONYMS = {

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any  # a recipe before its check is whatever the user wrote
 
 from tutelage.losses.names import DIVERGENCES
+from tutelage.recipe import text_rules
 from tutelage.recipe.problems import Path, Problem, dotted, is_finite
 from tutelage.recipe.rules_models import broken_models
 from tutelage.recipe.tree import (
@@ -31,6 +32,7 @@ def broken(tree: Tree) -> Iterator[Problem]:
     yield from _training(tree)
     yield from _cache(tree)
     yield from _evaluation(tree)
+    yield from text_rules.broken(tree)
     yield from _code(tree, ())
 
 
@@ -40,6 +42,8 @@ def _data(data: Tree) -> Iterator[Problem]:
     yield from exactly_one(data.get("held_out"), "share", "sources", path=("data", "held_out"))
     yield from _sources(held_out, ("data", "held_out"), name="sources", measured=True)
     sources = [s for _, s in items_of(data, "sources")]
+    if sources and data.get("reasoning") == "think" and not any(s.get("answers") for s in sources):
+        yield dead(("data", "reasoning"), "without a source of answers")
     if not sources or any(_has_answers(s) for s in sources):
         return
     if data.get("train_on") == "answers":
@@ -49,14 +53,17 @@ def _data(data: Tree) -> Iterator[Problem]:
 
 
 def _has_answers(source: Tree) -> bool:
-    return bool(given_in(section_of(source, "columns"), "answer", "messages")) or source.get("memory") is not None
+    return bool(given_in(section_of(source, "columns"), "answer", "messages") or given_in(source, "memory", "answers"))
+
+
+_KINDS = ("text", "jsonl", "answers", "python_docs", "python_source", "memory")
 
 
 def _sources(section: Tree, path: Path, *, name: str, measured: bool) -> Iterator[Problem]:
     names: dict[str, int] = {}
     for i, source in items_of(section, name):
         here = (*path, name, i)
-        yield from exactly_one(source, "text", "jsonl", "python_docs", "python_source", "memory", path=here)
+        yield from exactly_one(source, *_KINDS, path=here)
         if source.get("weight") not in (None, 1) and (measured or len(section[name]) == 1):
             why = "where nothing is trained: every row is measured" if measured else "with one source"
             yield dead((*here, "weight"), why)

@@ -26,9 +26,9 @@ def broken_models(tree: Tree) -> Iterator[Problem]:
 def _teacher(tree: Tree) -> Iterator[Problem]:
     teacher, path = section_of(tree, "teacher"), ("teacher",)
     model, is_cached = teacher.get("model"), teacher.get("cache") is not None
-    if not is_cached:
+    if not given_in(teacher, "cache", "api", "answers"):
         yield from exactly_one(tree.get("teacher"), "model", "ensemble", "config", "memory", path=path)
-    elif model is None and teacher.get("memory") is None:
+    elif is_cached and model is None and teacher.get("memory") is None:
         yield from _without_weights(tree, teacher)
     if teacher.get("revision") is not None and (teacher.get("memory") or (isinstance(model, str) and is_local(model))):
         yield dead((*path, "revision"), "with a model that is not a hub id")
@@ -74,6 +74,8 @@ def _trained_teacher(teacher: Tree) -> Iterator[Problem]:
         yield dead(("teacher", "tokenizer"), "without teacher.config: a model has its own")
     if not isinstance(train, dict):
         return
+    if teacher.get("answers") is not None and not given_in(teacher, "model", "config", "memory"):
+        yield Problem(path, "needs the weights of a teacher; answers are text: name teacher.model, or leave train out")
     if teacher.get("cache") is not None and teacher.get("config") is None:
         why = "what was stored of a teacher does not change while it trains; leave cache or train out"
         yield Problem(path, f"and teacher.cache exclude each other: {why}")

@@ -16,63 +16,19 @@ from tutelage.recipe.fields import (
     Index,
     Interval,
     Listed,
-    PathText,
     Section,
     Share,
     TemplateText,
     Whole,
     one_of,
 )
-from tutelage.recipe.models import MEMORY, Pupil, Student, StudentName, Teacher
+from tutelage.recipe.generation import Generate
+from tutelage.recipe.models import Pupil, Student, StudentName, Teacher
+from tutelage.recipe.sources import Sources
 from tutelage.recipe.terms import Loss, LossTerm
 from tutelage.roles import STUDENT
 
 CODECS = plugins.names("cache/codecs")
-Globs = Annotated[
-    tuple[PathText, ...],
-    Listed,
-    Field(min_length=1),
-    BeforeValidator(short.globs, json_schema_input_type=str | list[str]),
-]
-
-
-class Columns(Section):
-    """The names of a JSON line's fields: `text`, or `prompt` and `answer`, or `messages`."""
-
-    text: str | None = Field(default=None, min_length=1, description="plain text; the default is the field named text")
-    prompt: str | None = Field(default=None, min_length=1, description="what is asked")
-    answer: str | None = Field(default=None, min_length=1, description="what is answered")
-    messages: str | None = Field(default=None, min_length=1, description="a list of {role, content}")
-
-
-class Source(Section):
-    """Where examples come from: exactly one of `text`, `jsonl`, `python_docs`, `python_source`."""
-
-    text: Globs | None = Field(
-        default=None, description="text files, one document each; patterns such as `corpus/**/*.txt`"
-    )
-    jsonl: Globs | None = Field(default=None, description="files with one JSON object a line")
-    python_docs: Literal[True] | None = Field(default=None, description="Python's own documentation, no download")
-    python_source: Literal[True] | None = Field(
-        default=None, description="the standard library's code: text unlike documentation, to measure on"
-    )
-    memory: str | None = Field(default=None, description=MEMORY)
-    separator: str | None = Field(
-        default=None,
-        min_length=1,
-        description="what cuts a text file into documents, such as a blank line; null: a file is one",
-    )
-    limit: Count | None = Field(default=None, description="the first so many documents only; null: all")
-    columns: Columns | None = Field(default=None, description="field names of a JSON line; also accepted beside jsonl:")
-    name: str | None = Field(default=None, min_length=1, description="how tables call it; null: its pattern")
-    weight: float = Field(default=1.0, gt=0, description="how often its rows are drawn, against the other sources")
-
-
-_Sources = Annotated[
-    tuple[Source, ...],
-    Listed,
-    BeforeValidator(short.complete_sources, json_schema_input_type=str | Source | list[str | Source]),
-]
 
 
 class HeldOut(Section):
@@ -81,13 +37,13 @@ class HeldOut(Section):
     share: float | None = Field(
         default=None, gt=0, lt=1, description="share of the rows, chosen by the hash of their content"
     )
-    sources: Annotated[_Sources, Field(min_length=1)] | None = Field(default=None, description="sources of their own")
+    sources: Annotated[Sources, Field(min_length=1)] | None = Field(default=None, description="sources of their own")
 
 
 class Data(Section):
     """The text to train on, and the text that is kept to measure."""
 
-    sources: Annotated[_Sources, Field(min_length=1)] = Field(description="where examples come from")
+    sources: Annotated[Sources, Field(min_length=1)] = Field(description="where examples come from")
     held_out: Annotated[HeldOut, BeforeValidator(short.held_out, json_schema_input_type=float | HeldOut)] | None = (
         Field(default=HeldOut(share=0.02), description="what is kept from training to measure; null: nothing")
     )
@@ -99,6 +55,11 @@ class Data(Section):
     )
     chat_template: TemplateText | None = Field(
         default=None, description="Jinja file or text that renders messages; null: the tokenizer's own"
+    )
+    reasoning: Literal["think"] | None = Field(
+        default=None,
+        description="of answers: think trains with the teacher's reasoning before the answer, in <think> tags; "
+        "null: without it",
     )
     max_reject: float = Field(default=0.01, ge=0, le=1, description="share of defective rows that is tolerated")
     missing_soft: Literal["error", "drop"] = Field(
@@ -195,7 +156,7 @@ class Evaluation(Section):
     """What is measured at the end beside the held-out rows."""
 
     rows: Count | None = Field(default=None, description="at most so many held-out rows; null: all")
-    out_of_domain: _Sources = Field(default=(), description="text unlike the training data, to see what was lost")
+    out_of_domain: Sources = Field(default=(), description="text unlike the training data, to see what was lost")
     prompts: Annotated[
         tuple[Annotated[str, Field(min_length=1)], ...],
         Listed,
@@ -238,6 +199,9 @@ class Recipe(Section):
     )
     cache: Annotated[Cache, BeforeValidator(short.complete_cache)] | None = Field(
         default=None, description="what `label` writes to teacher.cache; threshold at 16 bytes unless it says more"
+    )
+    generate: Generate | None = Field(
+        default=None, description="what `generate` asks teacher.api, and what it may cost"
     )
     evaluation: Evaluation = Field(default=Evaluation(), description="what is measured")
 

@@ -75,6 +75,39 @@ def complete_sources(value: Any) -> Any:
     return [{**item, **plain} if _has_no_columns(item) else item for item in value]
 
 
+def complete_prompts(value: Any) -> Any:
+    """Sources of prompts: a file name stands for its lines; they have a field for the prompt unless one is named."""
+    value = sources([value] if isinstance(value, str) else value)
+    if not isinstance(value, list):
+        return value
+    items = [{"jsonl": [i]} if isinstance(i, str) and i.endswith((".jsonl", ".json")) else i for i in value]
+    plain = {"columns": {"prompt": "prompt"}}
+    return [{**item, **plain} if _has_no_columns(item) else item for item in items]
+
+
+def verify(value: Any) -> Any:
+    """`number` is `{number: true}`."""
+    return {value: True} if isinstance(value, str) else value
+
+
+def step(value: Any) -> Any:
+    """`deduplicate` is `{deduplicate: true}`; of `length` and `repetition` the defaults."""
+    if isinstance(value, str):
+        return {value: {} if value in ("length", "repetition") else True}
+    return value
+
+
+def select(value: Any) -> Any:
+    """One step is a list of one; unfinished answers are dropped first unless `complete` is named."""
+    if isinstance(value, str | dict):
+        value = [value]
+    if not isinstance(value, list | tuple):
+        return value
+    steps = [step(item) for item in value]
+    named = any(isinstance(item, dict) and "complete" in item for item in steps)
+    return steps if named else [{"complete": True}, *steps]
+
+
 def _has_no_columns(item: Any) -> bool:
     return isinstance(item, dict) and item.get("jsonl") is not None and item.get("columns") is None
 
@@ -153,7 +186,8 @@ def complete_cache(value: Any) -> Any:
 
 def recipe(tree: dict[str, Any]) -> dict[str, Any]:
     """The whole recipe in its long form; defaults are not filled in."""
-    tree = _each(tree, teacher=_teacher, student=_student, loss=_loss, data=_data, evaluation=_evaluation)
+    tree = _each(tree, teacher=_teacher, student=_student, loss=_loss, evaluation=_evaluation, generate=_generate)
+    tree = _each(_with_answers(tree), data=_data)
     teacher_section = tree.get("teacher")
     if isinstance(teacher_section, dict) and teacher_section.get("cache") is not None and tree.get("cache") is None:
         tree["cache"] = {}
@@ -204,6 +238,26 @@ def _warm_term(item: Any) -> Any:
     if not asks or not isinstance(weight, dict) or weight.get("warmup") is not None:
         return item
     return {**item, "weight": {**weight, "warmup": TRAINED_TEACHER_WARMUP}}
+
+
+def _with_answers(tree: dict[str, Any]) -> dict[str, Any]:
+    """With `teacher.answers` the answers are the data, and only they are learned, unless something else is said."""
+    section, data = tree.get("teacher"), tree.get("data", {})
+    if not isinstance(section, dict) or section.get("answers") is None or not isinstance(data, dict):
+        return tree
+    return {**tree, "data": {"sources": [{"answers": section["answers"]}], "train_on": "answers", **data}}
+
+
+def _generate(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return _each(value, prompts=complete_prompts, select=_select)
+
+
+def _select(value: Any) -> Any:
+    value = select(value)
+    steps = value if isinstance(value, list) else []
+    return [_each(s, verify=verify) if isinstance(s, dict) else s for s in steps] or value
 
 
 def _data(value: Any) -> Any:

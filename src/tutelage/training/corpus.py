@@ -25,6 +25,7 @@ Examples = Mapping[str, Sequence[object]]  # objects in memory, by the source's 
 _KINDS = {
     "text": "text",
     "jsonl": "jsonl",
+    "answers": "answers",
     "python_docs": "python_docs",
     "python_source": "python_source",
     "memory": "examples",
@@ -33,7 +34,7 @@ _KINDS = {
 
 def _renderer(recipe: Recipe, tokenizer: Any) -> Renderer | None:
     """The chat template in its sandbox; None where the data cannot hold a conversation."""
-    if not any(source.jsonl is not None or source.memory is not None for source in recipe.data.sources):
+    if not any(source.jsonl or source.memory or source.answers for source in recipe.data.sources):
         return None
     return Renderer.of(tokenizer, template=recipe.data.chat_template)
 
@@ -80,13 +81,14 @@ class Corpus:
         kind = next(kind for kind in _KINDS if getattr(source, kind))
         return SourceSpec(
             kind=_KINDS[kind],
-            patterns=source.text or source.jsonl or (),
+            patterns=source.text or source.jsonl or ((source.answers,) if source.answers else ()),
             examples=self._examples[source.memory] if source.memory is not None else (),
             columns=columns,
             separator=source.separator or "",
             limit=source.limit,
             weight=source.weight,
             name=source.name or "",
+            reasoning=self._recipe.data.reasoning == "think" and source.answers is not None,
         )
 
     def probe(self, n_tokens: int) -> list[Batch]:

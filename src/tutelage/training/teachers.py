@@ -42,7 +42,8 @@ def tokenizer_of(recipe: Recipe) -> Any:
     if teacher is not None and teacher.ensemble is not None:
         return load.load_tokenizer(teacher.ensemble[0].model, revision=teacher.ensemble[0].revision)
     named = [learner.section for learner in recipe.learners.values() if learner.section.model is not None]
-    section = teacher if teacher is not None else named[0] if named else None
+    writes_text = teacher is not None and teacher.model is None and teacher.answers is not None
+    section = teacher if teacher is not None and not writes_text else named[0] if named else None
     if section is None or section.model is None:
         raise ConfigError("CONFIG", "a model in memory needs its tokenizer: tutelage.train(…, tokenizer=tokenizer)")
     return load.load_tokenizer(section.model, revision=section.revision)

@@ -1,0 +1,92 @@
+"""What a journal says when its records are read in order: the state of each request, and the money.
+
+    run       {at, tutelage, …}                     a process begins; what was under way in the one before is lost
+    reserved  {id, key, amount}                     money put aside, before request `key` is sent
+    released  {id, key, paid, spent, why}           no reply: nothing was paid, or all of it counts as paid
+    answered  {id, key, at, status, body | body64}  the raw reply, before any parsing
+    parsed    {id, key, paid, spent, outcome, final}   what it was; `final`: `key` is never asked again
+
+`key` is the SHA-256 of the canonical request, `id` counts the sendings.  Money is in whole picodollars (1e-12 $): a
+price of a millionth of a dollar per million tokens is still exact.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tutelage.generation.journal import Record
+
+PICO = 10**12
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the raw reply of a request lies in the journal."""
+
+    offset: int
+    n_bytes: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Ledger:
+    """The state of all requests; `apply` is the only thing that changes it."""
+
+    settled: int = 0  # picodollars that were paid, or may have been
+    open: dict[int, int] = field(default_factory=dict)  # id of a sending under way -> picodollars reserved
+    raw: dict[str, tuple[int, Place]] = field(default_factory=dict)  # key -> (id, its raw reply), not parsed yet
+    final: dict[str, tuple[str, Place]] = field(default_factory=dict)  # key -> (outcome, its raw reply)
+    outcomes: Counter[str] = field(default_factory=Counter)  # of what is final
+    released: Counter[str] = field(default_factory=Counter)  # why sendings gave no reply
+    retried: Counter[str] = field(default_factory=Counter)  # outcomes of replies that were no answer
+    n_spent: int = 0  # sendings that were paid, or may have been
+    n_lost: int = 0  # sendings under way when a process died
+    next_id: int = 0
+    first_at: str = ""  # of replies
+    last_at: str = ""
+    run: Mapping[str, object] = field(default_factory=dict)  # of the last process
+
+    @property
+    def reserved(self) -> int:
+        """Picodollars put aside for what is under way."""
+        return sum(self.open.values())
+
+    def apply(self, record: Record) -> None:
+        """Takes in one more record."""
+        fields = record.fields
+        if record.kind == "run":
+            self._begin(fields)
+        elif record.kind == "reserved":
+            self.open[fields["id"]] = fields["amount"]
+            self.next_id = max(self.next_id, fields["id"] + 1)
+        elif record.kind == "released":
+            self.open.pop(fields["id"], None)
+            self.settled += fields["paid"]
+            self.n_spent += bool(fields["spent"])
+            self.released[fields["why"]] += 1
+        elif record.kind == "answered":
+            self.raw[fields["key"]] = (fields["id"], Place(record.offset, record.n_bytes))
+            self.first_at, self.last_at = self.first_at or fields["at"], fields["at"]
+        elif record.kind == "parsed":
+            self._parsed(fields)
+
+    def _begin(self, fields: Mapping[str, object]) -> None:
+        waiting = {number for number, _ in self.raw.values()}  # answered, not parsed: settled when it is
+        for number in [number for number in self.open if number not in waiting]:
+            self.settled += self.open.pop(number)
+            self.n_spent += 1
+            self.n_lost += 1
+        self.run = fields
+
+    def _parsed(self, fields: Mapping[str, object]) -> None:
+        key, outcome = str(fields["key"]), str(fields["outcome"])
+        answered = self.raw.pop(key, None)
+        self.open.pop(int(str(fields["id"])), None)
+        self.settled += int(str(fields["paid"]))
+        self.n_spent += bool(fields["spent"])
+        if answered is None:  # lost with a damaged group that was repaired: paid, and asked again
+            self.n_lost += 1
+        elif fields["final"]:
+            self.final[key] = (outcome, answered[1])
+            self.outcomes[outcome] += 1
+        else:
+            self.retried[outcome] += 1

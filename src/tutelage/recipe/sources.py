@@ -1,0 +1,62 @@
+"""Where documents and prompts come from: the sources of a recipe."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from tutelage.recipe import short
+from tutelage.recipe.fields import Count, Listed, PathText, Section
+
+MEMORY = "fingerprint of an object handed to tutelage.train() in memory; written by tutelage, not by hand"
+Globs = Annotated[
+    tuple[PathText, ...],
+    Listed,
+    Field(min_length=1),
+    BeforeValidator(short.globs, json_schema_input_type=str | list[str]),
+]
+
+
+class Columns(Section):
+    """The names of a JSON line's fields: `text`, or `prompt` and `answer`, or `messages`."""
+
+    text: str | None = Field(default=None, min_length=1, description="plain text; the default is the field named text")
+    prompt: str | None = Field(default=None, min_length=1, description="what is asked")
+    answer: str | None = Field(default=None, min_length=1, description="what is answered")
+    messages: str | None = Field(default=None, min_length=1, description="a list of {role, content}")
+
+
+class Source(Section):
+    """Where examples come from: exactly one of `text`, `jsonl`, `answers`, `python_docs`, `python_source`."""
+
+    text: Globs | None = Field(
+        default=None, description="text files, one document each; patterns such as `corpus/**/*.txt`"
+    )
+    jsonl: Globs | None = Field(default=None, description="files with one JSON object a line")
+    answers: PathText | None = Field(default=None, description="folder that `tutelage generate` wrote")
+    python_docs: Literal[True] | None = Field(default=None, description="Python's own documentation, no download")
+    python_source: Literal[True] | None = Field(
+        default=None, description="the standard library's code: text unlike documentation, to measure on"
+    )
+    memory: str | None = Field(default=None, description=MEMORY)
+    separator: str | None = Field(
+        default=None,
+        min_length=1,
+        description="what cuts a text file into documents, such as a blank line; null: a file is one",
+    )
+    limit: Count | None = Field(default=None, description="the first so many documents only; null: all")
+    columns: Columns | None = Field(default=None, description="field names of a JSON line; also accepted beside jsonl:")
+    name: str | None = Field(default=None, min_length=1, description="how tables call it; null: its pattern")
+    weight: float = Field(default=1.0, gt=0, description="how often its rows are drawn, against the other sources")
+
+
+Sources = Annotated[
+    tuple[Source, ...],
+    Listed,
+    BeforeValidator(short.complete_sources, json_schema_input_type=str | Source | list[str | Source]),
+]
+PromptSources = Annotated[
+    tuple[Source, ...],
+    Listed,
+    Field(min_length=1),
+    BeforeValidator(short.complete_prompts, json_schema_input_type=str | Source | list[str | Source]),
+]

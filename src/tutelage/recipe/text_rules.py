@@ -1,0 +1,118 @@
+"""What no single field can know about a teacher that writes text, and about what it is asked."""
+
+from collections.abc import Iterator
+
+from tutelage.recipe.problems import Path, Problem, dotted, is_finite
+from tutelage.recipe.tree import Tree, all_students, all_terms, section_of
+
+_KEY_WORDS = ("key", "token", "secret", "auth", "password", "cookie")
+
+
+def broken(tree: Tree) -> Iterator[Problem]:
+    """Every problem that spans several fields of teacher.api, teacher.answers and generate."""
+    teacher, generate = tree.get("teacher"), tree.get("generate")
+    if isinstance(teacher, dict):
+        yield from _teacher(teacher, tree)
+    if isinstance(generate, dict):
+        yield from _generate(generate)
+
+
+def _teacher(teacher: Tree, tree: Tree) -> Iterator[Problem]:
+    api = teacher.get("api")
+    if api is not None and teacher.get("answers") is None:
+        yield Problem(("teacher", "answers"), "is missing: name the folder that generate writes and train reads")
+    if isinstance(api, dict):
+        yield from _api(api)
+    if teacher.get("answers") is not None:
+        yield from _answers(teacher, tree)
+
+
+def _api(api: Tree) -> Iterator[Problem]:
+    path: Path = ("teacher", "api")
+    if api.get("key_env") is not None and api.get("key_file") is not None:
+        yield Problem((*path, "key_file"), "has no effect beside key_env; keep one of them")
+    for field in ("headers", "query"):
+        for name in section_of(api, field):
+            if any(word in str(name).lower() for word in _KEY_WORDS):
+                yield Problem((*path, field, str(name)), "may hold a key; name it by key_env and key_header")
+    own = {
+        "model",
+        "messages",
+        "prompt",
+        "max_tokens",
+        "max_completion_tokens",
+        "temperature",
+        "seed",
+        "stream",
+        "n",
+        "best_of",
+    }
+    for name in own & section_of(api, "body").keys():
+        yield Problem((*path, "body", name), "is set by tutelage; use the field of generate")
+
+
+def _answers(teacher: Tree, tree: Tree) -> Iterator[Problem]:
+    sources = section_of(tree, "data").get("sources")
+    if isinstance(sources, list) and not any(isinstance(s, dict) and s.get("answers") for s in sources):
+        why = "none of them is {answers: …}; leave data.sources out, and the answers are the data"
+        yield Problem(("data", "sources"), f"does not hold what teacher.answers is for: {why}")
+    if any(teacher.get(name) is not None for name in ("model", "memory", "cache")):
+        return
+    for path, student in all_students(tree):
+        for name in ("layers", "config"):
+            if student.get(name) is not None:
+                why = "text has no weights and no tokenizer"
+                yield Problem((*path, name), f"needs teacher.model: {why}; give {dotted((*path, 'model'))}")
+    for path, term in all_terms(tree):
+        if term.get("cross_entropy") != "ground_truth" and term.get("teacher") is None:
+            yield Problem(path, "needs a teacher that gives distributions; answers are text: use cross_entropy")
+    for name in ("revision", "dtype", "device"):
+        if teacher.get(name) not in (None, "auto"):
+            yield Problem(("teacher", name), "has no effect with answers alone: no teacher runs; remove it")
+
+
+def _generate(generate: Tree) -> Iterator[Problem]:
+    path: Path = ("generate",)
+    if generate.get("budget_usd") is None and generate.get("max_requests") is None:
+        yield Problem(path, "needs a cap: budget_usd with price, or max_requests")
+    temperature, samples = generate.get("temperature"), generate.get("samples", 1)
+    if temperature == 0 and is_finite(samples) and samples > 1:
+        yield Problem((*path, "samples"), f"must be 1 at temperature 0: {samples} samples would be the same answer")
+    sources = generate.get("prompts")
+    for i, source in enumerate(sources if isinstance(sources, list) else ()):
+        if isinstance(source, dict):
+            yield from _prompt_source(source, (*path, "prompts", i))
+    steps = generate.get("select")
+    for i, step in enumerate(steps if isinstance(steps, list) else ()):
+        if isinstance(step, dict):
+            yield from _step(step, (*path, "select", i))
+
+
+def _prompt_source(source: Tree, path: Path) -> Iterator[Problem]:
+    for name in ("answers", "memory", "weight"):
+        if source.get(name) not in (None, 1, 1.0):
+            yield Problem((*path, name), "has no effect on prompts; remove it")
+    columns = source.get("columns")
+    given = sorted(name for name, value in columns.items() if value is not None) if isinstance(columns, dict) else []
+    if given and given not in (["text"], ["prompt"], ["answer", "prompt"], ["messages"]):
+        message = f"must name prompt, prompt and answer (the right one), messages, or text; found {' and '.join(given)}"
+        yield Problem((*path, "columns"), message)
+
+
+def _step(step: Tree, path: Path) -> Iterator[Problem]:
+    known = ("complete", "verify", "length", "repetition", "deduplicate")
+    given = [name for name in known if step.get(name) is not None]
+    if len(given) != 1 and not step.keys() - set(known):
+        yield Problem(path, f"needs exactly one of {', '.join(known)}; found {' and '.join(given) or 'none'}")
+    verify = step.get("verify")
+    if isinstance(verify, dict):
+        kinds = ("number", "exact", "choice", "regex", "json_schema")
+        given = [name for name in kinds if verify.get(name) is not None]
+        if len(given) != 1 and not verify.keys() - set(kinds):
+            found = " and ".join(given) or "none"
+            yield Problem((*path, "verify"), f"needs exactly one of {', '.join(kinds)}; found {found}")
+    length = step.get("length")
+    if isinstance(length, dict):
+        least, most = length.get("least", 1), length.get("most")
+        if is_finite(least) and is_finite(most) and least > most:
+            yield Problem((*path, "length"), f"least {least} is more than most {most}")

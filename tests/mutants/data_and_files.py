@@ -29,8 +29,8 @@ DATA = (
         id="M17",
         what="the end token is not trained",
         file="data/tokenize.py",
-        old="end = [_Piece(ids=(self.eos_id,))]",
-        new="end = [_Piece(ids=(self.eos_id,), trained=False)]",
+        old="end = [] if example.is_cut else [_Piece(ids=(self.eos_id,))]",
+        new="end = [] if example.is_cut else [_Piece(ids=(self.eos_id,), trained=False)]",
         oracles=(TOKENS + "test_a_prompt_is_not_trained_with_answers_and_is_with_all",),
     ),
     Mutant(

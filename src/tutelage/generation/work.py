@@ -25,7 +25,7 @@ from tutelage.generation.pace import Pace, backoff_s
 from tutelage.generation.request import Request
 
 _MOST_RECORDS = 256  # of one group
-FIRST_WAIT_S = 0.5  # before the second try; doubled each time
+FIRST_WAIT_S = 1.0  # before the second try; doubled each time
 _LIMITED_TRIES = 30  # 429s that one request takes before the run stops
 _POLL_S = 0.02  # of a retry that waits for money which others have reserved
 _SHOWN_WAIT_S = 5.0  # shorter waits are not worth a line

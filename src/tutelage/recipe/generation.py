@@ -36,7 +36,7 @@ class Api(Section):
         default=False, description="true: an answer without finish_reason is whole, for servers that never give one"
     )
     timeout_s: float = Field(default=120.0, gt=0, description="deadline of one request, from first to last byte")
-    retries: Index = Field(default=4, description="further tries of a request after a fault; rate limits do not count")
+    retries: Index = Field(default=6, description="further tries of a request after a fault; rate limits do not count")
     concurrency: Count = Field(default=64, description="requests under way at most; how many are is found by measuring")
     terms: str | None = Field(
         default=None, min_length=1, description="terms of use of the teacher's outputs, as you know them: for the card"

@@ -10,7 +10,7 @@ from tutelage.losses.names import DIVERGENCES
 
 TARGETS = ("ground_truth", "teacher_argmax")
 _COLUMNS = ("text", "prompt", "answer", "messages")
-TRAINED_TEACHER_WARMUP = 0.2  # docs/results.md, "Co-distillation"
+TRAINED_TEACHER_WARMUP = 0.2  # of the run; no measurement chose it yet: docs/results.md
 _PARAMETER_DEFAULTS = {"beta": 0.5, "alpha": 0.1}
 
 

@@ -18,8 +18,8 @@ RUNS = (
         id="M63",
         what="a run measured again in another dtype than it was saved in",
         file="verbs/evaluate.py",
-        old='models[name] = on_path(load.load_model(str(run.model(name)), dtype="auto", device="cpu"), prepared)',
-        new='models[name] = on_path(load.load_model(str(run.model(name)), dtype="float32", device="cpu"), prepared)',
+        old='return on_path(load.load_model(str(run.model(name)), dtype="auto", device="cpu"), prepared)',
+        new='return on_path(load.load_model(str(run.model(name)), dtype="float32", device="cpu"), prepared)',
         oracles=("tests/verbs/test_evaluate_show.py::test_a_run_measured_again_gives_the_same_numbers[float64]",),
     ),
     Mutant(

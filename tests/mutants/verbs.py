@@ -34,7 +34,7 @@ RUNS = (
         id="M65",
         what="the student ends on the teacher's token alone",
         file="training/prepare.py",
-        old="if len(stop_ids) > 1:",
+        old="if len(ids) > 1:",
         new="if False:",
         oracles=(TRAIN + "test_a_student_that_ends_otherwise_is_saved_with_both_ends",),
     ),

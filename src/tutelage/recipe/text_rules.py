@@ -56,7 +56,7 @@ def _answers(teacher: Tree, tree: Tree) -> Iterator[Problem]:
     if isinstance(sources, list) and not any(isinstance(s, dict) and s.get("answers") for s in sources):
         why = "none of them is {answers: …}; leave data.sources out, and the answers are the data"
         yield Problem(("data", "sources"), f"does not hold what teacher.answers is for: {why}")
-    if any(teacher.get(name) is not None for name in ("model", "memory", "cache")):
+    if any(teacher.get(name) is not None for name in ("model", "memory", "cache", "ensemble", "config")):
         return
     for path, student in all_students(tree):
         for name in ("layers", "config"):

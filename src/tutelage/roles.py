@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 TEACHER, STUDENT, FAMILY = "teacher", "student", "family"
 _BEFORE, _CONTROL = "before-", "control-"
-RESERVED = (TEACHER, STUDENT, "student_before", "control", FAMILY, "controls", "start")
-PREFIXES = (_BEFORE, _CONTROL)
+RESERVED = (TEACHER, STUDENT, "student_before", "control", FAMILY, "controls", "start", "trusted")
+PREFIXES, SUFFIXES = (_BEFORE, _CONTROL), ("-bfloat16",)
 
 
 def before(student: str) -> str:

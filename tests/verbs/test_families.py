@@ -193,6 +193,24 @@ WRONG = {
     "trust has no effect with a teacher that does not train": {
         "teacher": "t", "loss": [{"divergence": "forward_kl", "trust": "progress"}],
     },
+    "students.a-bfloat16 is a name that a run uses itself": {"students": {"a-bfloat16": {"model": "m"}}},
+    "must be letters, digits, - and _, beginning with a letter, got 'a.b'": {"students": {"a.b": {"model": "m"}}},
+    "students.a.loss[0].teacher must be text": {
+        "students": {"a": {"model": "m", "loss": [{"divergence": "forward_kl", "teacher": ["b"]}]}}
+    },
+    "teacher.ensemble needs at least 2 entries, got 1": {"teacher": {"ensemble": [{"model": "t"}]}},
+    "trust has nothing to follow: students.a has no cross_entropy on ground_truth": {
+        "students": {
+            "a": {"model": "m", "loss": ["forward_kl"]},
+            "b": {"model": "m", "loss": [{"divergence": "forward_kl", "teacher": "a", "trust": "progress"}]},
+        }
+    },
+    "teacher.train.decay has no effect with schedule cosine": {
+        "teacher": {"model": "t", "train": {"decay": 0.3}}, "training": {"schedule": "cosine"},
+    },
+    "teacher.train.warmup and decay together must be <= 1, got 0.9 + 0.2": {
+        "teacher": {"model": "t", "train": {"warmup": 0.9}},
+    },
     "leaves nobody who trains from step 0": {
         "teacher": "t", "students": {"a": {"model": "m", "start_at_step": 3}},
     },
@@ -205,6 +223,61 @@ def test_a_recipe_that_contradicts_itself_is_refused_in_one_line(said, base):
         tutelage.load_recipe(co(base, **WRONG[said]))
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_weight_that_falls_is_left_as_it_is_written(base):
+    falling = {"divergence": "forward_kl", "weight": {"schedule": "wsd", "start": 1.0, "end": 0.1, "decay": 0.9}}
+    (term,) = tutelage.load_recipe(co(base, loss=[falling], students={"a": {"layers": 2}})).learners["a"].loss
+    assert term.weight.warmup == 0.0
+    assert tutelage.load_recipe(co(base, teacher={"model": "t", "train": False})).trains_teacher is False
+
+
+def test_steps_in_which_nobody_trains_are_passed_over(base, tmp_path):
+    late = {"layers": {"evenly": 2}, "start_at_step": 3}
+    teacher = {"model": str(base / "teacher"), "train": {"freeze_at_step": 1}}
+    run = tutelage.train(co(base, teacher=teacher, students={"a": late}, control=True), run_dir=tmp_path / "run")
+    assert [(row["step"], row["model"]) for row in run.metrics] == [(1, "teacher"), (4, "a"), (4, "control-a")]
+
+
+def test_an_early_stop_waits_for_late_students_and_does_not_mistake_a_warm_up_for_a_rising_loss(base, tmp_path):
+    training = {"steps": 12, "evaluate_every": 0.09, "early_stop": {"patience": 2}, "learning_rate": 1e-3}
+    students = {"a": {"layers": {"evenly": 2}}, "late": {"config": SMALL, "start_at_step": 8}}
+    teacher = {"model": str(base / "teacher"), "train": True}
+    run = tutelage.train(co(base, teacher=teacher, students=students, training=training), run_dir=tmp_path / "run")
+    losses = [row["a/held_out/cross_entropy"] for row in run.metrics if "a/held_out/cross_entropy" in row]
+    assert losses == sorted(losses, reverse=True)  # nothing gets worse here
+    assert run.summary["step"] == 12
+    assert not run.summary["stopped_early"]
+
+
+def test_a_fork_into_other_models_is_refused_before_a_folder_is_made(whole, base, tmp_path):
+    for students, said in (
+        ({"other": {"layers": {"evenly": 2}}}, "trains other, teacher, and"),
+        (None, "trains student, teacher, and"),
+    ):
+        fields = {"students": students} if students else {"students": None, "student": {"layers": {"evenly": 2}}}
+        path = tmp_path / "other.yaml"
+        path.write_text(json.dumps({k: v for k, v in co(base, **fields).items() if v is not None}))
+        before = sorted(whole.path.parent.iterdir())
+        code, _, err = call("train", path, "--run-dir", whole.path, "--fork")
+        assert code == 2
+        assert said in err and "small, teacher, tiny" in err
+        assert sorted(whole.path.parent.iterdir()) == before
+
+
+def test_a_config_that_makes_no_model_is_refused_in_one_line(base, tmp_path):
+    for config, said in (({"vocab_size": 5}, "vocab_size 5, the tokenizer has"), ({"hidden_size": "x"}, "hidden_size")):
+        code, _, err = call("train", written(base, student={"config": config}), "--run-dir", tmp_path / "run")
+        assert code == 2
+        assert "error[CONFIG]: student.config: " in err and said in err
+
+
+def test_a_model_that_diverges_is_named_with_its_learning_rate(base, tmp_path):
+    students = {"a": {"layers": {"evenly": 2}}, "boom": {"config": SMALL, "learning_rate": 1e30}}
+    path = written(base, student=None, students=students)
+    code, _, err = call("train", path, "--run-dir", tmp_path / "run")
+    assert code == 7
+    assert "lower the learning rate of boom" in err
 
 
 @pytest.mark.parametrize(

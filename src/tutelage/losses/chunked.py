@@ -183,8 +183,8 @@ class _Job:
     chunk: ChunkFunction | None
     sums: dict[str, dict[str, Tensor]] = field(init=False)
     passes: dict[str, list[_Pass]] = field(init=False)
-    order: list[str] = field(init=False)  # who learns from another comes before it: its product is overwritten then
-    copied: set[str] = field(init=False)  # of those that learn from each other
+    order: list[str] = field(init=False)  # a product is overwritten when its model's turn has come
+    copied: set[str] = field(init=False)  # those that somebody later in the order still learns from
 
     def __post_init__(self) -> None:
         self.sums = {
@@ -227,7 +227,7 @@ class _Job:
 
 
 def _order(sources: Mapping[str, set[str | None]]) -> tuple[list[str], set[str]]:
-    """(names, each before those that it learns from; the names whose product must be copied: they are in a circle)."""
+    """(names, those that nobody left learns from first; the names whose product others need after their turn)."""
     left, order, copied = dict(sources), [], set[str]()
     while left:
         needed = {source for name, of in left.items() for source in of if source != name}
@@ -258,7 +258,9 @@ class _JointLoss(torch.autograd.Function):
             products = _group_products(hidden, group, job=job)
             for name, gradient in gradients.items():
                 part = job.parts[name]
-                gradient.add(products[name], group, head=part.head, hidden_ND=part.hidden_ND, workspace=job.workspace)
+                gradient.add(
+                    products[name], group, head=part.head, hidden_ND=part.hidden_ND, workspace=job.workspace, name=name
+                )
         ctx.gradients = [
             g for n, p in job.parts.items() if job.needs_gradient for g in gradients[n].finish(p.head.weight_VD.dtype)
         ]

@@ -63,12 +63,7 @@ def examine(target: "str | Path | Recipe") -> Report:
 
 
 def _examine_recipe(recipe: Recipe) -> Report:
-    sections = {"teacher": recipe.teacher} | {name: learner.section for name, learner in recipe.learners.items()}
-    found = {
-        f"{role} {section.model}": _examine_model(section.model, section.revision)
-        for role, section in sections.items()
-        if section is not None and section.model is not None
-    }
+    found = {f"{role} {model}": _examine_model(model, revision) for role, model, revision in _named(recipe)}
     findings = [finding for one in found.values() for finding in one.findings]
     tokenizers = [one.tokenizer for one in found.values() if one.tokenizer is not None]
     for other in tokenizers[1:]:
@@ -76,6 +71,20 @@ def _examine_recipe(recipe: Recipe) -> Report:
     if recipe.data.chat_template is not None and tokenizers:
         findings += _template(tokenizers[0], recipe.data.chat_template)
     return Report(findings=tuple(findings), facts={name: one.facts for name, one in found.items()})
+
+
+def _named(recipe: Recipe) -> Iterator[tuple[str, str, str | None]]:
+    """Each model that a recipe names: (its role, where it is, its revision)."""
+    teacher = recipe.teacher
+    if teacher is not None:
+        named = teacher.tokenizer or teacher.model
+        if named is not None:
+            yield "teacher", named, teacher.revision
+        for i, member in enumerate(teacher.ensemble or ()):
+            yield f"teacher {i}", member.model, member.revision
+    for name, learner in recipe.learners.items():
+        if learner.section.model is not None:
+            yield name, learner.section.model, learner.section.revision
 
 
 def _pair(teacher: Any, student: Any, *, own_template: bool) -> Iterator[Finding]:

@@ -87,13 +87,25 @@ def from_config(
     unknown = [key for key in config if key not in known and not hasattr(merged, key)]
     if unknown:
         raise ConfigError("CONFIG", f"{name}.config: unknown for {type(merged).__name__}: {', '.join(unknown)}")
-    values = {**known, "vocab_size": n_vocabulary, **config}
+    if isinstance(config.get("vocab_size"), int) and config["vocab_size"] < n_vocabulary:
+        found = f"vocab_size {config['vocab_size']}, the tokenizer has {n_vocabulary} tokens; leave it out"
+        raise ConfigError("CONFIG", f"{name}.config: {found}")
+    try:
+        return _of_values(merged, {**known, "vocab_size": n_vocabulary, **config}, config, seed=seed, name=name)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        what = f"{name}.config: {', '.join(config)} make no {type(merged).__name__}"
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError("CONFIG", f"{what} ({said}); compare with the config.json of a model of its kind") from error
+
+
+def _of_values(base: Any, values: dict[str, Any], config: Mapping[str, Any], *, seed: int, name: str) -> CausalLM:
+    """The model of a config with these values; whatever the library raises for values that make none."""
     values.pop("quantization_config", None)
     if "head_dim" not in config and {"hidden_size", "num_attention_heads"} & set(config) and "head_dim" in values:
         values["head_dim"] = values["hidden_size"] // values["num_attention_heads"]
     if "num_hidden_layers" in config and isinstance(values.get("layer_types"), list):
         values["layer_types"] = _stretched(values["layer_types"], int(config["num_hidden_layers"]))
-    merged = type(merged).from_dict(values)
+    merged = type(base).from_dict(values)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, f"{name} weights"))
         return _empty(merged, dtype=torch.float32)

@@ -22,8 +22,7 @@ from tutelage.recipe.sources import Source
 Path = tuple[str | int, ...]
 
 _LATER: dict[type[Section], tuple[str, ...]] = {
-    Recipe: ("students",),
-    Teacher: ("train", "config", "ensemble", "weights", "quantize", "top_k"),
+    Teacher: ("quantize", "top_k"),
     Student: ("width", "lora"),
     Source: ("parquet", "hub"),
     Evaluation: ("tasks", "probes"),
@@ -184,15 +183,15 @@ def of_validation(error: ValidationError) -> list[Problem]:
 
 def _without_types(path: Path) -> Path:
     """pydantic puts the type of each free-form value between the names of a config."""
-    if "config" not in path or path[0] not in ("teacher", "student", "students"):
+    inside = 3 if path[0] == "students" else 2
+    if path[0] not in ("teacher", "student", "students") or path[inside - 1 : inside] != ("config",):
         return path
-    inside = path.index("config") + 1
     return (*path[:inside], *path[inside::2])
 
 
 def _is_echo(detail: ErrorDetails) -> bool:
     """A list that is "too short" only because its entries are wrong, each named on its own."""
-    return detail["type"] == "too_short" and bool(detail["input"])
+    return detail["type"] == "too_short" and len(detail["input"]) >= detail["ctx"]["min_length"]
 
 
 def _problem(detail: ErrorDetails) -> Problem:
@@ -210,12 +209,16 @@ def _problem(detail: ErrorDetails) -> Problem:
         section = section_at(path)
         names = f" with {', '.join(_public(section))}" if section else ""
         return Problem(path, f"must be a mapping{names}, got {shown(found)}")
+    if kind == "too_short" and found:
+        return Problem(path, f"needs at least {context['min_length']} entries, got {len(found)}")
     if kind in ("too_short", "string_too_short"):
         return Problem(path, "must not be empty")
     if kind == "too_long":
         return Problem(path, f"has too many entries, got {shown(found)}")
     if kind == "string_pattern_mismatch":
-        assert context["pattern"] == DEVICE_PATTERN
+        if context["pattern"] != DEVICE_PATTERN:  # a student's name, which pydantic puts before the word [key]
+            allowed = "letters, digits, - and _, beginning with a letter"
+            return Problem(path[:-1] if path[-1:] == ("[key]",) else path, f"must be {allowed}, got {shown(found)}")
         return Problem(path, f"must be auto, cpu, mps, cuda or cuda:N, got {shown(found)}")
     if kind == "interval":
         return Problem(path, detail["msg"])

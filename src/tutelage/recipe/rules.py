@@ -96,15 +96,20 @@ def _loss(tree: Tree) -> Iterator[Problem]:
         yield dead(("control",), "when the loss is cross-entropy on ground truth: this run is the control")
 
 
+def _learns_truth(tree: Tree, student: Any) -> bool:
+    own = student if isinstance(student, dict) and student.get("loss") is not None else tree
+    return any(term.get("cross_entropy") == "ground_truth" for _, term in items_of(own, "loss"))
+
+
 def _terms(terms: list[tuple[int, Tree]], path: Path) -> Iterator[Problem]:
-    seen: dict[tuple[str, Any], int] = {}
+    seen: dict[tuple[str, str], int] = {}
     for i, term in terms:
         here = (*path, i)
         yield from exactly_one(term, "divergence", "cross_entropy", path=here)
         yield from _term(term, here)
-        name = term.get("divergence") or term.get("cross_entropy")
-        if isinstance(name, str) and seen.setdefault((name, term.get("teacher")), i) != i:
-            first = dotted((*path, seen[name, term.get("teacher")]))
+        name, source = term.get("divergence") or term.get("cross_entropy"), str(term.get("teacher"))
+        if isinstance(name, str) and seen.setdefault((name, source), i) != i:
+            first = dotted((*path, seen[name, source]))
             yield Problem(here, f"repeats {first} ({name}); one term with the sum of the weights is the same")
     constants = [_constant(term.get("weight")) for _, term in terms]
     if constants and all(c == 0 for c in constants):
@@ -115,6 +120,8 @@ def _source(tree: Tree, term: Tree, path: Path) -> Iterator[Problem]:
     """Whom a term learns from, and how far it trusts in it."""
     source, students = term.get("teacher"), section_of(tree, "students")
     trains = isinstance(section_of(tree, "teacher").get("train"), dict)
+    if source is not None and not isinstance(source, str):
+        return  # its own field says what is wrong
     if source is not None:
         known = ", ".join(students) or "there are none"
         if term.get("cross_entropy") == "ground_truth":
@@ -130,6 +137,9 @@ def _source(tree: Tree, term: Tree, path: Path) -> Iterator[Problem]:
         yield dead((*path, "trust"), "with cross_entropy")
     elif trust == "progress" and source is None and not trains:
         yield dead((*path, "trust"), "with a teacher that does not train: its progress is none")
+    elif trust == "progress" and source in students and not _learns_truth(tree, students[source]):
+        what = f"has nothing to follow: students.{source} has no cross_entropy on ground_truth"
+        yield Problem((*path, "trust"), what)
     elif trust == "per_token" and source is None and section_of(tree, "teacher").get("cache") is not None:
         yield Problem((*path, "trust"), "per_token asks the teacher about the true token, and a cache need not hold it")
 

@@ -14,7 +14,7 @@ from tutelage.recipe.tree import (
     section_of,
     shares,
 )
-from tutelage.roles import PREFIXES, RESERVED
+from tutelage.roles import PREFIXES, RESERVED, SUFFIXES
 
 
 def broken_models(tree: Tree) -> Iterator[Problem]:
@@ -32,7 +32,7 @@ def _teacher(tree: Tree) -> Iterator[Problem]:
         yield from _without_weights(tree, teacher)
     if teacher.get("revision") is not None and (teacher.get("memory") or (isinstance(model, str) and is_local(model))):
         yield dead((*path, "revision"), "with a model that is not a hub id")
-    yield from _trained_teacher(teacher)
+    yield from _trained_teacher(tree, teacher)
     yield from _ensemble(tree, teacher)
     if tree.get("teacher") is not None:
         return
@@ -61,7 +61,7 @@ def _ensemble(tree: Tree, teacher: Tree) -> Iterator[Problem]:
             )
 
 
-def _trained_teacher(teacher: Tree) -> Iterator[Problem]:
+def _trained_teacher(tree: Tree, teacher: Tree) -> Iterator[Problem]:
     train, path = teacher.get("train"), ("teacher", "train")
     if teacher.get("config") is not None:
         if train is None:
@@ -81,9 +81,12 @@ def _trained_teacher(teacher: Tree) -> Iterator[Problem]:
         yield Problem(path, f"and teacher.cache exclude each other: {why}")
     if teacher.get("dtype") not in (None, "auto"):
         yield dead(("teacher", "dtype"), "with teacher.train: it computes as its students do, see training.precision")
-    if train.get("decay") is not None and train.get("schedule") in ("cosine", "constant"):
-        yield dead((*path, "decay"), f"with schedule {train['schedule']}: only wsd has it")
-    yield from shares({"warmup": 0.05, **{k: v for k, v in train.items() if v is not None}}, path)
+    training = {k: v for k, v in section_of(tree, "training").items() if v is not None}
+    own = {"schedule": "wsd", "warmup": 0.05, **training, **{k: v for k, v in train.items() if v is not None}}
+    if train.get("decay") is not None and own["schedule"] in ("cosine", "constant"):
+        yield dead((*path, "decay"), f"with schedule {own['schedule']}: only wsd has it")
+    if own["schedule"] == "wsd" and given_in(train, "warmup", "decay", "schedule"):
+        yield from shares(own, path)
 
 
 def _without_weights(tree: Tree, teacher: Tree) -> Iterator[Problem]:
@@ -132,10 +135,10 @@ def _students(tree: Tree) -> Iterator[Problem]:
     """A family: names that tables and folders can tell apart, a loss for everyone, one that begins at once."""
     pupils = section_of(tree, "students")
     for name in pupils:
-        if name in RESERVED or name.startswith(PREFIXES):
+        if name in RESERVED or name.startswith(PREFIXES) or name.endswith(SUFFIXES):
             yield Problem(
                 ("students", name),
-                f"is a name that a run uses itself ({', '.join((*RESERVED, *PREFIXES))}); choose another",
+                f"is a name that a run uses itself ({', '.join((*RESERVED, *PREFIXES, *SUFFIXES))}); choose another",
             )
     lacking = [name for name, pupil in pupils.items() if isinstance(pupil, dict) and pupil.get("loss") is None]
     if tree.get("loss") is None and (lacking or not pupils):

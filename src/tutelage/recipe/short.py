@@ -25,8 +25,8 @@ def student(value: Any) -> Any:
 
 
 def train(value: Any) -> Any:
-    """`true` is a section of defaults."""
-    return {} if value is True else value
+    """`true` is a section of defaults, `false` is none."""
+    return {} if value is True else None if value is False else value
 
 
 def layers(value: Any) -> Any:
@@ -216,7 +216,7 @@ def _loss(value: Any) -> Any:
 
 
 def _warmed(tree: dict[str, Any]) -> dict[str, Any]:
-    """A teacher that trains is noisy at first: the weight of what it teaches rises, unless that says a warm-up."""
+    """A teacher that trains is noisy at first: a constant weight of what it teaches rises, if it says no warm-up."""
 
     def warmed(terms: Any) -> Any:
         return [_warm_term(item) for item in terms] if isinstance(terms, list) else terms
@@ -235,7 +235,8 @@ def _warm_term(item: Any) -> Any:
         return item
     asks = item.get("divergence") is not None or item.get("cross_entropy") == "teacher_argmax"
     weight = item.get("weight", {"schedule": "constant", "start": 1.0})
-    if not asks or not isinstance(weight, dict) or weight.get("warmup") is not None:
+    is_constant = isinstance(weight, dict) and weight.get("schedule") == "constant"
+    if not asks or not is_constant or weight.get("warmup") is not None:
         return item
     return {**item, "weight": {**weight, "warmup": TRAINED_TEACHER_WARMUP}}
 

@@ -20,8 +20,8 @@ def title(transfer: Transfer) -> str:
     """One sentence: what the student is, and how much of the teacher is in it."""
     result, names = transfer.sets.get(HELD_OUT), roles.students(transfer.models)
     if len(names) > 1:
-        taught = "one teacher" if transfer.teacher is not None else "each other"
-        return f"{len(names)} students of {taught}: {', '.join(visible.line(name) for name in names)}."
+        taught = " of one teacher" if transfer.teacher is not None else ""
+        return f"{len(names)} students{taught}: {', '.join(visible.line(name) for name in names)}."
     name = names[0] if names else roles.STUDENT
     agreement = result.estimates.get(name, {}).get("top1_agreement") if result else None
     student, teacher = transfer.costs.get(name), transfer.costs.get(transfer.teacher or "")

@@ -187,6 +187,8 @@ class _Fit:
             }
             self.run.append_metrics(row)
             _write_scalars(writer, row)
+        if not self.trainer.all_have_begun:
+            return False
         improved = self.progress.best_loss is None or objective < self.progress.best_loss
         if improved:
             self.progress.best_step, self.progress.best_loss, self.progress.n_worse = step, objective, 0

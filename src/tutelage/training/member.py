@@ -1,8 +1,9 @@
 """A model that trains: what it learns from whom, how fast, and in which steps of the run."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from tutelage.losses.schedules import constant
 from tutelage.losses.terms import Scale, Term, scale_of
 from tutelage.training.optim import Optimizer, OptimizerSettings
 from tutelage.training.precision import ComputePath, MasterWeights
@@ -43,6 +44,13 @@ class Member:
                 factor = scale.factor * progress.get(term.source, 0.0)
                 scales[term.name] = Scale(factor=factor, temperature=scale.temperature)
         return scales
+
+    def judging_scales(self, step: int) -> dict[str, Scale]:
+        """As `scales` of one position, with every weight as it is after its warm-up, and full trust."""
+        n_steps = self.optimizer.n_steps
+        own = min(max(step - self.first_step, 0), n_steps - 1)
+        settled = [replace(term, weight=constant(term.weight.start)) for term in self.terms]
+        return {term.name: scale_of(term, step=own, n_steps=n_steps, count=1) for term in settled}
 
 
 class Peer:

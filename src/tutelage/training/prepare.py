@@ -17,7 +17,7 @@ from tutelage.models.cast import cast
 from tutelage.models.fingerprint import weights_fingerprint
 from tutelage.recipe import Recipe
 from tutelage.recipe import Student as StudentSection
-from tutelage.roles import STUDENT
+from tutelage.roles import STUDENT, TEACHER
 from tutelage.teachers.cached import CachedTeacher
 from tutelage.teachers.ensemble import EnsembleTeacher
 from tutelage.teachers.live import LiveTeacher
@@ -89,7 +89,7 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
     model = _teacher_model(recipe, memory.teacher, n_vocabulary=n_vocabulary)
     teacher: LiveTeacher | EnsembleTeacher | CachedTeacher | None = None
     if is_cached:
-        terms = [term for learner in recipe.learners.values() for term in terms_of(learner.loss)]
+        terms = [t for one in recipe.learners.values() for t in terms_of(one.loss) if t.source == TEACHER]
         teacher = teachers.cached(recipe, data, terms=terms, model=model, compute=compute)
     layers, students = _student_starts(
         recipe,

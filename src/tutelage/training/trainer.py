@@ -118,6 +118,8 @@ class Trainer:
         count = sum(batch.n_trained for batch in microbatches)
         self._stop_if_nothing_to_train(count, microbatches)
         training = [peer for peer in self.peers.values() if peer.member.is_training(self.step)]
+        if not training:  # a teacher that has stopped, students that have not begun
+            return self._passed_over(count, started)
         scales = self._scales(count, training)
         self.family.set_training(scales)
         sums: LossSums | None = None
@@ -137,6 +139,13 @@ class Trainer:
         self._remember(stats)
         self.step += 1
         return _timed(stats, seconds=time.perf_counter() - started)
+
+    def _passed_over(self, count: int, started: float) -> StepStats:
+        self.step += 1
+        return StepStats(
+            step=self.step, losses={}, totals={}, gradient_norms={}, learning_rates={}, n_tokens=0, n_trained=count,
+            seconds=time.perf_counter() - started,
+        )  # fmt: skip
 
     def steps(self) -> Iterator[StepStats]:
         """Train to the end, one step an item; the caller may stop, look, evaluate and save between items."""
@@ -164,13 +173,18 @@ class Trainer:
         return {name: float(value) / sums.counts[name] for name, value in sums.sums.items()}
 
     def objective(self, losses: Mapping[str, float]) -> float:
-        """The weighted sum of mean losses as it is trained at the present step: what held-out evaluations compare.
+        """The weighted sum of mean losses, by the weights after their warm-up: what held-out evaluations compare.
 
-        `losses` as `evaluate` gives them: a forward KL counts under the name that its targets gave it.  Of a family it
-        is the sum over `judged`.
+        With the weight of the present step a loss would seem to rise while a weight does.  `losses` as `evaluate` gives
+        them: a forward KL counts under the name that its targets gave it.  Of a family it is the sum over `judged`.
         """
-        scales = self._scales(1, [self.peers[name] for name in self.judged])
-        return sum(_weighted(losses, name, self.peers[name].member.terms, scales[name]) for name in self.judged)
+        members = [self.peers[name].member for name in self.judged]
+        return sum(_weighted(losses, m.name, m.terms, m.judging_scales(self.step)) for m in members)
+
+    @property
+    def all_have_begun(self) -> bool:
+        """Whether every model has trained at least once: before that, held-out losses cannot be compared."""
+        return all(peer.member.first_step < self.step for peer in self.peers.values())
 
     @contextmanager
     def _averages_in_place(self) -> Iterator[None]:
@@ -249,8 +263,8 @@ class Trainer:
             rows = ", ".join(key[:12] for batch in microbatches for key in batch.row_keys[:4])
             raise NumericError(
                 "NONFINITE",
-                f"{', '.join(bad)} at step {self.step}, rows [{rows}]; weights unchanged; "
-                "lower training.learning_rate or look at the rows",
+                f"{', '.join(bad)} at step {self.step}, rows [{rows}]; weights unchanged; {self._lower(bad)} or look "
+                "at the rows",
             )
         for name, value in stats.losses.items():
             if name.split("/", 1)[1].split(".")[0] not in _CROSS_ENTROPIES and value < _NEGATIVE_KL:
@@ -259,6 +273,11 @@ class Trainer:
                     "NEGATIVE_KL",
                     f"{name} {value:.3g} at step {self.step}; weights unchanged, rerun with --debug and report it",
                 )
+
+    def _lower(self, bad: Sequence[str]) -> str:
+        if len(self.peers) == 1:
+            return "lower training.learning_rate"
+        return f"lower the learning rate of {', '.join(dict.fromkeys(name.split('/', 1)[0] for name in bad))}"
 
     def _drop_gradients(self) -> None:
         for peer in self.peers.values():

@@ -15,6 +15,7 @@ from tutelage.models import load, vocabulary
 from tutelage.models.doctor import Report
 from tutelage.models.safety import Finding
 from tutelage.recipe import Recipe
+from tutelage.roles import TEACHER
 from tutelage.training.plan import terms_of
 
 
@@ -44,7 +45,8 @@ def _examine_cache(recipe: Recipe, folder: str) -> tuple[list[Finding], dict[str
     asked, manifest = cache.manifest.asked, cache.manifest
     try:
         for learner in recipe.learners.values():
-            refuse_unservable(terms_of(learner.loss), kind=cache.codec.KIND, temperature=asked.temperature)
+            terms = [term for term in terms_of(learner.loss) if term.source == TEACHER]
+            refuse_unservable(terms, kind=cache.codec.KIND, temperature=asked.temperature)
     except TutelageError as error:
         findings.append(Finding(level="error", code=error.code, message=error.message))
     for name, learner in recipe.learners.items():

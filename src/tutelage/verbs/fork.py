@@ -7,6 +7,7 @@ from torch import Tensor
 from tutelage import console, roles
 from tutelage.errors import ConfigError
 from tutelage.models import load, save
+from tutelage.recipe import Recipe, load_recipe
 from tutelage.rundir import RunDirectory, Started
 from tutelage.training import checkpoint
 from tutelage.training.prepare import Prepared
@@ -30,6 +31,21 @@ def start_from_source(prepared: Prepared, started: Started) -> None:
         required=[_part(name) for name in weights],
     )
     console.note("RESUMED", f"a fork of {started.source} from its step {step}")
+
+
+def require_same_models(source: RunDirectory, recipe: Recipe) -> None:
+    """ConfigError, before anything is made, when a run has not trained the models that this recipe trains."""
+    theirs, ours = (_names(each) for each in (load_recipe(source.recipe_path), recipe))
+    if theirs != ours:
+        raise ConfigError(
+            "CONFIG",
+            f"--fork: this recipe trains {', '.join(ours)}, and {source} has trained {', '.join(theirs)}; name the "
+            "same students, or start from one of its models: student.model=RUN/models/NAME",
+        )
+
+
+def _names(recipe: Recipe) -> list[str]:
+    return sorted([*([roles.TEACHER] if recipe.trains_teacher else []), *recipe.learners])
 
 
 def start_from_kept(prepared: Prepared, run: RunDirectory) -> bool:

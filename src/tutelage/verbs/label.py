@@ -113,6 +113,15 @@ def label(
 def _folder(recipe: Recipe) -> Path:
     """Where the cache is written; ConfigError unless the recipe names it and a teacher to ask."""
     teacher = recipe.teacher
+    if teacher is not None and (teacher.ensemble is not None or teacher.train is not None):
+        why = (
+            "label each member and merge the caches"
+            if teacher.ensemble is not None
+            else "a teacher that learns has none"
+        )
+        raise ConfigError(
+            "CONFIG", f"label asks one teacher that stays as it is: {why}; name it alone in teacher.model"
+        )
     if teacher is None or teacher.cache is None:
         raise ConfigError(
             "CONFIG", "label writes to teacher.cache, and the recipe names none; add teacher.cache=FOLDER"

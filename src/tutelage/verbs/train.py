@@ -138,6 +138,7 @@ def _earlier(folder: Path, recipe: Recipe, *, force: bool, fork: bool, resume: b
         run.require_run("--resume")
     if fork:
         run.require_run("--fork")
+        forks.require_same_models(run, recipe)
     if force or fork or run.state() == "absent":
         return None
     run.require_same_recipe(recipe.resolved(), resume=resume)

@@ -13,7 +13,9 @@ from tutelage import console
 
 
 def _python(code: str, **streams_of: object) -> subprocess.CompletedProcess[str]:
+    """With buffered streams, as users have them: what could not be written is tried once more at exit."""
     command = [sys.executable, "-c", textwrap.dedent(code)]
+    streams_of.setdefault("env", {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"})
     return subprocess.run(command, text=True, timeout=60, **streams_of)  # type: ignore[call-overload]
 
 

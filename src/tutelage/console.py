@@ -8,7 +8,9 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
@@ -48,8 +50,10 @@ def say(text: str) -> None:
     """One line on stderr, control characters made visible; silent when nobody can read it."""
     try:
         print(_one_line(text), file=sys.stderr, flush=True)
-    except (OSError, ValueError):  # the other end of the pipe, or the stream itself, is closed
+    except ValueError:  # the stream itself is closed
         return
+    except OSError:  # the other end of the pipe is
+        _forget(sys.stderr)
 
 
 def tell(text: str) -> None:
@@ -68,11 +72,16 @@ def print_result(text: str) -> None:
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        # Python flushes stdout once more at exit and would complain there.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget(sys.stdout)
     except OSError as reason:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget(sys.stdout)
         raise ResourceError("IO", f"cannot write the result to stdout ({reason.strerror})") from reason
+
+
+def _forget(stream: TextIO) -> None:
+    """What could not be written goes nowhere: Python tries once more at exit, and would end with status 120."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class Progress:

@@ -178,6 +178,34 @@ def test_an_ensemble_teaches_its_average_and_is_measured_as_the_teacher(base, tm
     assert "copies layers of one teacher, and there are several" in err
 
 
+def test_doctor_looks_at_every_member_of_an_ensemble_and_at_the_tokenizer_of_a_teacher_from_nothing(base, tmp_path):
+    absent = str(tmp_path / "absent")
+    ensemble = {"ensemble": [{"model": str(base / "teacher")}, {"model": absent}]}
+    nothing = {"config": SMALL, "tokenizer": absent, "train": True}
+    for teacher in (ensemble, nothing):
+        written_to = tmp_path / "recipe.yaml"
+        written_to.write_text(json.dumps(co(base, teacher=teacher, students={"tiny": {"config": SMALL}})))
+        code, out, err = call("doctor", written_to)
+        assert code != 0
+        assert absent in out + err
+
+
+@pytest.mark.slow
+def test_a_student_of_a_sampled_cache_may_learn_anything_from_another_student(base, tmp_path):
+    teacher = {"model": str(base / "teacher"), "cache": str(tmp_path / "cache")}
+    other = [{"divergence": "reverse_kl", "teacher": "a"}, "forward_kl"]
+    students = {"a": {"layers": {"evenly": 2}, "loss": ["forward_kl"]}, "b": {"layers": {"evenly": 2}, "loss": other}}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps({**co(base, teacher=teacher, students=students), "loss": None}))
+    for verb in ("label", "doctor"):
+        code, _, err = call(verb, path)
+        assert code == 0, err
+    code, _, err = call("train", path, "--run-dir", tmp_path / "run")
+    assert code == 0, err
+    rows = [row for row in tutelage.Run(tmp_path / "run").metrics if row["model"] == "b"]
+    assert {"b/reverse_kl.a", "b/soft_cross_entropy"} <= rows[0].keys()
+
+
 WRONG = {
     "teacher.train and teacher.cache exclude each other": {"teacher": {"model": "t", "cache": "c", "train": True}},
     "teacher.tokenizer is missing": {"teacher": {"config": SMALL, "train": True}},

@@ -6,8 +6,8 @@
 For each teacher and kind of text every format gets the same rows and as many positions; budgets are fitted on other
 rows of the same text.  Both columns are those of `tutelage.cache.error`, against the reference student.  Texts: prose
 (the .txt files of a folder), documentation (Python's own), chat (answers that the teacher samples itself, on their own
-positions alone; 10,240 of them, since writing them is slow).  `fall` follows the error of the mean over 100,000
-positions of documentation: unbiased formats fall as 1 / sqrt(n), biased ones end on a floor.
+positions alone).  `fall` follows the error of the mean over 100,000 positions of documentation: unbiased formats fall
+as 1 / sqrt(n), biased ones end on a floor.
 
 Every finished cell is kept in the result file; the same command goes on where it was stopped.
 """
@@ -36,8 +36,9 @@ from tutelage.home import home
 from tutelage.types import Targets
 
 TEACHER = "package:smollm2-135m-instruct"
-POSITIONS, CHAT_POSITIONS, FITTED_POSITIONS, FALL_POSITIONS = 20_480, 10_240, 2048, 102_400
+POSITIONS, FITTED_POSITIONS, FALL_POSITIONS = 20_480, 2048, 102_400
 BUDGETS = (8, 12, 16, 24, 32, 48, 64, 100, 150, 200, 300, 400)
+THRESHOLD_ENDS = 100  # bytes: a larger budget changes nothing of it
 CHECKED_ROWS = 4  # of top-k's derived targets against what its codec writes and reads
 Cell = dict[str, Any]
 
@@ -80,7 +81,7 @@ def cells(budgets: tuple[float, ...]) -> dict[str, Callable[[Bench], Cell | None
         made[name] = functools.partial(other, name=name)
     made["hidden states, 8 bits"] = functools.partial(codec, name="hidden", budget=None)
     if "threshold" in plugins.names(CODECS):
-        for budget in budgets:
+        for budget in (budget for budget in budgets if budget <= THRESHOLD_ENDS):
             made[f"threshold, {budget:g}"] = functools.partial(codec, name="threshold", budget=budget)
     return made
 
@@ -235,17 +236,19 @@ def run(source: str, results: Results, *, arguments: argparse.Namespace) -> None
     load = functools.cache(lambda: Teacher.load(source))
     name = pareto_rows.name_of(source)
     for kind, rows in texts(arguments).items():
-        n_positions = min(arguments.positions, CHAT_POSITIONS) if kind == "chat" else arguments.positions
         todo = {
             cell: act
             for cell, act in cells(tuple(arguments.budgets)).items()
-            if not results.has(f"{name} / {kind} / {cell}", n_positions=n_positions)
+            if not results.has(f"{name} / {kind} / {cell}", n_positions=arguments.positions)
         }
         if not todo:
             continue
         started = time.perf_counter()
-        bench = Bench.of(rows(load()), n_positions, n_fitted=arguments.fitted, teacher=load())
-        print(f"{name} / {kind}: {n_positions} positions in {time.perf_counter() - started:.0f} s", file=sys.stderr)
+        bench = Bench.of(rows(load()), arguments.positions, n_fitted=arguments.fitted, teacher=load())
+        print(
+            f"{name} / {kind}: {arguments.positions} positions in {time.perf_counter() - started:.0f} s",
+            file=sys.stderr,
+        )
         for cell, act in todo.items():
             started = time.perf_counter()
             found = act(bench)

@@ -130,9 +130,9 @@ def test_the_expected_gradient_of_a_sample_is_that_of_the_whole_distribution(tem
 def test_a_sample_never_becomes_a_tensor_over_the_vocabulary():
     workspace = Workspace()
     run(sampled(random_entries()), [soft(), TRUTH], workspace=workspace)
-    assert "of teacher" not in workspace._tensors
+    assert not any(name.startswith("of teacher") for name in workspace._tensors)
     run(teacher(), [soft(), TRUTH], workspace=workspace)
-    assert "of teacher" in workspace._tensors
+    assert any(name.startswith("of teacher") for name in workspace._tensors)
 
 
 # --- the top k and a tail ---------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ CODISTILLATION = (
     Mutant(
         id="M45",
         what="a teacher's product overwritten before its students have read it",
-        file="losses/chunked.py",
+        file="losses/job.py",
         old="order.append(chosen)",
         new="order.insert(0, chosen)",
         oracles=(O6 + "test_the_joint_loss_has_the_gradients_of_autograd_on_whole_logits",),
@@ -24,7 +24,7 @@ CODISTILLATION = (
     Mutant(
         id="M280",
         what="a term of weight 0 shares the pass that forms the gradient",
-        file="losses/chunked.py",
+        file="losses/job.py",
         old="live = [t for t in part.terms if part.scales[t.name].factor != 0.0] if self.needs_gradient else []",
         new="live = list(part.terms) if self.needs_gradient else []",
         oracles=(
@@ -34,16 +34,16 @@ CODISTILLATION = (
     Mutant(
         id="M281",
         what="equals that read what the other has become in this step",
-        file="losses/chunked.py",
-        old="teaching = {name: products[name].clone() if name in job.copied else products[name] for name in products}",
-        new="teaching = dict(products)",
+        file="losses/groups.py",
+        old="self.whole[name] = product_NV.clone()",
+        new="pass",
         oracles=(O6 + "test_the_joint_loss_has_the_gradients_of_autograd_on_whole_logits",),
     ),
     Mutant(
         id="M282",
         what="of two sources only the last one's gradient",
-        file="losses/chunked.py",
-        old="summed_NV += result.gradient_NV",
+        file="losses/groups.py",
+        old="summed_NV += gradient_NV",
         new="pass",
         oracles=(O6 + "test_the_joint_loss_has_the_gradients_of_autograd_on_whole_logits",),
     ),

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import nn
 
-from tutelage.losses.chunked import CHUNK_POSITIONS, ChunkFunction, Part, joint_loss
+from tutelage.losses.chunked import CHUNK_POSITIONS, joint_loss
 from tutelage.losses.gradients import Workspace
+from tutelage.losses.job import ChunkFunction, Part
 from tutelage.losses.terms import Scale, Term
 from tutelage.models.head import head_of, trained_hidden
 from tutelage.types import Batch, CausalLM, DenseTargets, LossSums, Targets

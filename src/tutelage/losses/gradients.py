@@ -43,9 +43,7 @@ class Gradients:
         bias_gradient_V = torch.zeros_like(bias_V, dtype=wide(bias_V.dtype)) if bias_V is not None else None
         return cls(torch.zeros_like(hidden_ND), None, bias_gradient_V, weight_VD.shape)
 
-    def add(
-        self, gradient_NV: Tensor, group: slice, *, head: Head, hidden_ND: Tensor, workspace: Workspace, name: str
-    ) -> None:
+    def add(self, gradient_NV: Tensor, group: slice, *, head: Head, hidden_ND: Tensor, workspace: Workspace) -> None:
         """The two products of the backward pass, over a group: the larger, the cheaper the sum into the weight's."""
         n_rows = head.n_vocabulary
         weight_VD = head.weight_VD[:n_rows]
@@ -61,7 +59,8 @@ class Gradients:
             out_VD = self.weight_VD[:n_rows]
             torch.addmm(out_VD, gradient_NV.t(), group_hidden_ND, beta=0 if first else 1, out=out_VD)
         else:
-            part_VD = workspace.tensor(f"weight {name}", weight_VD, rows=n_rows, columns=weight_VD.shape[1])
+            columns = weight_VD.shape[1]
+            part_VD = workspace.tensor(f"weight {n_rows} {columns}", weight_VD, rows=n_rows, columns=columns)
             torch.mm(gradient_NV.t(), group_hidden_ND, out=part_VD)
             self.weight_VD[:n_rows].copy_(part_VD) if first else self.weight_VD[:n_rows].add_(part_VD)
         if self.bias_V is not None:

@@ -36,8 +36,8 @@ from tutelage.home import home
 from tutelage.types import Targets
 
 TEACHER = "package:smollm2-135m-instruct"
-POSITIONS, FITTED_POSITIONS, FALL_POSITIONS = 20_480, 2048, 102_400
-BUDGETS = (8, 12, 16, 24, 32, 48, 64, 100, 150, 200, 300, 400)
+POSITIONS, FITTED_POSITIONS, FALL_POSITIONS = 20_480, 8192, 102_400  # fitted on as many as `tutelage label` asks for
+BUDGETS = (8, 12, 16, 24, 32, 64, 100, 200, 300, 400)
 THRESHOLD_ENDS = 100  # bytes: a larger budget changes nothing of it
 CHECKED_ROWS = 4  # of top-k's derived targets against what its codec writes and reads
 Cell = dict[str, Any]

@@ -62,25 +62,27 @@ def name_of(source: str) -> str:
 
 
 def documentation() -> Iterator[str]:
-    """Python's own: the topics of `help()` and the docstrings, in an order of hashes."""
-    texts = [example.text for example in read_docs("docs")]
-    yield from sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())
+    """Python's own: the topics of `help()` and the docstrings."""
+    yield from (example.text for example in read_docs("docs"))
 
 
 def prose(folder: Path) -> Iterator[str]:
-    """The .txt files of a folder, in an order of hashed names."""
-    for path in sorted(folder.rglob("*.txt"), key=lambda path: hashlib.sha256(path.name.encode()).digest()):
+    """The .txt files of a folder."""
+    for path in sorted(folder.rglob("*.txt")):
         yield path.read_text(encoding="utf-8")
 
 
 def text_rows(texts: Iterator[str], *, teacher: Teacher) -> Iterator[Row]:
-    """Windows of at most LENGTH tokens, each trained from its second token on."""
+    """Windows of at most LENGTH tokens, each trained from its second token on, in an order of hashes.
+
+    So those that a budget is fitted on come from all documents, as the sample of `tutelage label` does.
+    """
+    windows = []
     for text in texts:
         ids = teacher.tokenizer(text, add_special_tokens=False)["input_ids"]
-        for start in range(0, len(ids), LENGTH):
-            window = tuple(ids[start : start + LENGTH])
-            if len(window) > 1:
-                yield Row(window)
+        windows += [tuple(ids[start : start + LENGTH]) for start in range(0, len(ids), LENGTH)]
+    windows.sort(key=lambda window: hashlib.sha256(np.array(window).tobytes()).digest())
+    yield from (Row(window) for window in windows if len(window) > 1)
 
 
 def chat_rows(prompts: Path, *, teacher: Teacher, work: Path) -> Iterator[Row]:

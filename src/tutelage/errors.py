@@ -34,7 +34,7 @@ CODES: dict[str, str] = {
     "CHECKSUM": "a file is not what its manifest says",
     "CKPT_CHECKSUM": "a checkpoint is damaged; an older one is used if there is one",
     "CKPT_INCOMPLETE": "a checkpoint lacks a part",
-    "FORMAT_VERSION": "a file was written by a newer tutelage",
+    "FORMAT_VERSION": "a file has a format of another version of tutelage",
     "TRUNCATED": "a file was cut short",
     "UNSAFE_FILE": "a file would have to be executed (pickle) to be read",
     "REMOTE_CODE": "a model folder asks to run its own code",

@@ -9,7 +9,7 @@ import torch
 
 from tests.cache.tiny_cache import Rows, V, job, row_targets, teacher, trained_logp
 from tutelage import io
-from tutelage.cache.manifest import FORMAT_VERSION, MANIFEST, read_manifest
+from tutelage.cache.manifest import FORMAT_VERSION, MANIFEST, PLAN, read_manifest
 from tutelage.cache.reader import TeacherCache
 from tutelage.cache.writer import write
 from tutelage.errors import ConfigError, IntegrityError
@@ -131,6 +131,31 @@ def test_a_shard_that_was_cut_or_removed_is_refused_when_the_cache_is_opened(row
     shard.unlink()
     with pytest.raises(IntegrityError, match="missing"):
         TeacherCache(folder)
+
+
+def test_an_older_format_is_refused_with_what_to_do_and_left_alone(rows, tmp_path):
+    """Its rows would be read by another coder, and be called damaged or made for other tokens."""
+    folder = tmp_path / "cache"
+    write(folder, job(rows))
+    content = io.read_json(folder / MANIFEST)
+    (folder / MANIFEST).write_text(json.dumps({**content, "format_version": FORMAT_VERSION - 1}))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for use in (TeacherCache, lambda path: write(path, job(rows))):
+        with pytest.raises(IntegrityError, match="tutelage label.* another folder") as caught:
+            use(folder)
+        assert caught.value.code == "FORMAT_VERSION"
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_unfinished_cache_of_an_older_format_is_refused(rows, tmp_path):
+    folder = tmp_path / "cache"
+    write(folder, job(rows))
+    manifest = io.read_json(folder / MANIFEST)
+    plan = {"manifest": {**manifest, "format_version": FORMAT_VERSION - 1}, "edges": [0, 1], "first_shard": 0}
+    (folder / PLAN).write_text(json.dumps({**plan, "rows_sha256": ""}))
+    (folder / MANIFEST).unlink()
+    with pytest.raises(IntegrityError, match=f"format {FORMAT_VERSION - 1}"):
+        write(folder, job(rows))
 
 
 def test_a_newer_format_an_absent_and_a_foreign_folder_are_refused(rows, tmp_path):

@@ -4,6 +4,7 @@ from tests.mutants.mutant import Mutant
 
 READER = "tests/cache/test_reader.py::"
 WRITER = "tests/cache/test_writer.py::"
+LABEL = "tests/verbs/test_label.py::"
 
 CACHE = (
     Mutant(
@@ -38,5 +39,45 @@ CACHE = (
         old="if before is not None and (found := manifests.differences(before.asked, job.asked)):",
         new="if before is not None and (found := []):",
         oracles=(WRITER + "test_a_cache_does_not_grow_with_what_was_asked_for_otherwise[fixed]",),
+    ),
+    Mutant(
+        id="M290",
+        what="a cache of an older format is read with the coder of today",
+        file="cache/manifest.py",
+        old="if isinstance(version, int) and version != FORMAT_VERSION:",
+        new="if isinstance(version, int) and version > FORMAT_VERSION:",
+        oracles=(READER + "test_an_older_format_is_refused_with_what_to_do_and_left_alone",),
+    ),
+    Mutant(
+        id="M291",
+        what="an unfinished cache is gone on with on other data",
+        file="cache/writer.py",
+        old="if rows.sha256() != plan.rows_sha256:",
+        new="if not rows.sha256():",
+        oracles=(WRITER + "test_an_unfinished_cache_is_not_gone_on_with_on_other_data",),
+    ),
+    Mutant(
+        id="M292",
+        what="the start of a teacher whose label was stopped stays for the next one",
+        file="verbs/label.py",
+        old="save_start(live.model, tokenizer, folder / START, replace=_recorded(folder) is None)",
+        new="save_start(live.model, tokenizer, folder / START, replace=False)",
+        oracles=(LABEL + "test_a_label_that_was_stopped_before_its_plan_does_not_leave_its_teachers_start",),
+    ),
+    Mutant(
+        id="M293",
+        what="doctor passes over what the cache cannot serve",
+        file="verbs/doctor.py",
+        old="terms = [term for term in terms_of(learner.loss) if term.source == TEACHER]",
+        new='terms = [term for term in terms_of(learner.loss) if term.source == "none"]',
+        oracles=(LABEL + "test_doctor_looks_at_the_cache_too",),
+    ),
+    Mutant(
+        id="M294",
+        what="two processes label the same shard",
+        file="cache/writer.py",
+        old="if (handle := io.take_lock(_lock_path(folder, str(number)))) is None:",
+        new="if (handle := os.open(os.devnull, os.O_RDONLY)) is None:",
+        oracles=(WRITER + "test_three_processes_share_the_work_and_end_in_the_same_bytes",),
     ),
 )

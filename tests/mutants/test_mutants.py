@@ -15,13 +15,18 @@ TESTS_FAILED = 1  # pytest's status; 2 and above are a broken harness, a missing
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """What the oracles said: {mutant id: {"exit", "output"}}."""
+def results(tmp_path_factory, request):
+    """What the oracles said of the mutants that were selected (with -k, say): {mutant id: {"exit", "output"}}."""
     out = tmp_path_factory.mktemp("mutants") / "results.json"
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.mutants.runner", str(out)]
+    asked = [item.callspec.params["mutant"].id for item in request.session.items if "mutant" in _parameters(item)]
+    command = [sys.executable, "-m", "tests.mutants.runner", str(out), *asked]
     subprocess.run(command, cwd=ROOT, env=environment, check=True)
     return json.loads(out.read_text())
+
+
+def _parameters(item):
+    return item.callspec.params if hasattr(item, "callspec") else {}
 
 
 def test_every_mutant_still_changes_exactly_one_line():

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from tutelage import io
 from tutelage.errors import ConfigError, IntegrityError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
 TABLES = "tables.safetensors"
@@ -142,7 +142,7 @@ def read_manifest(path: Path) -> Manifest:
     """The verified manifest of a finished cache.
 
     Raises ConfigError[CACHE_ABSENT] when there is none, ConfigError[CACHE_UNFINISHED] while it is being written, and
-    IntegrityError for a damaged or newer one.
+    IntegrityError for a damaged one or one of another format.
     """
     if not (path / MANIFEST).is_file():
         if (path / PLAN).is_file():
@@ -151,16 +151,22 @@ def read_manifest(path: Path) -> Manifest:
             )
         raise ConfigError("CACHE_ABSENT", f"{path} holds no teacher cache; write it first: tutelage label RECIPE")
     content = io.read_json(path / MANIFEST)
-    version = content.get("format_version") if isinstance(content, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise IntegrityError(
-            "FORMAT_VERSION",
-            f"{path}: cache format {version}, this tutelage reads up to {FORMAT_VERSION}; run: pip install -U tutelage",
-        )
+    _require_format(path, content)
     manifest = _validated(Manifest, content, where=path / MANIFEST)
     if manifest.checksum() != manifest.sha256_of_this:
         raise damaged(path, f"{MANIFEST} does not have its own checksum")
     return manifest
+
+
+def _require_format(path: Path, content: Any) -> None:
+    """IntegrityError[FORMAT_VERSION] for a manifest of another format than this one."""
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if isinstance(version, int) and version != FORMAT_VERSION:
+        newer = version > FORMAT_VERSION
+        what_to_do = "pip install -U tutelage" if newer else "tutelage label RECIPE, with teacher.cache another folder"
+        raise IntegrityError(
+            "FORMAT_VERSION", f"{path}: cache format {version}, this tutelage reads {FORMAT_VERSION}; run: {what_to_do}"
+        )
 
 
 _OURS = (MANIFEST, PLAN, START, HELD_OUT, SHARDS, TABLES, PROBE, HEAD)
@@ -189,7 +195,9 @@ def read_plan(path: Path) -> Plan | None:
     """The plan of a cache that is being written, None when there is none."""
     if not (path / PLAN).is_file():
         return None
-    return _validated(Plan, io.read_json(path / PLAN), where=path / PLAN)
+    content = io.read_json(path / PLAN)
+    _require_format(path, content.get("manifest") if isinstance(content, dict) else None)
+    return _validated(Plan, content, where=path / PLAN)
 
 
 def _validated(kind: type[Part], content: Any, *, where: Path) -> Part:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.cache import synthetic
 from tutelage.cache import set_coder
-from tutelage.cache._set_coder_cpu import MOST_CANDIDATES
+from tutelage.cache._set_coder_cpu import MOST_CANDIDATES, ROW_WITNESS
 from tutelage.cache.codec import Budget, Mismatch, Sample
 from tutelage.cache.codecs import _row, threshold
 from tutelage.cache.sampling import sample
@@ -148,6 +148,27 @@ class Written:
 @pytest.fixture(scope="module")
 def written() -> Written:
     return Written()
+
+
+def test_the_bytes_of_the_witness_are_those_that_it_takes(written):
+    """Against the length of the same rows with one and the same witness everywhere; a row is whole words."""
+    m, grains = threshold.grain_settings(written.fitted.settings)
+    coder = model_of(written.fitted.tables, m=m, grains=grains)
+    drawn = sample(written.hidden_ND, head=written.teacher, positions=written.rows, temperature=1.0, m=m, grains=grains)
+    likeliest = int(np.argmax(np.diff(coder.cumulative[ROW_WITNESS]))) * 4
+    lengths = []
+    for codes_N in (_row.witness_codes(drawn.next_logp_N), np.full(len(written.rows), likeliest)):
+        one_row = set_coder.Sets(
+            ids_M=drawn.ids_M, units_M=drawn.units_M, offsets=drawn.offsets, n_heads_N=drawn.n_heads_N,
+            witness_N=codes_N.astype(np.int64),
+        )  # fmt: skip
+        where = {"current_ids_n": written.rows.current_ids_N, "next_ids_n": written.rows.next_ids_N}
+        said = threshold.witness_bits(one_row, coder, next_ids_N=written.rows.next_ids_N)
+        lengths.append((8 * len(set_coder.encode_row(coder, one_row, **where)), said))
+    (real, real_said), (flat, flat_said) = lengths
+    assert abs((real - flat) - (real_said - flat_said)) <= 64
+    assert abs(real_said - flat_said) > 100
+    assert written.encoded.witness_bytes == real_said / 8
 
 
 def test_what_is_read_is_what_was_drawn(written):

@@ -45,6 +45,8 @@ def fit(sample: Sample, *, budget: Budget, temperature: float) -> Fitted:
         f"m = {m} (tau = {1 / m:.4g}): {search.bytes(m):.2f} bytes a token and a gradient error of "
         f"{search.error(m):.3f} a position on {search.n_measured} positions that the tables were not fitted on"
     )
+    if fixed is None and m == MOST_M:
+        why += "; m goes no further: for less error take cache.codec=hidden"
     return Fitted(settings={"m": m, "grains": GRAINS}, tables=tables, why=why)
 
 

@@ -20,11 +20,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tutelage.cache._coder_cpu import STATIC
+from tutelage.cache._set_coder_cpu import ROW_WITNESS, Model
 from tutelage.cache.codec import Encoded, Kind, Positions, Settings, Tables
 from tutelage.cache.codecs import _row
 from tutelage.cache.codecs._threshold_fit import fit
 from tutelage.cache.sampling import Drawn, sample
-from tutelage.cache.set_coder import Ints, decode_row, encode_row
+from tutelage.cache.set_coder import Ints, Sets, decode_row, encode_row
 from tutelage.cache.set_tables import model_of, sets_between, spans
 from tutelage.types import Head, SampledTargets
 
@@ -66,8 +68,20 @@ def encode_drawn(
         )
         for first, last in spans(positions)
     )
-    is_head_N = drawn.next_logp_N >= -np.log(m)
-    return rows, 6.5 * float((~is_head_N).sum())
+    return rows, witness_bits(sets_between(drawn, witness_N, 0, len(witness_N)), model, next_ids_N=positions.next_ids_N)
+
+
+def witness_bits(sets: Sets, model: Model, *, next_ids_N: Ints) -> float:
+    """How many bits the witness takes: two plain ones and a symbol of its table, where the next token is no head."""
+    position_M = np.repeat(np.arange(len(next_ids_N)), np.diff(sets.offsets))
+    is_next_M = sets.ids_M == next_ids_N[position_M]
+    is_head_M = np.arange(len(sets.ids_M)) - sets.offsets[position_M] < sets.n_heads_N[position_M]
+    is_head_N, is_pick_N = (np.zeros(len(next_ids_N), np.bool_) for _ in range(2))
+    is_head_N[position_M[is_next_M & is_head_M]] = True
+    is_pick_N[position_M[is_next_M & ~is_head_M]] = True
+    context_N, symbol_N = ROW_WITNESS + is_pick_N, sets.witness_N >> 2
+    share_N = np.diff(model.cumulative.astype(np.int64))[context_N, symbol_N] / (1 << STATIC)
+    return float((2.0 - np.log2(share_N))[~is_head_N].sum())
 
 
 def decode(

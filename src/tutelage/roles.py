@@ -1,7 +1,9 @@
 """What the models of a run are called: in its folder, its metrics and its tables."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
+Value = TypeVar("Value")
 TEACHER, STUDENT, FAMILY = "teacher", "student", "family"
 _BEFORE, _CONTROL = "before-", "control-"
 RESERVED = (TEACHER, STUDENT, "student_before", "control", FAMILY, "controls", "start", "trusted")
@@ -16,6 +18,22 @@ def before(student: str) -> str:
 def control(student: str) -> str:
     """What started as the student did and learned the same tokens without a teacher."""
     return "control" if student == STUDENT else _CONTROL + student
+
+
+def figure_name(model: str, term: str) -> str:
+    """What a model's figure is called among those of all models: MODEL/TERM.  No model has a slash in its name."""
+    return f"{model}/{term}"
+
+
+def model_and_term(name: str) -> tuple[str, str]:
+    """(model, term) of a `figure_name`."""
+    model, _, term = name.partition("/")
+    return model, term
+
+
+def figures_of(model: str, figures: Mapping[str, Value]) -> dict[str, Value]:
+    """By term, those of one model."""
+    return {model_and_term(name)[1]: value for name, value in figures.items() if model_and_term(name)[0] == model}
 
 
 def trained(models: Iterable[str]) -> list[str]:

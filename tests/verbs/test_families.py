@@ -211,6 +211,9 @@ WRONG = {
     "teacher.tokenizer is missing": {"teacher": {"config": SMALL, "train": True}},
     "teacher.train is missing: a teacher from nothing": {"teacher": {"config": SMALL, "tokenizer": "t"}},
     "students.teacher is a name that a run uses itself": {"students": {"teacher": {"model": "m"}}},
+    "students.Small is small where file names have no case": {
+        "students": {"small": {"model": "m"}, "Small": {"model": "m"}}
+    },
     "student and students exclude each other": {"student": {"model": "m"}},
     "must be one of students (a), got 'b'": {
         "students": {"a": {"model": "m", "loss": [{"divergence": "forward_kl", "teacher": "b"}, "ground_truth"]}}

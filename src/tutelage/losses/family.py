@@ -14,6 +14,7 @@ from tutelage.losses.gradients import Workspace
 from tutelage.losses.job import ChunkFunction, Part
 from tutelage.losses.terms import Scale, Term
 from tutelage.models.head import head_of, trained_hidden
+from tutelage.roles import figure_name
 from tutelage.types import Batch, CausalLM, DenseTargets, LossSums, Targets
 
 
@@ -74,8 +75,8 @@ class Family(nn.Module):
         )
         return LossSums(
             total=total,
-            sums={f"{model}/{name}": value for model, of in sums.items() for name, value in of.items()},
-            counts={f"{model}/{name}": batch.n_trained for model, of in sums.items() for name in of},
+            sums={figure_name(model, name): value for model, of in sums.items() for name, value in of.items()},
+            counts={figure_name(model, name): batch.n_trained for model, of in sums.items() for name in of},
         )
 
     def model(self, name: str) -> CausalLM:

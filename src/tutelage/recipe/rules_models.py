@@ -134,7 +134,10 @@ def _one_student(student: Tree, path: Path) -> Iterator[Problem]:
 def _students(tree: Tree) -> Iterator[Problem]:
     """A family: names that tables and folders can tell apart, a loss for everyone, one that begins at once."""
     pupils = section_of(tree, "students")
+    folded: dict[str, str] = {}
     for name in pupils:
+        if (other := folded.setdefault(name.casefold(), name)) != name:
+            yield Problem(("students", name), f"is {other} where file names have no case; choose another")
         if name in RESERVED or name.startswith(PREFIXES) or name.endswith(SUFFIXES):
             yield Problem(
                 ("students", name),

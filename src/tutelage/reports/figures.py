@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tutelage.reports.numbers import compact
+from tutelage.roles import model_and_term
 
 Row = Mapping[str, Any]  # one line of metrics.jsonl
 
@@ -42,7 +43,7 @@ def loss_curves(metrics: Sequence[Row], *, models: Sequence[str]) -> list[Panel]
     x_key = "tokens" if any("tokens" in row for row in metrics) else "step"
     by_term: dict[str, list[Curve]] = {}
     for key in dict.fromkeys(k for row in metrics for k in row if "/" in k):
-        model, _, term = key.partition("/")
+        model, term = model_and_term(key)
         held_out = term.startswith("held_out/")
         term = term.removeprefix("held_out/")
         if model not in models or term in _NOT_LOSSES:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tutelage import console, io
 from tutelage.errors import IntegrityError, NumericError, ResourceError, Stopped
+from tutelage.roles import figure_name, figures_of
 from tutelage.rundir import RunDirectory
 from tutelage.training import checkpoint
 from tutelage.training.trainer import StepStats, Trainer
@@ -146,10 +147,10 @@ class _Fit:
                 "step": stats.step,
                 "model": name,
                 "tokens": self.progress.n_tokens,
-                **{f"{name}/{term}": loss for term, loss in stats.losses_of(name).items()},
-                f"{name}/total": stats.totals[name],
-                f"{name}/gradient_norm": stats.gradient_norms[name],
-                f"{name}/learning_rate": stats.learning_rates[name],
+                **{figure_name(name, term): loss for term, loss in stats.losses_of(name).items()},
+                figure_name(name, "total"): stats.totals[name],
+                figure_name(name, "gradient_norm"): stats.gradient_norms[name],
+                figure_name(name, "learning_rate"): stats.learning_rates[name],
             }
             self.run.append_metrics(row)
             _write_scalars(writer, row)
@@ -180,11 +181,7 @@ class _Fit:
             )
         for model in self.trainer.peers:
             row: dict[str, io.Json] = {"step": step, "model": model, "tokens": self.progress.n_tokens}
-            row |= {
-                f"{model}/held_out/{key.split('/', 1)[1]}": value
-                for key, value in losses.items()
-                if key.split("/", 1)[0] == model
-            }
+            row |= {figure_name(model, f"held_out/{term}"): value for term, value in figures_of(model, losses).items()}
             self.run.append_metrics(row)
             _write_scalars(writer, row)
         if not self.trainer.all_have_begun:

@@ -22,7 +22,7 @@ from tutelage.losses.family import Family
 from tutelage.losses.stored import metric_name
 from tutelage.losses.terms import Scale, Term
 from tutelage.randomness import derive_seed
-from tutelage.roles import FAMILY, STUDENT, TEACHER
+from tutelage.roles import FAMILY, STUDENT, TEACHER, figure_name, figures_of, model_and_term
 from tutelage.training.member import Member, Peer
 from tutelage.training.optim import OptimizerSettings
 from tutelage.training.precision import ComputePath
@@ -56,7 +56,7 @@ class StepStats:
 
     def losses_of(self, model: str) -> dict[str, float]:
         """TERM: nats, of one model."""
-        return {key.split("/", 1)[1]: value for key, value in self.losses.items() if key.split("/", 1)[0] == model}
+        return figures_of(model, self.losses)
 
 
 class Trainer:
@@ -267,7 +267,7 @@ class Trainer:
                 "at the rows",
             )
         for name, value in stats.losses.items():
-            if name.split("/", 1)[1].split(".")[0] not in _CROSS_ENTROPIES and value < _NEGATIVE_KL:
+            if model_and_term(name)[1].split(".")[0] not in _CROSS_ENTROPIES and value < _NEGATIVE_KL:
                 self._drop_gradients()
                 raise NumericError(
                     "NEGATIVE_KL",
@@ -310,7 +310,7 @@ def _weighted(losses: Mapping[str, float], model: str, terms: Sequence[Term], sc
     """The sum of a model's terms, each by its factor; a forward KL under the name that its targets gave it."""
     total = 0.0
     for term in terms:
-        names = (f"{model}/{metric_name(term, kind=kind)}" for kind in (None, "sample"))
+        names = (figure_name(model, metric_name(term, kind=kind)) for kind in (None, "sample"))
         total += scales[term.name].factor * next(losses[name] for name in names if name in losses)
     return total
 

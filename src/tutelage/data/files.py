@@ -8,6 +8,7 @@ import difflib
 import glob
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tutelage.data.example import Example, Reject, RowDefectError, example_of_row
@@ -66,6 +67,23 @@ def read_text(path: Path, *, source: str, separator: str) -> Iterator[Example | 
 
 
 def read_jsonl(path: Path, *, source: str, columns: Mapping[str, str]) -> Iterator[Example | Reject]:
+    """The documents in the rows of one file of JSON lines."""
+    for row in read_rows(path, source=source):
+        if isinstance(row, Reject):
+            yield row
+        else:
+            yield _example(row.content, columns, source=source, name=row.name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What one JSON line holds, and where it stands."""
+
+    name: str
+    content: object
+
+
+def read_rows(path: Path, *, source: str) -> Iterator[Row | Reject]:
     """The rows of one file of JSON lines; only line feeds end a line (U+2028 may stand inside a string)."""
     ids: set[str] = set()
     for number, (offset, line) in enumerate(_lines(path), start=1):
@@ -75,10 +93,10 @@ def read_jsonl(path: Path, *, source: str, columns: Mapping[str, str]) -> Iterat
             continue
         text = _decode(line.removeprefix(BYTE_ORDER_MARK) if offset == 0 else line, path, offset=offset, line=number)
         if text.strip():
-            yield _row(text.rstrip("\r\n"), columns, source=source, name=name, ids=ids)
+            yield _row(text.rstrip("\r\n"), source=source, name=name, ids=ids)
 
 
-def _row(text: str, columns: Mapping[str, str], *, source: str, name: str, ids: set[str]) -> Example | Reject:
+def _row(text: str, *, source: str, name: str, ids: set[str]) -> Row | Reject:
     """One JSON line; `ids` are the row ids of this file so far, and grow."""
     try:
         row = json.loads(text, parse_constant=_refuse_constant)
@@ -94,7 +112,7 @@ def _row(text: str, columns: Mapping[str, str], *, source: str, name: str, ids: 
         return Reject(source=source, name=name, reason="not JSON: nested too deeply")
     except ValueError as error:
         return Reject(source=source, name=name, reason=str(error))
-    return _example(row, columns, source=source, name=name)
+    return Row(name=name, content=row)
 
 
 def _example(row: object, columns: Mapping[str, str], *, source: str, name: str) -> Example | Reject:

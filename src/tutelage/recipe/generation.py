@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, JsonValue
 
 from tutelage.recipe import short
+from tutelage.recipe.column_text import ColumnTextField
 from tutelage.recipe.fields import Count, Index, Listed, PathText, Section, Share
 from tutelage.recipe.sources import PromptSources
 
@@ -108,7 +109,9 @@ class Generate(Section):
     seed: Index | None = Field(
         default=None, description="sample n of a prompt is asked with seed + n, where endpoints heed it; null: not sent"
     )
-    system: str | None = Field(default=None, min_length=1, description="system prompt before each conversation")
+    system: ColumnTextField | None = Field(
+        default=None, description="system prompt before each conversation; {column} as in a template"
+    )
     interface: Literal["auto", "chat", "completions"] = Field(
         default="auto",
         description="auto: conversations and prompts as chat, texts as completions; chat: texts too",

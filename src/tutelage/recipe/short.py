@@ -82,7 +82,7 @@ def complete_prompts(value: Any) -> Any:
         return value
     items = [{"jsonl": [i]} if isinstance(i, str) and i.endswith((".jsonl", ".json")) else i for i in value]
     plain = {"columns": {"prompt": "prompt"}}
-    return [{**item, **plain} if _has_no_columns(item) else item for item in items]
+    return [{**i, **plain} if _has_no_columns(i) and i.get("template") is None else i for i in items]
 
 
 def verify(value: Any) -> Any:

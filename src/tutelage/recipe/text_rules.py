@@ -1,7 +1,9 @@
 """What no single field can know about a teacher that writes text, and about what it is asked."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 
+from tutelage.recipe import column_text
 from tutelage.recipe.problems import Path, Problem, dotted, is_finite
 from tutelage.recipe.tree import Tree, all_students, all_terms, section_of
 
@@ -78,6 +80,8 @@ def _generate(generate: Tree) -> Iterator[Problem]:
     temperature, samples = generate.get("temperature"), generate.get("samples", 1)
     if temperature == 0 and is_finite(samples) and samples > 1:
         yield Problem((*path, "samples"), f"must be 1 at temperature 0: {samples} samples would be the same answer")
+    if generate.get("system") is not None and generate.get("interface") == "completions":
+        yield Problem((*path, "system"), "has no effect with interface: completions; remove it")
     sources = generate.get("prompts")
     for i, source in enumerate(sources if isinstance(sources, list) else ()):
         if isinstance(source, dict):
@@ -94,9 +98,23 @@ def _prompt_source(source: Tree, path: Path) -> Iterator[Problem]:
             yield Problem((*path, name), "has no effect on prompts; remove it")
     columns = source.get("columns")
     given = sorted(name for name, value in columns.items() if value is not None) if isinstance(columns, dict) else []
-    if given and given not in (["text"], ["prompt"], ["answer", "prompt"], ["messages"]):
+    template = source.get("template")
+    if isinstance(template, str):
+        yield from _template(template, source, path)
+        if given not in ([], ["answer"]):
+            found = " and ".join(given)
+            yield Problem((*path, "columns"), f"beside template may name answer (the right one) only; found {found}")
+    elif given and given not in (["text"], ["prompt"], ["answer", "prompt"], ["messages"]):
         message = f"must name prompt, prompt and answer (the right one), messages, or text; found {' and '.join(given)}"
         yield Problem((*path, "columns"), message)
+
+
+def _template(template: str, source: Tree, path: Path) -> Iterator[Problem]:
+    if source.get("jsonl") is None:
+        yield Problem((*path, "template"), "has no effect without jsonl: texts have no columns; remove it")
+    with suppress(ValueError):  # said by the field itself
+        if template and not column_text.parse(template).columns:
+            yield Problem((*path, "template"), "names no {column}: every prompt would be the same")
 
 
 def _step(step: Tree, path: Path) -> Iterator[Problem]:

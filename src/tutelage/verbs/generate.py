@@ -214,7 +214,8 @@ def _money(ledger: Ledger, budget: Budget) -> str:
 # --- afterwards ---
 def _card(task: Task, survey: Survey, ledger: Ledger, product: Product) -> Card:
     wanted, api = task.generate, task.api
-    how = {"version": TEMPLATE_VERSION, "system": wanted.system, "interface": wanted.interface}
+    templates = [source.template for source in wanted.prompts]
+    how = {"version": TEMPLATE_VERSION, "system": wanted.system, "interface": wanted.interface, "templates": templates}
     sampling = wanted.model_dump(
         mode="json", include={"samples", "max_tokens", "temperature", "seed", "system", "interface", "prompt_tokens"}
     )
@@ -224,7 +225,7 @@ def _card(task: Task, survey: Survey, ledger: Ledger, product: Product) -> Card:
         model=api.model,
         models=product.models,
         terms=api.terms,
-        sampling={**sampling, "body": dict(api.body or {})},
+        sampling={**sampling, "templates": [t for t in templates if t], "body": dict(api.body or {})},
         template=hashlib.sha256(repr(sorted(how.items())).encode()).hexdigest(),
         select=tuple(step.model_dump(mode="json") for step in wanted.select),
         price=wanted.price.model_dump() if wanted.price is not None else None,

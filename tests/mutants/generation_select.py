@@ -1,0 +1,32 @@
+"""Bugs of what is asked and of what is kept: templates, functions, best of n, duplicates, contamination, languages."""
+
+from tests.mutants.mutant import Mutant
+
+TEMPLATES = "tests/generation/test_templates.py::"
+
+SELECTION = (
+    Mutant(
+        id="M330",
+        what="what a row holds read as a template again",
+        file="generation/templates.py",
+        old='return "".join(values[column] if column else literal for literal, column in template.pieces)',
+        new='a = "".join(values[c] if c else text for text, c in template.pieces); return a.format(**values)',
+        oracles=(TEMPLATES + "test_columns_stand_in_the_prompt_and_the_system_prompt_and_the_reference_is_not_sent",),
+    ),
+    Mutant(
+        id="M331",
+        what="a template whose column no row has taken for a few bad rows",
+        file="generation/prompts.py",
+        old="lacking.require(number)",
+        new="pass",
+        oracles=(TEMPLATES + "test_an_unknown_column_is_one_line_before_anything_is_sent",),
+    ),
+    Mutant(
+        id="M332",
+        what="the card's hash without the templates",
+        file="verbs/generate.py",
+        old="templates = [source.template for source in wanted.prompts]",
+        new="templates = [None for source in wanted.prompts]",
+        oracles=(TEMPLATES + "test_the_hash_of_the_card_follows_the_template_and_equal_texts_are_not_asked_again",),
+    ),
+)

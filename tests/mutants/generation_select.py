@@ -3,6 +3,7 @@
 from tests.mutants.mutant import Mutant
 
 TEMPLATES = "tests/generation/test_templates.py::"
+FUNCTION = "tests/generation/test_function.py::"
 
 SELECTION = (
     Mutant(
@@ -28,5 +29,29 @@ SELECTION = (
         old="templates = [source.template for source in wanted.prompts]",
         new="templates = [None for source in wanted.prompts]",
         oracles=(TEMPLATES + "test_the_hash_of_the_card_follows_the_template_and_equal_texts_are_not_asked_again",),
+    ),
+    Mutant(
+        id="M333",
+        what="a function that never ends waited for",
+        file="generation/function_process.py",
+        old="said = self._line(time.monotonic() + self._timeout_s)",
+        new="said = self._line(time.monotonic() + 20)",
+        oracles=(FUNCTION + "test_whatever_a_function_does_is_a_reason_and_the_next_answer_is_judged",),
+    ),
+    Mutant(
+        id="M334",
+        what="any truth taken for true",
+        file="generation/_function_child.py",
+        old='return {"type": type(value).__name__}',
+        new='return {"value": bool(value)}',
+        oracles=(FUNCTION + "test_whatever_a_function_does_is_a_reason_and_the_next_answer_is_judged",),
+    ),
+    Mutant(
+        id="M335",
+        what="what a function prints taken for its reply",
+        file="generation/_function_child.py",
+        old="os.dup2(2, 1)",
+        new="pass",
+        oracles=(FUNCTION + "test_whatever_a_function_does_is_a_reason_and_the_next_answer_is_judged",),
     ),
 )

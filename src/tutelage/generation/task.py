@@ -12,9 +12,9 @@ from tutelage.generation import journal as journals
 from tutelage.generation.budget import Budget, Price
 from tutelage.generation.endpoint import Endpoint, open_endpoint
 from tutelage.generation.ledger import PICO
-from tutelage.generation.product import Selection
 from tutelage.generation.prompts import Asking, Beginning, is_plain_text, read_prompts
 from tutelage.generation.request import Request, Sampling, request_of
+from tutelage.generation.selection import Selection
 from tutelage.recipe import Api, Generate, Recipe
 
 _OURS = (ROWS, CARD, journals.NAME)
@@ -94,7 +94,7 @@ def open_task(recipe: Recipe, *, allow_private_host: bool = False) -> Task:
         query=api.query,
         allow_private_host=allow_private_host,
     )
-    Selection(wanted.select)  # a pattern or schema that is none is said before anything is paid
+    Selection(wanted.select).close()  # a pattern or schema that is none is said before anything is paid
     asking = Asking(system=wanted.system, interface=wanted.interface, beginning=_beginning(recipe, wanted))
     sampling = Sampling(
         model=api.model,

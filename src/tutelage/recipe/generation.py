@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field, JsonValue
 
 from tutelage.recipe import short
 from tutelage.recipe.column_text import ColumnTextField
-from tutelage.recipe.fields import Count, Index, Listed, PathText, Section, Share
+from tutelage.recipe.fields import Count, FunctionText, Index, Listed, PathText, Section, Share
 from tutelage.recipe.sources import PromptSources
 
 
@@ -52,7 +52,7 @@ class Price(Section):
 
 
 class Verify(Section):
-    """Keep right answers: exactly one of `number`, `exact`, `choice`, `regex`, `json_schema`."""
+    """Keep right answers: exactly one of `number`, `exact`, `choice`, `regex`, `json_schema`, `function`."""
 
     number: Literal[True] | None = Field(
         default=None, description="the last number of the answer equals that of the reference"
@@ -67,6 +67,12 @@ class Verify(Section):
     json_schema: dict[str, JsonValue] | None = Field(
         default=None, description="the answer is JSON that fits: type, properties, required, items, enum, limits"
     )
+    function: FunctionText | None = Field(
+        default=None,
+        description="your Python code, path.py:name or module:name: called with prompt, answer and reference, it says "
+        "true or false",
+    )
+    timeout_s: float | None = Field(default=None, gt=0, description="of a function, for one answer; null: 10 seconds")
 
 
 class Length(Section):

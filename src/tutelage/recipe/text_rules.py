@@ -124,13 +124,18 @@ def _step(step: Tree, path: Path) -> Iterator[Problem]:
         yield Problem(path, f"needs exactly one of {', '.join(known)}; found {' and '.join(given) or 'none'}")
     verify = step.get("verify")
     if isinstance(verify, dict):
-        kinds = ("number", "exact", "choice", "regex", "json_schema")
-        given = [name for name in kinds if verify.get(name) is not None]
-        if len(given) != 1 and not verify.keys() - set(kinds):
-            found = " and ".join(given) or "none"
-            yield Problem((*path, "verify"), f"needs exactly one of {', '.join(kinds)}; found {found}")
+        yield from _verify(verify, (*path, "verify"))
     length = step.get("length")
     if isinstance(length, dict):
         least, most = length.get("least", 1), length.get("most")
         if is_finite(least) and is_finite(most) and least > most:
             yield Problem((*path, "length"), f"least {least} is more than most {most}")
+
+
+def _verify(verify: Tree, path: Path) -> Iterator[Problem]:
+    kinds = ("number", "exact", "choice", "regex", "json_schema", "function")
+    given = [name for name in kinds if verify.get(name) is not None]
+    if len(given) != 1 and not verify.keys() - {*kinds, "timeout_s"}:
+        yield Problem(path, f"needs exactly one of {', '.join(kinds)}; found {' and '.join(given) or 'none'}")
+    if verify.get("timeout_s") is not None and verify.get("function") is None:
+        yield Problem((*path, "timeout_s"), "has no effect without function; remove it")

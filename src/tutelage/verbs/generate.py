@@ -21,6 +21,8 @@ from tutelage.generation.ledger import PICO, Ledger
 from tutelage.generation.pace import Pace
 from tutelage.generation.product import Product, write_card, write_rows
 from tutelage.generation.request import TEMPLATE_VERSION
+from tutelage.generation.select import FAILED
+from tutelage.generation.selection import shown
 from tutelage.generation.task import Survey, Task, open_task
 from tutelage.generation.work import Committer, Work, body_of, now
 from tutelage.recipe import Recipe, load_recipe
@@ -227,7 +229,8 @@ def _card(task: Task, survey: Survey, ledger: Ledger, product: Product) -> Card:
         terms=api.terms,
         sampling={**sampling, "templates": [t for t in templates if t], "body": dict(api.body or {})},
         template=hashlib.sha256(repr(sorted(how.items())).encode()).hexdigest(),
-        select=tuple(step.model_dump(mode="json") for step in wanted.select),
+        select=tuple(shown(step.model_dump(mode="json")) for step in wanted.select),
+        select_files=product.files,
         price=wanted.price.model_dump() if wanted.price is not None else None,
         spent_usd=ledger.settled / PICO if wanted.price is not None else None,
         requests=ledger.n_spent,
@@ -258,6 +261,14 @@ def _warn(task: Task, card: Card, ledger: Ledger) -> None:
         console.warning("API_NO_ANSWER", f"{', '.join(f'{n} {name}' for name, n in none.items())}; left out")
     if n := ledger.retried["incomplete"] + outcomes.get("incomplete", 0):
         console.warning("API_INCOMPLETE", f"{n} replies had no finish_reason: asked again, or left out in the end")
+    for step in card.dropped:
+        failed = {why: n for why, n in step.reasons.items() if why.startswith(FAILED)}
+        if failed:
+            first = next(example for example in step.examples if example["why"] in failed)
+            found = ", ".join(f"{n}: {why}" for why, n in failed.items())
+            more = f" {first['about']}" if "about" in first else ""
+            again = "the answers are safe; repair it and rerun, nothing is asked again"
+            console.warning("FUNCTION", f"{step.step}: {found} (first: {first['prompt']}{more}); {again}")
     if card.terms is None:
         found = f"no terms of use recorded for the outputs of {card.model}"
         console.warning("TERMS_UNKNOWN", f"{found}; the card says so (teacher.api.terms)")

@@ -3,6 +3,7 @@
 from tests.mutants.mutant import Mutant
 
 TEMPLATES = "tests/generation/test_templates.py::"
+BEST = "tests/generation/test_best.py::"
 FUNCTION = "tests/generation/test_function.py::"
 
 SELECTION = (
@@ -53,5 +54,21 @@ SELECTION = (
         old="os.dup2(2, 1)",
         new="pass",
         oracles=(FUNCTION + "test_whatever_a_function_does_is_a_reason_and_the_next_answer_is_judged",),
+    ),
+    Mutant(
+        id="M336",
+        what="the worst of the samples kept",
+        file="generation/select/best.py",
+        old="ranked = sorted((-sign * value, i) for i, value in enumerate(scores) if not isinstance(value, Verdict))",
+        new="ranked = sorted((sign * value, i) for i, value in enumerate(scores) if not isinstance(value, Verdict))",
+        oracles=(BEST + "test_the_best_of_the_samples_of_each_prompt_is_kept",),
+    ),
+    Mutant(
+        id="M337",
+        what="the best of all prompts together, not of each",
+        file="generation/product.py",
+        old="for _, group in itertools.groupby(answered, key=lambda one: one.request.prompt):",
+        new="for _, group in itertools.groupby(answered, key=lambda one: one.request.prompt.source):",
+        oracles=(BEST + "test_the_best_of_the_samples_of_each_prompt_is_kept",),
     ),
 )

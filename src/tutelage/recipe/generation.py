@@ -70,9 +70,25 @@ class Verify(Section):
     function: FunctionText | None = Field(
         default=None,
         description="your Python code, path.py:name or module:name: called with prompt, answer and reference, it says "
-        "true or false",
+        "true or false, or for best a number",
     )
     timeout_s: float | None = Field(default=None, gt=0, description="of a function, for one answer; null: 10 seconds")
+
+
+VerifyField = Annotated[Verify, BeforeValidator(short.verify, json_schema_input_type=str | Verify)]
+
+
+class Best(Section):
+    """Keep the best answers to each prompt."""
+
+    by: Literal["verify", "length"] = Field(description="what decides; of equal answers the earlier sample is kept")
+    keep: Count = Field(default=1, description="answers to a prompt that stay at most; below generate.samples")
+    verify: VerifyField | None = Field(
+        default=None, description="of by: verify; right before wrong, or the highest number that a function returns"
+    )
+    prefer: Literal["shortest", "longest"] | None = Field(
+        default=None, description="of by: length, in characters; null: shortest"
+    )
 
 
 class Length(Section):
@@ -93,9 +109,10 @@ class Step(Section):
     """One step of the selection: exactly one field.  Short form: its name."""
 
     complete: bool | None = Field(default=None, description="drop unfinished answers; false keeps them")
-    verify: Annotated[Verify, BeforeValidator(short.verify, json_schema_input_type=str | Verify)] | None = Field(
+    verify: VerifyField | None = Field(
         default=None, description="keep right answers; short form: a name such as number"
     )
+    best: Best | None = Field(default=None, description="keep the best answers to each prompt")
     length: Length | None = Field(default=None, description="keep answers of a length")
     repetition: Repetition | None = Field(default=None, description="drop answers that repeat themselves")
     deduplicate: Literal[True] | None = Field(

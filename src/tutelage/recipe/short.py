@@ -90,6 +90,11 @@ def verify(value: Any) -> Any:
     return {value: True} if isinstance(value, str) else value
 
 
+def best(value: Any) -> Any:
+    """The short form of its verifier."""
+    return _each(value, verify=verify) if isinstance(value, dict) else value
+
+
 def step(value: Any) -> Any:
     """`deduplicate` is `{deduplicate: true}`; of `length` and `repetition` the defaults."""
     if isinstance(value, str):
@@ -258,7 +263,7 @@ def _generate(value: Any) -> Any:
 def _select(value: Any) -> Any:
     value = select(value)
     steps = value if isinstance(value, list) else []
-    return [_each(s, verify=verify) if isinstance(s, dict) else s for s in steps] or value
+    return [_each(s, verify=verify, best=best) if isinstance(s, dict) else s for s in steps] or value
 
 
 def _data(value: Any) -> Any:

@@ -90,6 +90,8 @@ def _generate(generate: Tree) -> Iterator[Problem]:
     for i, step in enumerate(steps if isinstance(steps, list) else ()):
         if isinstance(step, dict):
             yield from _step(step, (*path, "select", i))
+            if isinstance(step.get("best"), dict):
+                yield from _best(step["best"], (*path, "select", i, "best"), samples=samples)
 
 
 def _prompt_source(source: Tree, path: Path) -> Iterator[Problem]:
@@ -118,7 +120,7 @@ def _template(template: str, source: Tree, path: Path) -> Iterator[Problem]:
 
 
 def _step(step: Tree, path: Path) -> Iterator[Problem]:
-    known = ("complete", "verify", "length", "repetition", "deduplicate")
+    known = ("complete", "verify", "best", "length", "repetition", "deduplicate")
     given = [name for name in known if step.get(name) is not None]
     if len(given) != 1 and not step.keys() - set(known):
         yield Problem(path, f"needs exactly one of {', '.join(known)}; found {' and '.join(given) or 'none'}")
@@ -139,3 +141,16 @@ def _verify(verify: Tree, path: Path) -> Iterator[Problem]:
         yield Problem(path, f"needs exactly one of {', '.join(kinds)}; found {' and '.join(given) or 'none'}")
     if verify.get("timeout_s") is not None and verify.get("function") is None:
         yield Problem((*path, "timeout_s"), "has no effect without function; remove it")
+
+
+def _best(best: Tree, path: Path, *, samples: object) -> Iterator[Problem]:
+    keep, by = best.get("keep", 1), best.get("by")
+    if is_finite(keep) and is_finite(samples) and keep >= samples:
+        yield Problem((*path, "keep"), f"must be below generate.samples ({samples}): else nothing is chosen")
+    if by == "verify" and best.get("verify") is None:
+        yield Problem((*path, "verify"), "is missing: say by which verifier, such as {function: path.py:name}")
+    for name, of in (("verify", "verify"), ("prefer", "length")):
+        if best.get(name) is not None and by in ("verify", "length") and by != of:
+            yield Problem((*path, name), f"has no effect with by: {by}; remove it")
+    if isinstance(best.get("verify"), dict):
+        yield from _verify(best["verify"], (*path, "verify"))

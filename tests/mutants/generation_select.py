@@ -4,6 +4,9 @@ from tests.mutants.mutant import Mutant
 
 TEMPLATES = "tests/generation/test_templates.py::"
 BEST = "tests/generation/test_best.py::"
+NEAR = "tests/generation/test_near.py::"
+CONTAMINATION = "tests/generation/test_decontaminate.py::"
+LANGUAGE = "tests/generation/test_language.py::"
 FUNCTION = "tests/generation/test_function.py::"
 
 SELECTION = (
@@ -70,5 +73,61 @@ SELECTION = (
         old="for _, group in itertools.groupby(answered, key=lambda one: one.request.prompt):",
         new="for _, group in itertools.groupby(answered, key=lambda one: one.request.prompt.source):",
         oracles=(BEST + "test_the_best_of_the_samples_of_each_prompt_is_kept",),
+    ),
+    Mutant(
+        id="M338",
+        what="near duplicates looked for among the answers to one prompt only",
+        file="generation/select/deduplicate.py",
+        old='sketch.update([" ".join(words[i : i + N_SEQUENCE]) for i in range(len(words) - N_SEQUENCE + 1)])',
+        new='sketch.update([" ".join((*candidate.asked, *words[i : i + 3])) for i in range(len(words) - 2)])',
+        oracles=(NEAR + "test_an_answer_that_resembles_one_to_any_prompt_is_dropped_and_says_which",),
+    ),
+    Mutant(
+        id="M339",
+        what="short answers taken for near duplicates",
+        file="generation/select/deduplicate.py",
+        old="if len(words) < LEAST_WORDS:",
+        new="if len(words) < N_SEQUENCE:",
+        oracles=(NEAR + "test_short_answers_may_be_right_for_many_prompts",),
+    ),
+    Mutant(
+        id="M340",
+        what="too few bands, so that near duplicates never meet",
+        file="generation/select/deduplicate.py",
+        old="if (1 - near**n_rows) ** n_bands <= _MOST_MISSED:",
+        new="if True:",
+        oracles=(NEAR + "test_what_is_dropped_is_what_really_resembles",),
+    ),
+    Mutant(
+        id="M341",
+        what="an overlap hidden by punctuation or Unicode form",
+        file="generation/select/_words.py",
+        old='return _WORD.findall(_APOSTROPHES.sub("", unicodedata.normalize("NFKC", text).casefold()))',
+        new="return text.casefold().split()",
+        oracles=(CONTAMINATION + "test_texts_overlap_by_their_words",),
+    ),
+    Mutant(
+        id="M342",
+        what="texts shorter than the n-gram never overlap",
+        file="generation/select/decontaminate.py",
+        old="if found is None and least <= length < n:",
+        new="if False:",
+        oracles=(CONTAMINATION + "test_texts_overlap_by_their_words",),
+    ),
+    Mutant(
+        id="M343",
+        what="prompts not held against the evaluation sets",
+        file="generation/select/decontaminate.py",
+        old='of_last = (candidate.asked, _said(sets, candidate.asked, where="prompt"))',
+        new='of_last = (candidate.asked, "")',
+        oracles=(CONTAMINATION + "test_a_prompt_of_an_evaluation_set_is_dropped_with_the_name_of_the_set",),
+    ),
+    Mutant(
+        id="M344",
+        what="answers too short to tell dropped",
+        file="generation/select/language.py",
+        old="if len(letters.encode()) < LEAST_BYTES:",
+        new="if False:",
+        oracles=(LANGUAGE + "test_answers_in_other_languages_are_dropped_and_undecided_ones_counted",),
     ),
 )

@@ -83,8 +83,11 @@ class Row:
     content: object
 
 
-def read_rows(path: Path, *, source: str) -> Iterator[Row | Reject]:
-    """The rows of one file of JSON lines; only line feeds end a line (U+2028 may stand inside a string)."""
+def read_rows(path: Path, *, source: str, ids_once: bool = True) -> Iterator[Row | Reject]:
+    """The rows of one file of JSON lines; only line feeds end a line (U+2028 may stand inside a string).
+
+    With `ids_once` a row with the `id` of an earlier one is a Reject.
+    """
     ids: set[str] = set()
     for number, (offset, line) in enumerate(_lines(path), start=1):
         name = f"{path}:{number}"
@@ -93,15 +96,15 @@ def read_rows(path: Path, *, source: str) -> Iterator[Row | Reject]:
             continue
         text = _decode(line.removeprefix(BYTE_ORDER_MARK) if offset == 0 else line, path, offset=offset, line=number)
         if text.strip():
-            yield _row(text.rstrip("\r\n"), source=source, name=name, ids=ids)
+            yield _row(text.rstrip("\r\n"), source=source, name=name, ids=ids if ids_once else None)
 
 
-def _row(text: str, *, source: str, name: str, ids: set[str]) -> Row | Reject:
+def _row(text: str, *, source: str, name: str, ids: set[str] | None) -> Row | Reject:
     """One JSON line; `ids` are the row ids of this file so far, and grow."""
     try:
         row = json.loads(text, parse_constant=_refuse_constant)
         row_id = row.get("id") if isinstance(row, dict) else None
-        if isinstance(row_id, str | int):
+        if isinstance(row_id, str | int) and ids is not None:
             key = json.dumps(row_id)
             if key in ids:
                 raise RowDefectError("duplicate id: an earlier row of this file has it")

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, JsonValue
 from tutelage.recipe import short
 from tutelage.recipe.column_text import ColumnTextField
 from tutelage.recipe.fields import Count, FunctionText, Index, Listed, PathText, Section, Share
-from tutelage.recipe.sources import PromptSources
+from tutelage.recipe.sources import Globs, PromptSources
 
 
 class Api(Section):
@@ -105,6 +105,35 @@ class Repetition(Section):
     most: Share = Field(default=0.3, description="share of sequences that may have stood in the answer before")
 
 
+class Deduplicate(Section):
+    """Drop answers that are there already.  Short form: true."""
+
+    near: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="also across prompts: answers of 20 words or more that share at least this much of their sequences "
+        "of 3 words with one that is kept; needs tutelage[text]",
+    )
+
+
+class Decontaminate(Section):
+    """Drop answers that share text with evaluation sets, in the prompt or in the answer."""
+
+    against: Globs = Field(description="files of evaluation sets, with one JSON object a line")
+    columns: Annotated[tuple[str, ...], Listed, Field(min_length=1)] | None = Field(
+        default=None, description="their fields that are compared; null: every text in them"
+    )
+    ngram: Count = Field(default=13, description="words in a row that are an overlap; a shorter text: all of it")
+
+
+class Language(Section):
+    """Keep answers in some languages.  Short form: a code or a list of them."""
+
+    only: Annotated[tuple[str, ...], Listed, Field(min_length=1)] = Field(description="codes of ISO 639, such as en")
+    certain: Share = Field(default=0.5, description="probability of another language from which an answer is dropped")
+
+
 class Step(Section):
     """One step of the selection: exactly one field.  Short form: its name."""
 
@@ -115,9 +144,16 @@ class Step(Section):
     best: Best | None = Field(default=None, description="keep the best answers to each prompt")
     length: Length | None = Field(default=None, description="keep answers of a length")
     repetition: Repetition | None = Field(default=None, description="drop answers that repeat themselves")
-    deduplicate: Literal[True] | None = Field(
-        default=None, description="drop answers that an earlier one equals, but for case and white space"
+    deduplicate: (
+        Annotated[Deduplicate, BeforeValidator(short.deduplicate, json_schema_input_type=Literal[True] | Deduplicate)]
+        | None
+    ) = Field(default=None, description="drop answers that an earlier one equals, but for case and white space")
+    decontaminate: Decontaminate | None = Field(
+        default=None, description="drop answers that share text with evaluation sets"
     )
+    language: (
+        Annotated[Language, BeforeValidator(short.language, json_schema_input_type=str | list[str] | Language)] | None
+    ) = Field(default=None, description="keep answers in some languages; needs tutelage[text]")
 
 
 class Generate(Section):

@@ -119,8 +119,11 @@ def _template(template: str, source: Tree, path: Path) -> Iterator[Problem]:
             yield Problem((*path, "template"), "names no {column}: every prompt would be the same")
 
 
+_STEPS = ("complete", "verify", "best", "length", "repetition", "deduplicate", "decontaminate", "language")
+
+
 def _step(step: Tree, path: Path) -> Iterator[Problem]:
-    known = ("complete", "verify", "best", "length", "repetition", "deduplicate")
+    known = _STEPS
     given = [name for name in known if step.get(name) is not None]
     if len(given) != 1 and not step.keys() - set(known):
         yield Problem(path, f"needs exactly one of {', '.join(known)}; found {' and '.join(given) or 'none'}")

@@ -53,6 +53,8 @@ class Generated:
             if step.n:
                 why = ", ".join(f"{n} {reason}" for reason, n in step.reasons.items())
                 lines.append(f"dropped: {step.n:,} by {step.step} ({why})")
+            if step.undecided:
+                lines.append(f"kept:    {step.undecided:,} that {step.step} could not tell, undecided")
         return "\n".join([*lines, "next:    tutelage train RECIPE"])
 
 

@@ -7,6 +7,7 @@ BEST = "tests/generation/test_best.py::"
 NEAR = "tests/generation/test_near.py::"
 CONTAMINATION = "tests/generation/test_decontaminate.py::"
 LANGUAGE = "tests/generation/test_language.py::"
+JUDGING = "tests/generation/test_judge.py::"
 FUNCTION = "tests/generation/test_function.py::"
 
 SELECTION = (
@@ -129,5 +130,45 @@ SELECTION = (
         old="if len(letters.encode()) < LEAST_BYTES:",
         new="if False:",
         oracles=(LANGUAGE + "test_answers_in_other_languages_are_dropped_and_undecided_ones_counted",),
+    ),
+    Mutant(
+        id="M345",
+        what="a judge's reply that was journalled before a crash settled at the teacher's price",
+        file="verbs/generate.py",
+        old="own = replace(budget, price=Price(prompt=price[0], answer=price[1]) if price is not None else None)",
+        new="own = budget",
+        oracles=(JUDGING + "test_killed_anywhere_the_judge_goes_on_and_every_cent_is_counted",),
+    ),
+    Mutant(
+        id="M346",
+        what="a judge's reply that cannot be read taken for a score of nothing",
+        file="generation/judging.py",
+        old='return score if score is not None else Verdict(why="the judge\'s reply has no score", about=reply.text)',
+        new="return score or 0.0",
+        oracles=(JUDGING + "test_replies_without_a_score_are_counted_and_stay_in_the_journal",),
+    ),
+    Mutant(
+        id="M347",
+        what="a judge paid where nothing is to be chosen",
+        file="generation/judging.py",
+        old="if len(left) > judge.keep:",
+        new="if left:",
+        oracles=(JUDGING + "test_only_what_there_is_to_choose_from_is_judged_and_nothing_twice",),
+    ),
+    Mutant(
+        id="M348",
+        what="the judge outside the cap",
+        file="generation/judging.py",
+        old="budget=replace(budget, price=own),",
+        new="budget=Budget(price=own),",
+        oracles=(JUDGING + "test_the_cap_counts_teacher_and_judge_together",),
+    ),
+    Mutant(
+        id="M349",
+        what="what a judge said counted as answers",
+        file="verbs/status.py",
+        old="done=len(ledger.final) - ledger.n_judged,",
+        new="done=len(ledger.final),",
+        oracles=(JUDGING + "test_the_judges_best_answer_is_kept_and_paid_at_its_own_price",),
     ),
 )

@@ -47,6 +47,7 @@ class Card(_Part):
     template: str  # SHA-256 of how a prompt becomes a request
     select: tuple[dict[str, JsonValue], ...]
     select_files: dict[str, str] = {}  # what its steps have read, such as a function: name -> SHA-256
+    judge: dict[str, JsonValue] | None = None  # the model that chose among the answers: where, which, its prompt's hash
     price: dict[str, float] | None  # dollars for a million tokens
     spent_usd: float | None  # over all calls, answers that were dropped and lost ones included
     requests: int  # that were paid, or may have been

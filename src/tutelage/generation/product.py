@@ -13,6 +13,7 @@ from tutelage.generation import reply as replies
 from tutelage.generation.journal import fields_at
 from tutelage.generation.ledger import Ledger, Place
 from tutelage.generation.request import Request
+from tutelage.generation.select.best import Score
 from tutelage.generation.selection import Answered, Selection
 from tutelage.generation.work import body_of
 from tutelage.recipe.generation import Step
@@ -50,14 +51,21 @@ def row_of(request: Request, reply: replies.Reply) -> dict[str, io.Json]:
 
 
 def write_rows(
-    folder: Path, requests: Iterable[Request], *, ledger: Ledger, journal: Path, steps: Iterable[Step], optional: bool
+    folder: Path,
+    requests: Iterable[Request],
+    *,
+    ledger: Ledger,
+    journal: Path,
+    steps: Iterable[Step],
+    optional: bool,
+    scores: Score | None = None,
 ) -> Product:
     """Writes answers.jsonl from what the journal holds; the same bytes whenever and in whatever order it came."""
-    selection, outcomes, models, n_rows = Selection(steps), Counter[str](), Counter[str](), 0
+    selection, outcomes, models, n_rows = Selection(steps, scores=scores), Counter[str](), Counter[str](), 0
 
     def lines() -> Iterator[bytes]:
         nonlocal n_rows
-        answered = _answered(requests, ledger=ledger, journal=journal, optional=optional)
+        answered = answered_of(requests, ledger=ledger, journal=journal, optional=optional)
         for _, group in itertools.groupby(answered, key=lambda one: one.request.prompt):
             of_prompt = list(group)
             outcomes.update(ledger.final[one.request.key][0] for one in of_prompt)
@@ -82,17 +90,18 @@ def write_rows(
     )
 
 
-def _answered(requests: Iterable[Request], *, ledger: Ledger, journal: Path, optional: bool) -> Iterator[Answered]:
+def answered_of(requests: Iterable[Request], *, ledger: Ledger, journal: Path, optional: bool) -> Iterator[Answered]:
     """Every request that has a reply with it, once, in the order of the prompts."""
     seen = set[str]()
     for request in requests:
         if request.key not in seen and request.key in ledger.final:
             seen.add(request.key)
             _, place = ledger.final[request.key]
-            yield Answered(request=request, reply=_reply_at(journal, place, optional=optional))
+            yield Answered(request=request, reply=reply_at(journal, place, optional=optional))
 
 
-def _reply_at(journal: Path, place: Place, *, optional: bool) -> replies.Reply:
+def reply_at(journal: Path, place: Place, *, optional: bool) -> replies.Reply:
+    """The reply at a place of the journal."""
     fields = fields_at(journal, place.offset, place.n_bytes)
     return replies.parse(body_of(fields), status=fields["status"], finish_reason_optional=optional)
 

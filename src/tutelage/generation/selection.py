@@ -12,6 +12,7 @@ from tutelage.generation import reply as replies
 from tutelage.generation import select
 from tutelage.generation.request import Request
 from tutelage.generation.select import Candidate, Verdict
+from tutelage.generation.select.best import Score, by_judge
 from tutelage.recipe.generation import Step
 
 N_EXAMPLES = 3  # of what each step dropped; and the first one for each further reason
@@ -67,12 +68,16 @@ class _Tally:
 class Selection:
     """The steps of a recipe in their order; the first that has something against an answer drops it."""
 
-    def __init__(self, steps: Iterable[Step]) -> None:
+    def __init__(self, steps: Iterable[Step], *, scores: Score | None = None) -> None:
+        """`scores` are those of the judge, where a step asks one."""
         self._steps: list[tuple[select.Step, _Tally]] = []
         self._no_answer = _Tally("no_answer")
         try:
             for step in steps:
                 name, settings = named(step)
+                if step.best is not None and step.best.judge is not None:
+                    self._steps.append((by_judge(scores, keep=step.best.keep), _Tally(name)))
+                    continue
                 built = plugins.load("generation/select", name).build(settings)
                 if not isinstance(built, select.Step):
                     built = select.Step(judge=select.each(built))
@@ -135,6 +140,9 @@ _NAMES: dict[str, Callable[[str], str]] = {
 
 def _without_folders(value: Any, field_name: str) -> Any:
     if isinstance(value, dict):
+        value = (
+            {**value, "api": {name: value["api"][name] for name in ("base_url", "model")}} if "api" in value else value
+        )
         return {name: _without_folders(inner, name if name in _NAMES else "") for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_without_folders(inner, field_name) for inner in value]

@@ -78,10 +78,26 @@ class Verify(Section):
 VerifyField = Annotated[Verify, BeforeValidator(short.verify, json_schema_input_type=str | Verify)]
 
 
+class JudgeModel(Section):
+    """A model that gives each answer a score from 0 to 10; asked and paid like the teacher, under the same caps."""
+
+    api: Api = Field(description="its endpoint; not that of the teacher, unless the same is written here")
+    price: Price | None = Field(default=None, description="what its tokens cost; needed where generate has a price")
+    prompt: ColumnTextField | None = Field(
+        default=None,
+        description="what it is asked, with {question}, {answer} and {reference}; it must end with a line `Score: N`, "
+        "N from 0 to 10; null: a prompt of tutelage's",
+    )
+    max_tokens: Count = Field(default=512, description="tokens of its reply at most, reasoning included")
+    temperature: float | None = Field(default=None, ge=0, description="of its sampling; null: the endpoint's own")
+
+
 class Best(Section):
     """Keep the best answers to each prompt."""
 
-    by: Literal["verify", "length"] = Field(description="what decides; of equal answers the earlier sample is kept")
+    by: Literal["verify", "length", "judge"] = Field(
+        description="what decides; of equal answers the earlier sample is kept"
+    )
     keep: Count = Field(default=1, description="answers to a prompt that stay at most; below generate.samples")
     verify: VerifyField | None = Field(
         default=None, description="of by: verify; right before wrong, or the highest number that a function returns"
@@ -89,6 +105,7 @@ class Best(Section):
     prefer: Literal["shortest", "longest"] | None = Field(
         default=None, description="of by: length, in characters; null: shortest"
     )
+    judge: JudgeModel | None = Field(default=None, description="of by: judge; the model that gives the scores")
 
 
 class Length(Section):

@@ -24,13 +24,12 @@ def _teacher(teacher: Tree, tree: Tree) -> Iterator[Problem]:
     if api is not None and teacher.get("answers") is None:
         yield Problem(("teacher", "answers"), "is missing: name the folder that generate writes and train reads")
     if isinstance(api, dict):
-        yield from _api(api)
+        yield from _api(api, ("teacher", "api"))
     if teacher.get("answers") is not None:
         yield from _answers(teacher, tree)
 
 
-def _api(api: Tree) -> Iterator[Problem]:
-    path: Path = ("teacher", "api")
+def _api(api: Tree, path: Path) -> Iterator[Problem]:
     if api.get("key_env") is not None and api.get("key_file") is not None:
         yield Problem((*path, "key_file"), "has no effect beside key_env; keep one of them")
     for field in ("headers", "query"):
@@ -87,6 +86,7 @@ def _generate(generate: Tree) -> Iterator[Problem]:
         if isinstance(source, dict):
             yield from _prompt_source(source, (*path, "prompts", i))
     steps = generate.get("select")
+    yield from _judge(generate, steps)
     for i, step in enumerate(steps if isinstance(steps, list) else ()):
         if isinstance(step, dict):
             yield from _step(step, (*path, "select", i))
@@ -152,8 +152,27 @@ def _best(best: Tree, path: Path, *, samples: object) -> Iterator[Problem]:
         yield Problem((*path, "keep"), f"must be below generate.samples ({samples}): else nothing is chosen")
     if by == "verify" and best.get("verify") is None:
         yield Problem((*path, "verify"), "is missing: say by which verifier, such as {function: path.py:name}")
-    for name, of in (("verify", "verify"), ("prefer", "length")):
-        if best.get(name) is not None and by in ("verify", "length") and by != of:
+    if by == "judge" and best.get("judge") is None:
+        yield Problem((*path, "judge"), "is missing: give its api, as for a teacher, and its price")
+    for name, of in (("verify", "verify"), ("prefer", "length"), ("judge", "judge")):
+        if best.get(name) is not None and by in ("verify", "length", "judge") and by != of:
             yield Problem((*path, name), f"has no effect with by: {by}; remove it")
     if isinstance(best.get("verify"), dict):
         yield from _verify(best["verify"], (*path, "verify"))
+
+
+def _judge(generate: Tree, steps: object) -> Iterator[Problem]:
+    """What spans the judge and the rest: one of them at most, and priced where the answers are."""
+    all_steps = enumerate(steps if isinstance(steps, list) else ())
+    bests = [(i, section_of(step, "best")) for i, step in all_steps if isinstance(step, dict)]
+    judges = [(i, best["judge"]) for i, best in bests if isinstance(best.get("judge"), dict)]
+    for n, (i, judge) in enumerate(judges):
+        path: Path = ("generate", "select", i, "best", "judge")
+        if n:
+            yield Problem(path, f"is the second one; only select[{judges[0][0]}] may ask a judge")
+        if isinstance(judge.get("api"), dict):
+            yield from _api(judge["api"], (*path, "api"))
+        if generate.get("price") is not None and judge.get("price") is None:
+            yield Problem((*path, "price"), "is missing: generate has a price, and the cap counts the judge too")
+        if generate.get("price") is None and judge.get("price") is not None:
+            yield Problem((*path, "price"), "has no effect without generate.price; give both or none")

@@ -1,4 +1,4 @@
-"""Keeps the best answers to each prompt, by a verifier's score or by length; of equal ones the earlier sample."""
+"""Keeps the best answers to each prompt, by a verifier, a judge or the length; of equal ones the earlier sample."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -17,6 +17,17 @@ def build(settings: Best) -> Step:
         return _by_verifier(settings.verify, keep=settings.keep)
     sign = 1 if settings.prefer == "longest" else -1
     return Step(judge=lambda candidates: of_prompt(candidates, lambda c: len(c.text), keep=settings.keep, sign=sign))
+
+
+def by_judge(scores: Score | None, *, keep: int) -> Step:
+    """The same by what a judge has said; where all may stay it was not asked."""
+
+    def judge(candidates: Sequence[Candidate]) -> Sequence[Said]:
+        if len(candidates) <= keep:
+            return [""] * len(candidates)
+        return of_prompt(candidates, scores or (lambda _: Verdict(why="not judged yet")), keep=keep)
+
+    return Step(judge=judge)
 
 
 def _by_verifier(verify: Verify, *, keep: int) -> Step:

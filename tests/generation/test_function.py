@@ -150,3 +150,12 @@ def test_a_process_that_is_closed_is_gone_with_what_it_started(tmp_path):
         time.sleep(0.01)
     else:
         raise AssertionError("what the function started still runs")
+
+
+def test_a_module_that_can_no_longer_be_imported_is_not_tried_for_every_answer(tmp_path):
+    once = "import os\nif os.path.exists('{0}'):\n    raise OSError('gone')\nopen('{0}', 'w').close()\n"
+    text = once.format(tmp_path / "started") + "def right(**_):\n    os._exit(1)\n"
+    function = FunctionProcess(written(tmp_path, text))
+    said = [function(prompt="", answer="", reference="") for _ in range(6)]
+    assert [made.why for made in said] == ["function ended its process", *["function could not be started again"] * 5]
+    assert [bool(made.about) for made in said] == [False, True, True, True, False, False] and "gone" in said[1].about

@@ -107,6 +107,7 @@ def test_a_brace_alone_is_a_mistake_of_the_recipe(template, tmp_path):
         ({"template": "{a}", "prompt": "b"}, {}, "prompts.columns beside template may name answer"),
         ({"text": "*.txt", "jsonl": None, "template": "{a}"}, {}, "template has no effect without jsonl"),
         ({"prompt": "a"}, {"system": "x", "interface": "completions"}, "system has no effect with interface"),
+        ({"text": "*.txt", "jsonl": None}, {"system": "x"}, "system has no effect on texts that are continued"),
     ],
 )
 def test_fields_that_would_do_nothing_are_refused(source, fields, message, tmp_path):

@@ -19,6 +19,7 @@ from tutelage.errors import ConfigError
 START_S = 60.0  # to import what the function needs
 TIMEOUT_S = 10.0  # of a call, unless the recipe says another
 _CHILD = Path(__file__).with_name("_function_child.py")
+_MOST_STARTS = 3  # that may fail before no other is tried: each may take START_S
 _MOST_BYTES = 1 << 16  # of a reply
 
 
@@ -49,13 +50,15 @@ class FunctionProcess:
     def __init__(self, spec: str, *, timeout_s: float = TIMEOUT_S) -> None:
         self._spec, self._timeout_s = spec, timeout_s
         self._process: subprocess.Popen[bytes] | None = None
-        self._read = b""
+        self._read, self._n_failed = b"", 0
         self.name = Path(spec).name
         self.sha256 = self._start()
 
     def __call__(self, **texts: str) -> Returned:
         """Calls it with these texts."""
         try:
+            if self._process is None and self._n_failed >= _MOST_STARTS:
+                return Returned(why="function could not be started again")
             if self._process is None:
                 self._start()
             self._send(texts)
@@ -65,6 +68,7 @@ class FunctionProcess:
             took = f"function took more than {self._timeout_s:g} s"
             return Returned(why="function ended its process" if error.ended else took)
         except ConfigError as error:
+            self._n_failed += 1
             return Returned(why="function could not be started again", about=error.message)
         if "raised" in said:
             return Returned(why=f"function raised {said['raised']}", about=_line_of(said["message"]))

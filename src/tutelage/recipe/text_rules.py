@@ -82,6 +82,8 @@ def _generate(generate: Tree) -> Iterator[Problem]:
     if generate.get("system") is not None and generate.get("interface") == "completions":
         yield Problem((*path, "system"), "has no effect with interface: completions; remove it")
     sources = generate.get("prompts")
+    if generate.get("system") is not None and generate.get("interface", "auto") == "auto" and _all_continued(sources):
+        yield Problem((*path, "system"), "has no effect on texts that are continued; use interface: chat, or remove it")
     for i, source in enumerate(sources if isinstance(sources, list) else ()):
         if isinstance(source, dict):
             yield from _prompt_source(source, (*path, "prompts", i))
@@ -92,6 +94,17 @@ def _generate(generate: Tree) -> Iterator[Problem]:
             yield from _step(step, (*path, "select", i))
             if isinstance(step.get("best"), dict):
                 yield from _best(step["best"], (*path, "select", i, "best"), samples=samples)
+
+
+def _all_continued(sources: object) -> bool:
+    """Whether every source is plain text."""
+    listed = sources if isinstance(sources, list) and sources else [None]
+    return all(
+        isinstance(source, dict)
+        and source.get("template") is None
+        and (source.get("jsonl") is None or section_of(source, "columns").get("text") is not None)
+        for source in listed
+    )
 
 
 def _prompt_source(source: Tree, path: Path) -> Iterator[Problem]:

@@ -104,6 +104,7 @@ def test_a_brace_alone_is_a_mistake_of_the_recipe(template, tmp_path):
     ("source", "fields", "message"),
     [
         ({"template": "always"}, {}, "prompts.template names no {column}"),
+        ({"template": {"a": None}, "answer": "b"}, {}, "1 problem in recipe: generate.prompts.template must be text"),
         ({"template": "{a}", "prompt": "b"}, {}, "prompts.columns beside template may name answer"),
         ({"text": "*.txt", "jsonl": None, "template": "{a}"}, {}, "template has no effect without jsonl"),
         ({"prompt": "a"}, {"system": "x", "interface": "completions"}, "system has no effect with interface"),

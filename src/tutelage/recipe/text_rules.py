@@ -119,7 +119,7 @@ def _prompt_source(source: Tree, path: Path) -> Iterator[Problem]:
         if given not in ([], ["answer"]):
             found = " and ".join(given)
             yield Problem((*path, "columns"), f"beside template may name answer (the right one) only; found {found}")
-    elif given and given not in (["text"], ["prompt"], ["answer", "prompt"], ["messages"]):
+    elif template is None and given and given not in (["text"], ["prompt"], ["answer", "prompt"], ["messages"]):
         message = f"must name prompt, prompt and answer (the right one), messages, or text; found {' and '.join(given)}"
         yield Problem((*path, "columns"), message)
 

@@ -87,6 +87,7 @@ CODES: dict[str, str] = {
     "ANSWERS_ABSENT": "there are no finished answers where the recipe says",
     "REUSE": "answers that are there are used again",
     "TRUNCATED_ANSWERS": "answers reached max_tokens and are left out",
+    "FUNCTION": "a function of yours failed on answers, which are left out and stay in the journal",
     "API_NO_ANSWER": "replies that are no answer are left out",
     "API_INCOMPLETE": "replies may have been cut on their way",
     "TERMS_UNKNOWN": "no terms of use are recorded for the teacher's outputs",

@@ -138,7 +138,7 @@ def test_every_drop_is_counted_once_at_the_first_step_with_examples(server, tmp_
 @pytest.mark.parametrize(
     ("select", "message"),
     [({"verify": {"number": True, "exact": True}}, "needs exactly one of number, exact, choice, regex, json_schema"),
-     ({}, "needs exactly one of complete, verify, length, repetition, deduplicate; found none"),
+     ({}, "length, repetition, deduplicate, decontaminate, language; found none"),
      ("dedupe", "unknown (deduplicate?)"), ({"length": {"least": 5, "most": 2}}, "least 5 is more than most 2")],
 )  # fmt: skip
 def test_a_wrong_step_is_said_with_its_path(select, message, tmp_path):

@@ -31,6 +31,7 @@ class Dropped(_Part):
     n: int
     reasons: dict[str, int]
     examples: tuple[dict[str, str], ...]  # of the first ones: where, why, and the beginning of the text
+    undecided: int = 0  # kept, because the step could not tell
 
 
 class Card(_Part):
@@ -45,6 +46,8 @@ class Card(_Part):
     sampling: dict[str, JsonValue]
     template: str  # SHA-256 of how a prompt becomes a request
     select: tuple[dict[str, JsonValue], ...]
+    select_files: dict[str, str] = {}  # what its steps have read, such as a function: name -> SHA-256
+    judge: dict[str, JsonValue] | None = None  # the model that chose among the answers: where, which, its prompt's hash
     price: dict[str, float] | None  # dollars for a million tokens
     spent_usd: float | None  # over all calls, answers that were dropped and lost ones included
     requests: int  # that were paid, or may have been

@@ -8,6 +8,7 @@ import difflib
 import glob
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tutelage.data.example import Example, Reject, RowDefectError, example_of_row
@@ -66,7 +67,27 @@ def read_text(path: Path, *, source: str, separator: str) -> Iterator[Example | 
 
 
 def read_jsonl(path: Path, *, source: str, columns: Mapping[str, str]) -> Iterator[Example | Reject]:
-    """The rows of one file of JSON lines; only line feeds end a line (U+2028 may stand inside a string)."""
+    """The documents in the rows of one file of JSON lines."""
+    for row in read_rows(path, source=source):
+        if isinstance(row, Reject):
+            yield row
+        else:
+            yield _example(row.content, columns, source=source, name=row.name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What one JSON line holds, and where it stands."""
+
+    name: str
+    content: object
+
+
+def read_rows(path: Path, *, source: str, ids_once: bool = True) -> Iterator[Row | Reject]:
+    """The rows of one file of JSON lines; only line feeds end a line (U+2028 may stand inside a string).
+
+    With `ids_once` a row with the `id` of an earlier one is a Reject.
+    """
     ids: set[str] = set()
     for number, (offset, line) in enumerate(_lines(path), start=1):
         name = f"{path}:{number}"
@@ -75,15 +96,15 @@ def read_jsonl(path: Path, *, source: str, columns: Mapping[str, str]) -> Iterat
             continue
         text = _decode(line.removeprefix(BYTE_ORDER_MARK) if offset == 0 else line, path, offset=offset, line=number)
         if text.strip():
-            yield _row(text.rstrip("\r\n"), columns, source=source, name=name, ids=ids)
+            yield _row(text.rstrip("\r\n"), source=source, name=name, ids=ids if ids_once else None)
 
 
-def _row(text: str, columns: Mapping[str, str], *, source: str, name: str, ids: set[str]) -> Example | Reject:
+def _row(text: str, *, source: str, name: str, ids: set[str] | None) -> Row | Reject:
     """One JSON line; `ids` are the row ids of this file so far, and grow."""
     try:
         row = json.loads(text, parse_constant=_refuse_constant)
         row_id = row.get("id") if isinstance(row, dict) else None
-        if isinstance(row_id, str | int):
+        if isinstance(row_id, str | int) and ids is not None:
             key = json.dumps(row_id)
             if key in ids:
                 raise RowDefectError("duplicate id: an earlier row of this file has it")
@@ -94,7 +115,7 @@ def _row(text: str, columns: Mapping[str, str], *, source: str, name: str, ids: 
         return Reject(source=source, name=name, reason="not JSON: nested too deeply")
     except ValueError as error:
         return Reject(source=source, name=name, reason=str(error))
-    return _example(row, columns, source=source, name=name)
+    return Row(name=name, content=row)
 
 
 def _example(row: object, columns: Mapping[str, str], *, source: str, name: str) -> Example | Reject:

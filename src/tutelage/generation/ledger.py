@@ -3,7 +3,7 @@
     run       {at, tutelage, …}                     a process begins; what was under way in the one before is lost
     reserved  {id, key, amount}                     money put aside, before request `key` is sent
     released  {id, key, paid, spent, why}           no reply: nothing was paid, or all of it counts as paid
-    answered  {id, key, at, status, body | body64}  the raw reply, before any parsing
+    answered  {id, key, at, status, price, body | body64}  the raw reply, before any parsing; price: of a token
     parsed    {id, key, paid, spent, outcome, final}   what it was; `final`: `key` is never asked again
 
 `key` is the SHA-256 of the canonical request, `id` counts the sendings.  Money is in whole picodollars (1e-12 $): a
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from tutelage.generation.journal import Record
 
 PICO = 10**12
+JUDGE = "judge:"  # how the keys of requests about answers begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class Ledger:
     outcomes: Counter[str] = field(default_factory=Counter)  # of what is final
     released: Counter[str] = field(default_factory=Counter)  # why sendings gave no reply
     retried: Counter[str] = field(default_factory=Counter)  # outcomes of replies that were no answer
+    n_judged: int = 0  # final replies of a judge
     n_spent: int = 0  # sendings that were paid, or may have been
     n_lost: int = 0  # sendings under way when a process died
     next_id: int = 0
@@ -87,6 +89,7 @@ class Ledger:
             self.n_lost += 1
         elif fields["final"]:
             self.final[key] = (outcome, answered[1])
-            self.outcomes[outcome] += 1
+            self.n_judged += key.startswith(JUDGE)
+            self.outcomes[f"{'judge: ' if key.startswith(JUDGE) else ''}{outcome}"] += 1
         else:
             self.retried[outcome] += 1

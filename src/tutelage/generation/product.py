@@ -1,44 +1,24 @@
 """From the journal to the finished set: the rows in the order of the prompts, and the card that accounts for all."""
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from tutelage import io, plugins
+from tutelage import io
 from tutelage.data.answers import CARD, ROWS, Card, Dropped
 from tutelage.generation import reply as replies
 from tutelage.generation.journal import fields_at
 from tutelage.generation.ledger import Ledger, Place
 from tutelage.generation.request import Request
-from tutelage.generation.select import Candidate, Judge
+from tutelage.generation.select.best import Score
+from tutelage.generation.selection import Answered, Selection
 from tutelage.generation.work import body_of
 from tutelage.recipe.generation import Step
 
-N_EXAMPLES = 3  # of what each step dropped
-_SHOWN = 200  # characters of one
 _LINES = 1000  # of one write
-
-
-@dataclass(slots=True)
-class _Tally:
-    """What one step dropped so far."""
-
-    step: str
-    n: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
-    examples: list[dict[str, str]] = field(default_factory=list)
-
-    def add(self, request: Request, why: str, text: str) -> None:
-        self.n += 1
-        self.reasons[why] += 1
-        if len(self.examples) < N_EXAMPLES:
-            self.examples.append({"prompt": Path(request.prompt.name).name, "why": why, "text": text[:_SHOWN]})
-
-    def as_dropped(self) -> Dropped:
-        reasons = dict(sorted(self.reasons.items()))
-        return Dropped(step=self.step, n=self.n, reasons=reasons, examples=tuple(self.examples))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,40 +31,7 @@ class Product:
     outcomes: dict[str, int]
     models: dict[str, int]
     dropped: tuple[Dropped, ...]
-
-
-class Selection:
-    """The steps of a recipe in their order; the first that has something against an answer drops it."""
-
-    def __init__(self, steps: Iterable[Step]) -> None:
-        self._steps: list[tuple[Judge, _Tally]] = []
-        for step in steps:
-            ((name, settings),) = ((n, s) for n in type(step).model_fields if (s := getattr(step, n)) is not None)
-            build = plugins.load("generation/select", name).build
-            self._steps.append((build(settings), _Tally(name)))
-        self._no_answer = _Tally("no_answer")
-
-    def keeps(self, request: Request, reply: replies.Reply) -> bool:
-        """Whether the answer stays; what is dropped is counted."""
-        if reply.outcome not in ("answer", "truncated") or not reply.text.strip():
-            why = reply.outcome if reply.outcome != "truncated" else "truncated before the answer"
-            self._no_answer.add(request, why, reply.reasoning)
-            return False
-        candidate = Candidate(
-            text=reply.text,
-            outcome=reply.outcome,
-            reference=request.prompt.reference,
-            asked=request.prompt.texts,
-        )
-        for judge, tally in self._steps:
-            if why := judge(candidate):
-                tally.add(request, why, reply.text)
-                return False
-        return True
-
-    def dropped(self) -> tuple[Dropped, ...]:
-        """Every step, those that dropped nothing too."""
-        return tuple(tally.as_dropped() for tally in (self._no_answer, *(tally for _, tally in self._steps)))
+    files: dict[str, str]  # what the selection has read besides the recipe: name -> SHA-256
 
 
 def row_of(request: Request, reply: replies.Reply) -> dict[str, io.Json]:
@@ -104,38 +51,57 @@ def row_of(request: Request, reply: replies.Reply) -> dict[str, io.Json]:
 
 
 def write_rows(
-    folder: Path, requests: Iterable[Request], *, ledger: Ledger, journal: Path, steps: Iterable[Step], optional: bool
+    folder: Path,
+    requests: Iterable[Request],
+    *,
+    ledger: Ledger,
+    journal: Path,
+    steps: Iterable[Step],
+    optional: bool,
+    scores: Score | None = None,
 ) -> Product:
     """Writes answers.jsonl from what the journal holds; the same bytes whenever and in whatever order it came."""
-    selection, outcomes, models, seen = Selection(steps), Counter[str](), Counter[str](), set[str]()
-    n_rows = 0
+    selection, outcomes, models, n_rows = Selection(steps, scores=scores), Counter[str](), Counter[str](), 0
 
     def lines() -> Iterator[bytes]:
         nonlocal n_rows
-        for request in requests:
-            if request.key in seen or request.key not in ledger.final:
-                continue
-            seen.add(request.key)
-            outcome, place = ledger.final[request.key]
-            reply = _reply_at(journal, place, optional=optional)
-            outcomes[outcome] += 1
-            models[reply.model] += 1
-            if selection.keeps(request, reply):
+        answered = answered_of(requests, ledger=ledger, journal=journal, optional=optional)
+        for _, group in itertools.groupby(answered, key=lambda one: one.request.prompt):
+            of_prompt = list(group)
+            outcomes.update(ledger.final[one.request.key][0] for one in of_prompt)
+            models.update(one.reply.model for one in of_prompt)
+            for one in selection.kept(of_prompt):
                 n_rows += 1
-                yield json.dumps(row_of(request, reply), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+                row = row_of(one.request, one.reply)
+                yield json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
-    digest = io.write_pieces(folder / ROWS, _blocks(lines()))
+    try:
+        digest = io.write_pieces(folder / ROWS, _blocks(lines()))
+    finally:
+        selection.close()
     return Product(
         n_rows=n_rows,
-        n_asked=len(seen),
+        n_asked=outcomes.total(),
         digest=digest,
         outcomes=dict(sorted(outcomes.items())),
         models=dict(sorted(models.items())),
         dropped=selection.dropped(),
+        files=selection.files,
     )
 
 
-def _reply_at(journal: Path, place: Place, *, optional: bool) -> replies.Reply:
+def answered_of(requests: Iterable[Request], *, ledger: Ledger, journal: Path, optional: bool) -> Iterator[Answered]:
+    """Every request that has a reply with it, once, in the order of the prompts."""
+    seen = set[str]()
+    for request in requests:
+        if request.key not in seen and request.key in ledger.final:
+            seen.add(request.key)
+            _, place = ledger.final[request.key]
+            yield Answered(request=request, reply=reply_at(journal, place, optional=optional))
+
+
+def reply_at(journal: Path, place: Place, *, optional: bool) -> replies.Reply:
+    """The reply at a place of the journal."""
     fields = fields_at(journal, place.offset, place.n_bytes)
     return replies.parse(body_of(fields), status=fields["status"], finish_reason_optional=optional)
 

@@ -1,15 +1,18 @@
 """From the sources of a recipe to what is asked: conversations up to their last question, or beginnings of texts."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tutelage.data import sources
-from tutelage.data.example import Example, Reject
+from tutelage.data import files, sources
+from tutelage.data.example import Example, Reject, RowDefectError, example_of_row
 from tutelage.data.sources import SourceSpec
 from tutelage.errors import ConfigError
 from tutelage.generation.request import Prompt
-from tutelage.recipe import Generate, Source
+from tutelage.generation.templates import Lacking, LacksColumnError, rendered, text_in
+from tutelage.recipe import Generate, PromptSource, Source
+from tutelage.recipe.column_text import ColumnText, parse
 
 Beginning = Callable[[str], str]  # a text -> its first tokens
 
@@ -18,7 +21,7 @@ Beginning = Callable[[str], str]  # a text -> its first tokens
 class Asking:
     """How rows become prompts."""
 
-    system: str | None
+    system: str | None  # may name columns, until it is rendered for a row
     interface: str
     beginning: Beginning  # of plain texts
 
@@ -30,10 +33,53 @@ def is_plain_text(source: Source) -> bool:
 
 def read_prompts(generate: Generate, asking: Asking) -> Iterator[Prompt | Reject]:
     """The prompts of all sources in the order of the recipe and the files."""
-    for source in generate.prompts:
+    system = parse(asking.system) if asking.system is not None else None
+    fixed = replace(asking, system=rendered(system, {})) if system is not None and not system.columns else asking
+    for number, source in enumerate(generate.prompts):
+        if source.template is not None or (system is not None and system.columns):
+            yield from _of_rows(source, fixed, system=system, number=number)
+            continue
         plain = is_plain_text(source)
         for item in sources.read(_spec(source)):
-            yield item if isinstance(item, Reject) else _prompt(item, asking, plain=plain)
+            yield item if isinstance(item, Reject) else _prompt(item, fixed, plain=plain)
+
+
+def _of_rows(
+    source: PromptSource, asking: Asking, *, system: ColumnText | None, number: int
+) -> Iterator[Prompt | Reject]:
+    """The prompts of a source of JSON lines whose columns stand in the template or the system prompt."""
+    spec = _spec(source)
+    if source.jsonl is None:
+        found = f"generate.system names {{{system.columns[0]}}}" if system is not None else "template is given"
+        raise ConfigError("CONFIG", f"{found}, and generate.prompts[{number}] has no columns; use jsonl for it")
+    rows = itertools.chain.from_iterable(files.read_rows(path, source=spec.label) for path in files.find(spec.patterns))
+    lacking = Lacking()
+    for row in itertools.islice(rows, spec.limit):
+        if isinstance(row, Reject):
+            yield lacking.seen(row)
+            continue
+        try:
+            yield lacking.seen(_of_row(row, spec, asking, source=source, system=system))
+        except RowDefectError as defect:
+            reject = Reject(source=spec.label, name=row.name, reason=str(defect))
+            yield lacking.seen(reject, lacks=isinstance(defect, LacksColumnError))
+    lacking.require(number)
+
+
+def _of_row(
+    row: files.Row, spec: SourceSpec, asking: Asking, *, source: PromptSource, system: ColumnText | None
+) -> Prompt | Reject:
+    if not isinstance(row.content, Mapping):
+        raise RowDefectError("a row must be an object")
+    if system is not None:
+        asking = replace(asking, system=rendered(system, row.content))
+    if source.template is None:
+        example = example_of_row(row.content, spec.columns, source=spec.label, name=row.name)
+        return _prompt(example, asking, plain=is_plain_text(source))
+    prompt, answer = rendered(parse(source.template), row.content), spec.columns.get("answer")
+    reference = text_in(row.content, answer) if answer is not None else ""
+    example = Example(source=spec.label, name=row.name, prompt=prompt, answer=reference)
+    return _prompt(example, asking, plain=False)
 
 
 def _spec(source: Source) -> SourceSpec:

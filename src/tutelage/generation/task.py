@@ -9,12 +9,14 @@ from tutelage.data.answers import CARD, ROWS
 from tutelage.data.example import Reject
 from tutelage.errors import ConfigError, IntegrityError
 from tutelage.generation import journal as journals
+from tutelage.generation import judging
 from tutelage.generation.budget import Budget, Price
 from tutelage.generation.endpoint import Endpoint, open_endpoint
+from tutelage.generation.judging import Judge
 from tutelage.generation.ledger import PICO
-from tutelage.generation.product import Selection
 from tutelage.generation.prompts import Asking, Beginning, is_plain_text, read_prompts
 from tutelage.generation.request import Request, Sampling, request_of
+from tutelage.generation.selection import Selection
 from tutelage.recipe import Api, Generate, Recipe
 
 _OURS = (ROWS, CARD, journals.NAME)
@@ -41,6 +43,7 @@ class Task:
     asking: Asking
     sampling: Sampling
     budget: Budget
+    judge: Judge | None = None
 
     def requests(self) -> Iterator[Request | Reject]:
         """Every request in the order of the prompts; two prompts that ask the same have the same key."""
@@ -85,16 +88,8 @@ def open_task(recipe: Recipe, *, allow_private_host: bool = False) -> Task:
         raise ConfigError("CONFIG", "generate needs the section generate: with prompts and a cap")
     api, folder = teacher.api, Path(teacher.answers)
     _require_ours(folder)
-    endpoint = open_endpoint(
-        api.base_url,
-        key_env=api.key_env,
-        key_file=api.key_file,
-        key_header=api.key_header,
-        headers=api.headers,
-        query=api.query,
-        allow_private_host=allow_private_host,
-    )
-    Selection(wanted.select)  # a pattern or schema that is none is said before anything is paid
+    endpoint = _endpoint_of(api, allow_private_host=allow_private_host)
+    Selection(wanted.select).close()  # a pattern or schema that is none is said before anything is paid
     asking = Asking(system=wanted.system, interface=wanted.interface, beginning=_beginning(recipe, wanted))
     sampling = Sampling(
         model=api.model,
@@ -104,6 +99,11 @@ def open_task(recipe: Recipe, *, allow_private_host: bool = False) -> Task:
         seed=wanted.seed,
         body=dict(api.body or {}),
     )
+    budget, best = _budget(api, wanted), judging.settings_of(wanted.select)
+    judge = None
+    if best is not None and best.judge is not None:
+        judge_endpoint = _endpoint_of(best.judge.api, allow_private_host=allow_private_host)
+        judge = judging.open_judge(wanted.select, judge_endpoint, budget=budget)
     return Task(
         recipe=recipe,
         api=api,
@@ -112,7 +112,20 @@ def open_task(recipe: Recipe, *, allow_private_host: bool = False) -> Task:
         endpoint=endpoint,
         asking=asking,
         sampling=sampling,
-        budget=_budget(api, wanted),
+        budget=budget,
+        judge=judge,
+    )
+
+
+def _endpoint_of(api: Api, *, allow_private_host: bool) -> Endpoint:
+    return open_endpoint(
+        api.base_url,
+        key_env=api.key_env,
+        key_file=api.key_file,
+        key_header=api.key_header,
+        headers=api.headers,
+        query=api.query,
+        allow_private_host=allow_private_host,
     )
 
 

@@ -22,7 +22,7 @@ from tutelage.recipe.sections import (
     Training,
     json_schema,
 )
-from tutelage.recipe.sources import Columns, Source
+from tutelage.recipe.sources import Columns, PromptSource, Source
 from tutelage.recipe.terms import LossTerm, Schedule
 from tutelage.recipe.text import dump
 
@@ -37,6 +37,7 @@ __all__ = [
     "Layers",
     "Learner",
     "LossTerm",
+    "PromptSource",
     "Pupil",
     "Recipe",
     "Schedule",

@@ -75,6 +75,16 @@ def _model(text: str, info: ValidationInfo) -> str:
     return there if is_local(text) or os.path.exists(there) else text
 
 
+def _function(text: str, info: ValidationInfo) -> str:
+    """`path.py:name`, the path counted from the recipe's folder, or `module:name`."""
+    place, _, name = text.rpartition(":")
+    if place.endswith(".py") and name.isidentifier():
+        return f"{_path(place, info)}:{name}"
+    if name.isidentifier() and all(part.isidentifier() for part in place.split(".")):
+        return text
+    raise PydanticCustomError("function", "must be module:name or path.py:name")
+
+
 def _template(text: str, info: ValidationInfo) -> str:
     return text if "{{" in text or "{%" in text else _path(text, info)
 
@@ -98,6 +108,7 @@ Interval = Annotated[float, AfterValidator(_interval), Field(gt=0)]
 Device = Annotated[str, Field(pattern=DEVICE_PATTERN)]
 DtypeAlias = BeforeValidator(_dtype)
 PathText = Annotated[str, Field(min_length=1), AfterValidator(_path)]
+FunctionText = Annotated[str, Field(min_length=1), AfterValidator(_function)]
 ModelText = Annotated[str, Field(min_length=1), AfterValidator(_model)]
 TemplateText = Annotated[str, Field(min_length=1), AfterValidator(_template)]
 Listed = Field(strict=False)  # YAML has lists, a frozen section holds tuples

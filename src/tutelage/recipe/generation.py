@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, JsonValue
 
 from tutelage.recipe import short
-from tutelage.recipe.fields import Count, Index, Listed, PathText, Section, Share
-from tutelage.recipe.sources import PromptSources
+from tutelage.recipe.column_text import ColumnTextField
+from tutelage.recipe.fields import Count, FunctionText, Index, Listed, PathText, Section, Share
+from tutelage.recipe.sources import Globs, PromptSources
 
 
 class Api(Section):
@@ -51,7 +52,7 @@ class Price(Section):
 
 
 class Verify(Section):
-    """Keep right answers: exactly one of `number`, `exact`, `choice`, `regex`, `json_schema`."""
+    """Keep right answers: exactly one of `number`, `exact`, `choice`, `regex`, `json_schema`, `function`."""
 
     number: Literal[True] | None = Field(
         default=None, description="the last number of the answer equals that of the reference"
@@ -66,6 +67,45 @@ class Verify(Section):
     json_schema: dict[str, JsonValue] | None = Field(
         default=None, description="the answer is JSON that fits: type, properties, required, items, enum, limits"
     )
+    function: FunctionText | None = Field(
+        default=None,
+        description="your Python code, path.py:name or module:name: called with prompt, answer and reference, it says "
+        "true or false, or for best a number",
+    )
+    timeout_s: float | None = Field(default=None, gt=0, description="of a function, for one answer; null: 10 seconds")
+
+
+VerifyField = Annotated[Verify, BeforeValidator(short.verify, json_schema_input_type=str | Verify)]
+
+
+class JudgeModel(Section):
+    """A model that gives each answer a score from 0 to 10; asked and paid like the teacher, under the same caps."""
+
+    api: Api = Field(description="its endpoint; not that of the teacher, unless the same is written here")
+    price: Price | None = Field(default=None, description="what its tokens cost; needed where generate has a price")
+    prompt: ColumnTextField | None = Field(
+        default=None,
+        description="what it is asked, with {question}, {answer} and {reference}; it must end with a line `Score: N`, "
+        "N from 0 to 10; null: a prompt of tutelage's",
+    )
+    max_tokens: Count = Field(default=512, description="tokens of its reply at most, reasoning included")
+    temperature: float | None = Field(default=None, ge=0, description="of its sampling; null: the endpoint's own")
+
+
+class Best(Section):
+    """Keep the best answers to each prompt."""
+
+    by: Literal["verify", "length", "judge"] = Field(
+        description="what decides; of equal answers the earlier sample is kept"
+    )
+    keep: Count = Field(default=1, description="answers to a prompt that stay at most; below generate.samples")
+    verify: VerifyField | None = Field(
+        default=None, description="of by: verify; right before wrong, or the highest number that a function returns"
+    )
+    prefer: Literal["shortest", "longest"] | None = Field(
+        default=None, description="of by: length, in characters; null: shortest"
+    )
+    judge: JudgeModel | None = Field(default=None, description="of by: judge; the model that gives the scores")
 
 
 class Length(Section):
@@ -82,18 +122,55 @@ class Repetition(Section):
     most: Share = Field(default=0.3, description="share of sequences that may have stood in the answer before")
 
 
+class Deduplicate(Section):
+    """Drop answers that are there already.  Short form: true."""
+
+    near: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="also across prompts: answers of 20 words or more that share at least this much of their sequences "
+        "of 3 words with one that is kept; needs tutelage[text]",
+    )
+
+
+class Decontaminate(Section):
+    """Drop answers that share text with evaluation sets, in the prompt or in the answer."""
+
+    against: Globs = Field(description="files of evaluation sets, with one JSON object a line")
+    columns: Annotated[tuple[str, ...], Listed, Field(min_length=1)] | None = Field(
+        default=None, description="their fields that are compared; null: every text in them"
+    )
+    ngram: Count = Field(default=13, description="words in a row that are an overlap; a shorter text: all of it")
+
+
+class Language(Section):
+    """Keep answers in some languages.  Short form: a code or a list of them."""
+
+    only: Annotated[tuple[str, ...], Listed, Field(min_length=1)] = Field(description="codes of ISO 639, such as en")
+    certain: Share = Field(default=0.5, description="probability of another language from which an answer is dropped")
+
+
 class Step(Section):
     """One step of the selection: exactly one field.  Short form: its name."""
 
     complete: bool | None = Field(default=None, description="drop unfinished answers; false keeps them")
-    verify: Annotated[Verify, BeforeValidator(short.verify, json_schema_input_type=str | Verify)] | None = Field(
+    verify: VerifyField | None = Field(
         default=None, description="keep right answers; short form: a name such as number"
     )
+    best: Best | None = Field(default=None, description="keep the best answers to each prompt")
     length: Length | None = Field(default=None, description="keep answers of a length")
     repetition: Repetition | None = Field(default=None, description="drop answers that repeat themselves")
-    deduplicate: Literal[True] | None = Field(
-        default=None, description="drop answers that an earlier one equals, but for case and white space"
+    deduplicate: (
+        Annotated[Deduplicate, BeforeValidator(short.deduplicate, json_schema_input_type=Literal[True] | Deduplicate)]
+        | None
+    ) = Field(default=None, description="drop answers that an earlier one equals, but for case and white space")
+    decontaminate: Decontaminate | None = Field(
+        default=None, description="drop answers that share text with evaluation sets"
     )
+    language: (
+        Annotated[Language, BeforeValidator(short.language, json_schema_input_type=str | list[str] | Language)] | None
+    ) = Field(default=None, description="keep answers in some languages; needs tutelage[text]")
 
 
 class Generate(Section):
@@ -108,7 +185,9 @@ class Generate(Section):
     seed: Index | None = Field(
         default=None, description="sample n of a prompt is asked with seed + n, where endpoints heed it; null: not sent"
     )
-    system: str | None = Field(default=None, min_length=1, description="system prompt before each conversation")
+    system: ColumnTextField | None = Field(
+        default=None, description="system prompt before each conversation; {column} as in a template"
+    )
     interface: Literal["auto", "chat", "completions"] = Field(
         default="auto",
         description="auto: conversations and prompts as chat, texts as completions; chat: texts too",

@@ -82,7 +82,7 @@ def complete_prompts(value: Any) -> Any:
         return value
     items = [{"jsonl": [i]} if isinstance(i, str) and i.endswith((".jsonl", ".json")) else i for i in value]
     plain = {"columns": {"prompt": "prompt"}}
-    return [{**item, **plain} if _has_no_columns(item) else item for item in items]
+    return [{**i, **plain} if _has_no_columns(i) and i.get("template") is None else i for i in items]
 
 
 def verify(value: Any) -> Any:
@@ -90,8 +90,24 @@ def verify(value: Any) -> Any:
     return {value: True} if isinstance(value, str) else value
 
 
+def deduplicate(value: Any) -> Any:
+    """`true` is a section of defaults."""
+    return {} if value is True else value
+
+
+def language(value: Any) -> Any:
+    """`en` is `{only: [en]}`, and so is a list."""
+    value = [value] if isinstance(value, str) else value
+    return {"only": value} if isinstance(value, list | tuple) else value
+
+
+def best(value: Any) -> Any:
+    """The short form of its verifier."""
+    return _each(value, verify=verify) if isinstance(value, dict) else value
+
+
 def step(value: Any) -> Any:
-    """`deduplicate` is `{deduplicate: true}`; of `length` and `repetition` the defaults."""
+    """`deduplicate` has its defaults, `{deduplicate: true}`; of `length` and `repetition` the defaults."""
     if isinstance(value, str):
         return {value: {} if value in ("length", "repetition") else True}
     return value
@@ -255,10 +271,19 @@ def _generate(value: Any) -> Any:
     return _each(value, prompts=complete_prompts, select=_select)
 
 
+_OF_STEP = {
+    "verify": verify,
+    "best": best,
+    "deduplicate": deduplicate,
+    "decontaminate": lambda value: _each(value, against=globs) if isinstance(value, dict) else value,
+    "language": language,
+}
+
+
 def _select(value: Any) -> Any:
     value = select(value)
     steps = value if isinstance(value, list) else []
-    return [_each(s, verify=verify) if isinstance(s, dict) else s for s in steps] or value
+    return [_each(s, **_OF_STEP) if isinstance(s, dict) else s for s in steps] or value
 
 
 def _data(value: Any) -> Any:

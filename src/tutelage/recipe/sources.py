@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from tutelage.recipe import short
+from tutelage.recipe.column_text import ColumnTextField
 from tutelage.recipe.fields import Count, Listed, PathText, Section
 
 MEMORY = "fingerprint of an object handed to tutelage.train() in memory; written by tutelage, not by hand"
@@ -49,14 +50,24 @@ class Source(Section):
     weight: float = Field(default=1.0, gt=0, description="how often its rows are drawn, against the other sources")
 
 
+class PromptSource(Source):
+    """Where prompts come from: a source, whose JSON lines may also be put into a `template`."""
+
+    template: ColumnTextField | None = Field(
+        default=None,
+        description="the prompt, with {column} where a column of the JSON line is put in, and {{ }} for braces; "
+        "null: the column that columns.prompt names",
+    )
+
+
 Sources = Annotated[
     tuple[Source, ...],
     Listed,
     BeforeValidator(short.complete_sources, json_schema_input_type=str | Source | list[str | Source]),
 ]
 PromptSources = Annotated[
-    tuple[Source, ...],
+    tuple[PromptSource, ...],
     Listed,
     Field(min_length=1),
-    BeforeValidator(short.complete_prompts, json_schema_input_type=str | Source | list[str | Source]),
+    BeforeValidator(short.complete_prompts, json_schema_input_type=str | PromptSource | list[str | PromptSource]),
 ]

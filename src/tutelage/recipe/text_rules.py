@@ -1,7 +1,9 @@
 """What no single field can know about a teacher that writes text, and about what it is asked."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 
+from tutelage.recipe import column_text
 from tutelage.recipe.problems import Path, Problem, dotted, is_finite
 from tutelage.recipe.tree import Tree, all_students, all_terms, section_of
 
@@ -22,13 +24,12 @@ def _teacher(teacher: Tree, tree: Tree) -> Iterator[Problem]:
     if api is not None and teacher.get("answers") is None:
         yield Problem(("teacher", "answers"), "is missing: name the folder that generate writes and train reads")
     if isinstance(api, dict):
-        yield from _api(api)
+        yield from _api(api, ("teacher", "api"))
     if teacher.get("answers") is not None:
         yield from _answers(teacher, tree)
 
 
-def _api(api: Tree) -> Iterator[Problem]:
-    path: Path = ("teacher", "api")
+def _api(api: Tree, path: Path) -> Iterator[Problem]:
     if api.get("key_env") is not None and api.get("key_file") is not None:
         yield Problem((*path, "key_file"), "has no effect beside key_env; keep one of them")
     for field in ("headers", "query"):
@@ -78,14 +79,32 @@ def _generate(generate: Tree) -> Iterator[Problem]:
     temperature, samples = generate.get("temperature"), generate.get("samples", 1)
     if temperature == 0 and is_finite(samples) and samples > 1:
         yield Problem((*path, "samples"), f"must be 1 at temperature 0: {samples} samples would be the same answer")
+    if generate.get("system") is not None and generate.get("interface") == "completions":
+        yield Problem((*path, "system"), "has no effect with interface: completions; remove it")
     sources = generate.get("prompts")
+    if generate.get("system") is not None and generate.get("interface", "auto") == "auto" and _all_continued(sources):
+        yield Problem((*path, "system"), "has no effect on texts that are continued; use interface: chat, or remove it")
     for i, source in enumerate(sources if isinstance(sources, list) else ()):
         if isinstance(source, dict):
             yield from _prompt_source(source, (*path, "prompts", i))
     steps = generate.get("select")
+    yield from _judge(generate, steps)
     for i, step in enumerate(steps if isinstance(steps, list) else ()):
         if isinstance(step, dict):
             yield from _step(step, (*path, "select", i))
+            if isinstance(step.get("best"), dict):
+                yield from _best(step["best"], (*path, "select", i, "best"), samples=samples)
+
+
+def _all_continued(sources: object) -> bool:
+    """Whether every source is plain text."""
+    listed = sources if isinstance(sources, list) and sources else [None]
+    return all(
+        isinstance(source, dict)
+        and source.get("template") is None
+        and (source.get("jsonl") is None or section_of(source, "columns").get("text") is not None)
+        for source in listed
+    )
 
 
 def _prompt_source(source: Tree, path: Path) -> Iterator[Problem]:
@@ -94,25 +113,79 @@ def _prompt_source(source: Tree, path: Path) -> Iterator[Problem]:
             yield Problem((*path, name), "has no effect on prompts; remove it")
     columns = source.get("columns")
     given = sorted(name for name, value in columns.items() if value is not None) if isinstance(columns, dict) else []
-    if given and given not in (["text"], ["prompt"], ["answer", "prompt"], ["messages"]):
+    template = source.get("template")
+    if isinstance(template, str):
+        yield from _template(template, source, path)
+        if given not in ([], ["answer"]):
+            found = " and ".join(given)
+            yield Problem((*path, "columns"), f"beside template may name answer (the right one) only; found {found}")
+    elif template is None and given and given not in (["text"], ["prompt"], ["answer", "prompt"], ["messages"]):
         message = f"must name prompt, prompt and answer (the right one), messages, or text; found {' and '.join(given)}"
         yield Problem((*path, "columns"), message)
 
 
+def _template(template: str, source: Tree, path: Path) -> Iterator[Problem]:
+    if source.get("jsonl") is None:
+        yield Problem((*path, "template"), "has no effect without jsonl: texts have no columns; remove it")
+    with suppress(ValueError):  # said by the field itself
+        if template and not column_text.parse(template).columns:
+            yield Problem((*path, "template"), "names no {column}: every prompt would be the same")
+
+
+_STEPS = ("complete", "verify", "best", "length", "repetition", "deduplicate", "decontaminate", "language")
+
+
 def _step(step: Tree, path: Path) -> Iterator[Problem]:
-    known = ("complete", "verify", "length", "repetition", "deduplicate")
+    known = _STEPS
     given = [name for name in known if step.get(name) is not None]
     if len(given) != 1 and not step.keys() - set(known):
         yield Problem(path, f"needs exactly one of {', '.join(known)}; found {' and '.join(given) or 'none'}")
     verify = step.get("verify")
     if isinstance(verify, dict):
-        kinds = ("number", "exact", "choice", "regex", "json_schema")
-        given = [name for name in kinds if verify.get(name) is not None]
-        if len(given) != 1 and not verify.keys() - set(kinds):
-            found = " and ".join(given) or "none"
-            yield Problem((*path, "verify"), f"needs exactly one of {', '.join(kinds)}; found {found}")
+        yield from _verify(verify, (*path, "verify"))
     length = step.get("length")
     if isinstance(length, dict):
         least, most = length.get("least", 1), length.get("most")
         if is_finite(least) and is_finite(most) and least > most:
             yield Problem((*path, "length"), f"least {least} is more than most {most}")
+
+
+def _verify(verify: Tree, path: Path) -> Iterator[Problem]:
+    kinds = ("number", "exact", "choice", "regex", "json_schema", "function")
+    given = [name for name in kinds if verify.get(name) is not None]
+    if len(given) != 1 and not verify.keys() - {*kinds, "timeout_s"}:
+        yield Problem(path, f"needs exactly one of {', '.join(kinds)}; found {' and '.join(given) or 'none'}")
+    if verify.get("timeout_s") is not None and verify.get("function") is None:
+        yield Problem((*path, "timeout_s"), "has no effect without function; remove it")
+
+
+def _best(best: Tree, path: Path, *, samples: object) -> Iterator[Problem]:
+    keep, by = best.get("keep", 1), best.get("by")
+    if is_finite(keep) and is_finite(samples) and keep >= samples:
+        yield Problem((*path, "keep"), f"must be below generate.samples ({samples}): else nothing is chosen")
+    if by == "verify" and best.get("verify") is None:
+        yield Problem((*path, "verify"), "is missing: say by which verifier, such as {function: path.py:name}")
+    if by == "judge" and best.get("judge") is None:
+        yield Problem((*path, "judge"), "is missing: give its api, as for a teacher, and its price")
+    for name, of in (("verify", "verify"), ("prefer", "length"), ("judge", "judge")):
+        if best.get(name) is not None and by in ("verify", "length", "judge") and by != of:
+            yield Problem((*path, name), f"has no effect with by: {by}; remove it")
+    if isinstance(best.get("verify"), dict):
+        yield from _verify(best["verify"], (*path, "verify"))
+
+
+def _judge(generate: Tree, steps: object) -> Iterator[Problem]:
+    """What spans the judge and the rest: one of them at most, and priced where the answers are."""
+    all_steps = enumerate(steps if isinstance(steps, list) else ())
+    bests = [(i, section_of(step, "best")) for i, step in all_steps if isinstance(step, dict)]
+    judges = [(i, best["judge"]) for i, best in bests if isinstance(best.get("judge"), dict)]
+    for n, (i, judge) in enumerate(judges):
+        path: Path = ("generate", "select", i, "best", "judge")
+        if n:
+            yield Problem(path, f"is the second one; only select[{judges[0][0]}] may ask a judge")
+        if isinstance(judge.get("api"), dict):
+            yield from _api(judge["api"], (*path, "api"))
+        if generate.get("price") is not None and judge.get("price") is None:
+            yield Problem((*path, "price"), "is missing: generate has a price, and the cap counts the judge too")
+        if generate.get("price") is None and judge.get("price") is not None:
+            yield Problem((*path, "price"), "has no effect without generate.price; give both or none")

@@ -4,26 +4,31 @@ import asyncio
 import hashlib
 import signal
 import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tutelage import __version__, console, io
 from tutelage.data.answers import ROWS, Card
 from tutelage.errors import Stopped
+from tutelage.generation import judging
 from tutelage.generation import reply as replies
-from tutelage.generation.budget import Budget
+from tutelage.generation.budget import Budget, Price
 from tutelage.generation.client import Client
+from tutelage.generation.endpoint import Endpoint
 from tutelage.generation.journal import Fields, Journal
-from tutelage.generation.ledger import PICO, Ledger
+from tutelage.generation.judging import Scores
+from tutelage.generation.ledger import JUDGE, PICO, Ledger
 from tutelage.generation.pace import Pace
 from tutelage.generation.product import Product, write_card, write_rows
-from tutelage.generation.request import TEMPLATE_VERSION
+from tutelage.generation.request import TEMPLATE_VERSION, Request
+from tutelage.generation.select import FAILED
+from tutelage.generation.selection import shown
 from tutelage.generation.task import Survey, Task, open_task
 from tutelage.generation.work import Committer, Work, body_of, now
-from tutelage.recipe import Recipe, load_recipe
+from tutelage.recipe import Api, Recipe, load_recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +56,8 @@ class Generated:
             if step.n:
                 why = ", ".join(f"{n} {reason}" for reason, n in step.reasons.items())
                 lines.append(f"dropped: {step.n:,} by {step.step} ({why})")
+            if step.undecided:
+                lines.append(f"kept:    {step.undecided:,} that {step.step} could not tell, undecided")
         return "\n".join([*lines, "next:    tutelage train RECIPE"])
 
 
@@ -78,7 +85,8 @@ def generate(
         n_lost = ledger.n_lost
         _begin(journal, ledger, task, survey)
         _say_what_is_there(ledger, survey, n_lost=ledger.n_lost - n_lost)
-        n_sent = _ask(task, journal, ledger, survey) if ask else 0
+        n_sent = _ask(task, journal, ledger, survey) + _ask_judge(task, journal, ledger) if ask else 0
+        scores = Scores(judge=task.judge, ledger=ledger, journal=journal.path) if task.judge is not None else None
         product = write_rows(
             task.folder,
             task.sound(),
@@ -86,8 +94,9 @@ def generate(
             journal=journal.path,
             steps=task.generate.select,
             optional=task.api.finish_reason_optional,
+            scores=scores,
         )
-        card = write_card(task.folder, _card(task, survey, ledger, product))
+        card = write_card(task.folder, _card(task, survey, ledger, product, scores=scores))
     finally:
         journal.close()
     _warn(task, card, ledger)
@@ -111,9 +120,12 @@ def _begin(journal: Journal, ledger: Ledger, task: Task, survey: Survey) -> None
     records: list[tuple[str, Fields]] = [("run", run)]
     for key, (number, place) in ledger.raw.items():
         fields = journal.fields_at(place.offset, place.n_bytes)
-        optional = task.api.finish_reason_optional
+        api = task.judge.settings.api if task.judge is not None and key.startswith(JUDGE) else task.api
+        optional = api.finish_reason_optional
         reply = replies.parse(body_of(fields), status=fields["status"], finish_reason_optional=optional)
-        paid = budget.cost(reply.usage, reserved=ledger.open.get(number, 0)) if fields["status"] == 200 else 0
+        price = fields.get("price")  # of the one who answered: the judge's is another than the teacher's
+        own = replace(budget, price=Price(prompt=price[0], answer=price[1]) if price is not None else None)
+        paid = own.cost(reply.usage, reserved=ledger.open.get(number, 0)) if fields["status"] == 200 else 0
         parsed = {"id": number, "key": key, "paid": paid, "outcome": reply.outcome, "final": reply.is_final}
         parsed["spent"] = fields["status"] == 200
         records.append(("parsed", parsed))
@@ -127,7 +139,7 @@ def _say_what_is_there(ledger: Ledger, survey: Survey, *, n_lost: int) -> None:
     n_reused = sum(key in ledger.final for key in survey.keys)
     lost = f", up to {n_lost} requests that were under way may be paid twice" if n_lost else ""
     console.note("RESUMED", f"{n_reused} answers kept, 0 asked again{lost}")
-    n_other = len(ledger.final) - n_reused
+    n_other = len(ledger.final) - ledger.n_judged - n_reused
     if n_other:
         n_new = len(survey.keys) - n_reused
         console.note("REUSE", f"{n_reused} of {len(survey.keys)} answers reused, {n_new} requests are new or changed")
@@ -138,7 +150,7 @@ def _ask(task: Task, journal: Journal, ledger: Ledger, survey: Survey) -> int:
     """Sends what has no reply yet; the number of requests that were sent."""
     n_open = sum(key not in ledger.final for key in survey.keys)
     if not n_open:
-        console.note("NOTHING_TO_DO", f"{task.folder}: every answer is there; nothing is sent")
+        console.note("NOTHING_TO_DO", f"{task.folder}: every answer is there; none is asked for")
         return 0
     console.tell(f"asking {task.endpoint.base_url} for {n_open:,} answers of {task.api.model}")
     total = len(survey.keys)
@@ -147,10 +159,52 @@ def _ask(task: Task, journal: Journal, ledger: Ledger, survey: Survey) -> int:
         def on_answer() -> None:
             bar.advance(text=_money(ledger, task.budget))
 
-        work = _run_to_its_end(lambda: _run(task, journal, ledger, total=total, on_answer=on_answer))
+        sender = _Sender(api=task.api, endpoint=task.endpoint, budget=task.budget, total=total, on_answer=on_answer)
+        work = _run_to_its_end(lambda: _run(sender, task.sound(), journal, ledger))
     if work.error is not None:
         raise work.error
     return work.n_sent
+
+
+def _ask_judge(task: Task, journal: Journal, ledger: Ledger) -> int:
+    """Sends what the judge was not asked yet about the answers that are there; the number of requests."""
+    judge = task.judge
+    if judge is None:
+        return 0
+    optional, path = task.api.finish_reason_optional, journal.path
+    keys = judging.wanted(judge, task.sound(), ledger=ledger, journal=path, optional=optional)
+
+    def requests() -> Iterator[Request]:
+        return judging.requests_of(judge, keys, task.sound(), ledger=ledger, journal=path, optional=optional)
+
+    wanted = {request.key for request in requests()}
+    n_open = sum(key not in ledger.final for key in wanted)
+    if not n_open:
+        return 0
+    api = judge.settings.api
+    console.tell(f"asking {judge.endpoint.base_url} to judge {n_open:,} answers by {api.model}")
+    with console.Progress("judged", total=len(wanted), done=len(wanted) - n_open) as bar:
+
+        def on_answer() -> None:
+            bar.advance(text=_money(ledger, judge.budget))
+
+        total = len(ledger.final) + n_open
+        sender = _Sender(api=api, endpoint=judge.endpoint, budget=judge.budget, total=total, on_answer=on_answer)
+        work = _run_to_its_end(lambda: _run(sender, requests(), journal, ledger))
+    if work.error is not None:
+        raise work.error
+    return work.n_sent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sender:
+    """Who is asked, at which price, and who hears of it."""
+
+    api: Api
+    endpoint: Endpoint
+    budget: Budget
+    total: int
+    on_answer: Callable[[], None]
 
 
 def _run_to_its_end(begin: Callable[[], Coroutine[Any, Any, Work]]) -> Work:
@@ -163,26 +217,26 @@ def _run_to_its_end(begin: Callable[[], Coroutine[Any, Any, Work]]) -> Work:
         return thread.submit(lambda: asyncio.run(begin())).result()
 
 
-async def _run(task: Task, journal: Journal, ledger: Ledger, *, total: int, on_answer: Callable[[], None]) -> Work:
-    api = task.api
+async def _run(sender: _Sender, requests: Iterable[Request], journal: Journal, ledger: Ledger) -> Work:
+    api = sender.api
     most = api.concurrency
     async with Client(
-        task.endpoint, timeout_s=api.timeout_s, most_connections=most, limit_field=api.limit_field
+        sender.endpoint, timeout_s=api.timeout_s, most_connections=most, limit_field=api.limit_field
     ) as client:
         work = Work(
             committer=Committer(journal, ledger),
             ledger=ledger,
-            budget=task.budget,
+            budget=sender.budget,
             client=client,
             pace=Pace(most=most),
-            host=task.endpoint.host,
-            total=total,
+            host=sender.endpoint.host,
+            total=sender.total,
             retries=api.retries,
             finish_reason_optional=api.finish_reason_optional,
-            on_answer=on_answer,
+            on_answer=sender.on_answer,
         )
         _stop_on_signals(work)
-        await work.run(task.sound())
+        await work.run(requests)
     return work
 
 
@@ -212,9 +266,10 @@ def _money(ledger: Ledger, budget: Budget) -> str:
 
 
 # --- afterwards ---
-def _card(task: Task, survey: Survey, ledger: Ledger, product: Product) -> Card:
+def _card(task: Task, survey: Survey, ledger: Ledger, product: Product, *, scores: Scores | None) -> Card:
     wanted, api = task.generate, task.api
-    how = {"version": TEMPLATE_VERSION, "system": wanted.system, "interface": wanted.interface}
+    templates = [source.template for source in wanted.prompts]
+    how = {"version": TEMPLATE_VERSION, "system": wanted.system, "interface": wanted.interface, "templates": templates}
     sampling = wanted.model_dump(
         mode="json", include={"samples", "max_tokens", "temperature", "seed", "system", "interface", "prompt_tokens"}
     )
@@ -224,9 +279,11 @@ def _card(task: Task, survey: Survey, ledger: Ledger, product: Product) -> Card:
         model=api.model,
         models=product.models,
         terms=api.terms,
-        sampling={**sampling, "body": dict(api.body or {})},
+        sampling={**sampling, "templates": [t for t in templates if t], "body": dict(api.body or {})},
         template=hashlib.sha256(repr(sorted(how.items())).encode()).hexdigest(),
-        select=tuple(step.model_dump(mode="json") for step in wanted.select),
+        select=tuple(shown(step.model_dump(mode="json")) for step in wanted.select),
+        select_files=product.files,
+        judge=scores.for_card() if scores is not None else None,
         price=wanted.price.model_dump() if wanted.price is not None else None,
         spent_usd=ledger.settled / PICO if wanted.price is not None else None,
         requests=ledger.n_spent,
@@ -257,6 +314,14 @@ def _warn(task: Task, card: Card, ledger: Ledger) -> None:
         console.warning("API_NO_ANSWER", f"{', '.join(f'{n} {name}' for name, n in none.items())}; left out")
     if n := ledger.retried["incomplete"] + outcomes.get("incomplete", 0):
         console.warning("API_INCOMPLETE", f"{n} replies had no finish_reason: asked again, or left out in the end")
+    for step in card.dropped:
+        failed = {why: n for why, n in step.reasons.items() if why.startswith(FAILED)}
+        if failed:
+            first = next(example for example in step.examples if example["why"] in failed)
+            found = ", ".join(f"{n}: {why}" for why, n in failed.items())
+            more = f" {first['about']}" if "about" in first else ""
+            again = "the answers are safe; repair it and rerun, nothing is asked again"
+            console.warning("FUNCTION", f"{step.step}: {found} (first: {first['prompt']}{more}); {again}")
     if card.terms is None:
         found = f"no terms of use recorded for the outputs of {card.model}"
         console.warning("TERMS_UNKNOWN", f"{found}; the card says so (teacher.api.terms)")

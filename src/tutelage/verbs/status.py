@@ -112,7 +112,7 @@ def _status(folder: Path, ledger: Ledger, *, running: bool) -> Status:
         model=str(run.get("model", "")),
         base_url=str(run.get("base_url", "")),
         total=int(run.get("total", 0)),
-        done=len(ledger.final),
+        done=len(ledger.final) - ledger.n_judged,
         outcomes=dict(ledger.outcomes),
         retried=dict(ledger.retried + ledger.released),
         requests=requests,
@@ -126,8 +126,9 @@ def _status(folder: Path, ledger: Ledger, *, running: bool) -> Status:
 
 
 def _left_s(ledger: Ledger, run: dict[str, Any]) -> float | None:
-    n_done = len(ledger.final) - int(run.get("done", 0))
-    if n_done <= 0 or not ledger.last_at:
+    n_answers = len(ledger.final) - ledger.n_judged
+    n_done = n_answers - int(run.get("done", 0))
+    if n_done <= 0 or not ledger.last_at or n_answers >= int(run["total"]):
         return None
     seconds = (datetime.fromisoformat(ledger.last_at) - datetime.fromisoformat(str(run["at"]))).total_seconds()
-    return seconds / n_done * max(0, int(run["total"]) - len(ledger.final))
+    return seconds / n_done * (int(run["total"]) - n_answers)

@@ -1,4 +1,4 @@
-"""Drops wrong answers: a number, an exact text, a choice, a pattern, or JSON of a given form."""
+"""Drops wrong answers: a number, an exact text, a choice, a pattern, JSON of a given form, or a function's no."""
 
 import json
 import re
@@ -6,7 +6,8 @@ from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 
 from tutelage.errors import ConfigError
-from tutelage.generation.select import Candidate, Judge, folded
+from tutelage.generation.function_process import TIMEOUT_S, FunctionProcess
+from tutelage.generation.select import Candidate, Judge, Said, Step, Verdict, each, folded
 from tutelage.generation.select._json_schema import mistake, refuse_unknown
 from tutelage.recipe.generation import Verify
 
@@ -16,8 +17,10 @@ _LETTER = re.compile(r"(?<![A-Za-z'])\(?([A-J])\b(?!['\u2019])")
 _FENCE = re.compile(r"\s*```(?:json)?\s*\n(.*?)\n?```\s*", re.DOTALL)
 
 
-def build(settings: Verify) -> Judge:
-    """One kind of verifier; ConfigError for a pattern or schema that is none."""
+def build(settings: Verify) -> Judge | Step:
+    """One kind of verifier; ConfigError for a pattern, schema or function that is none."""
+    if settings.function is not None:
+        return _by_function(settings.function, timeout_s=settings.timeout_s or TIMEOUT_S)
     if settings.regex is not None:
         return _matching(settings.regex)
     if settings.json_schema is not None:
@@ -27,6 +30,26 @@ def build(settings: Verify) -> Judge:
     if settings.exact:
         return _comparing(folded, "is not the reference")
     return _comparing(last_number, "wrong number") if settings.number else _comparing(choice, "wrong choice")
+
+
+def _by_function(spec: str, *, timeout_s: float) -> Step:
+    function = FunctionProcess(spec, timeout_s=timeout_s)
+
+    def judge(candidate: Candidate) -> Said:
+        said = called(function, candidate)
+        if isinstance(said, float):
+            return Verdict(why="function returned a number, not true or false", about=f"{said:g}")
+        if isinstance(said, bool):
+            return "" if said else "refused by the function"
+        return said
+
+    return Step(judge=each(judge), files={function.name: function.sha256}, close=function.close)
+
+
+def called(function: FunctionProcess, candidate: Candidate) -> bool | float | Verdict:
+    """What a function of the user's says of an answer to the last thing that was asked, or why it says nothing."""
+    made = function(prompt=candidate.asked[-1], answer=candidate.text, reference=candidate.reference)
+    return made.value if made.value is not None else Verdict(why=made.why, about=made.about)
 
 
 def _comparing(read: Callable[[str], object], wrong: str) -> Judge:

@@ -103,13 +103,13 @@ def test_a_signal_waits_for_what_is_under_way_and_the_next_call_goes_on(number, 
 
 
 def test_status_tells_of_a_generation_that_runs_and_of_one_that_ended(server, tmp_path):
-    server.script = lambda n, body: Action(delay_s=0.03, finish="length" if n == 0 else "stop")
+    server.script = lambda n, body: Action(delay_s=2.0 if n == 3 else 0.03, finish="length" if n == 0 else "stop")
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe(tmp_path, server.url, n=12, api={"concurrency": 2})))
     assert "error[ANSWERS_ABSENT]" in call("status", path)[2]
     worker = threading.Thread(target=generate, args=(tmp_path, server.url), kwargs={"n": 12, "api": {"concurrency": 2}})
     worker.start()
-    while len(server.seen) < 4:
+    while len(server.seen) < 4:  # the fourth is under way for two seconds
         time.sleep(0.01)
     running = call("status", tmp_path / "answers")[1]
     assert "running)" in running and "of 12" in running and "$0 reserved" not in running

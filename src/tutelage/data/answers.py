@@ -1,6 +1,8 @@
 """The answers of a teacher that writes text, as `tutelage generate` leaves them: a folder of rows and their card.
 
 answers.jsonl   a row a line, in the order of the prompts: messages, the answer last; or prompt and answer
+answers.parquet where it was asked for: the same rows, for other programs
+soft/           where log-probabilities were asked for: a teacher cache, see generation/soft_cache.py
 card.json       who was asked, how, what it cost, what was dropped and why, and the checksum of the rows
 """
 
@@ -18,6 +20,8 @@ from tutelage.errors import ConfigError, IntegrityError
 
 FORMAT_VERSION = 1
 ROWS, CARD = "answers.jsonl", "card.json"
+PARQUET = "answers.parquet"  # the same rows, where they were asked for; see generation/parquet.py
+SOFT = "soft"  # a teacher cache beside them: what an endpoint gave of its distributions
 
 
 class _Part(BaseModel):

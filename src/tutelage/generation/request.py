@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 TEMPLATE_VERSION = 1  # raise it when the same prompt would be asked in other words: answers are then bought anew
-PARAMETERS = ("temperature", "seed")
+PARAMETERS = ("temperature", "seed", "top_logprobs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +19,7 @@ class Sampling:
     max_tokens: int
     temperature: float | None = None  # None: not sent
     seed: int | None = None  # sample n is asked with seed + n; None: not sent
+    top_logprobs: int | None = None  # most likely tokens at each position of the answer; None: not asked for
     body: Mapping[str, Any] = field(default_factory=dict)  # further fields, as the user gave them
 
 
@@ -81,6 +82,9 @@ def _asked(prompt: Prompt, sampling: Sampling, *, sample: int) -> dict[str, Any]
         fields["prompt"] = prompt.text
     if sampling.temperature is not None:
         fields["temperature"] = sampling.temperature
+    if sampling.top_logprobs is not None:
+        asked = {"logprobs": True, "top_logprobs": sampling.top_logprobs}
+        fields |= asked if prompt.messages else {"logprobs": sampling.top_logprobs}
     if sampling.seed is not None:
         fields["seed"] = sampling.seed + sample
     return fields

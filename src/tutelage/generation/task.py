@@ -12,6 +12,7 @@ from tutelage.generation import journal as journals
 from tutelage.generation.budget import Budget, Price
 from tutelage.generation.endpoint import Endpoint, open_endpoint
 from tutelage.generation.ledger import PICO
+from tutelage.generation.parquet import require_pyarrow
 from tutelage.generation.product import Selection
 from tutelage.generation.prompts import Asking, Beginning, is_plain_text, read_prompts
 from tutelage.generation.request import Request, Sampling, request_of
@@ -85,6 +86,10 @@ def open_task(recipe: Recipe, *, allow_private_host: bool = False) -> Task:
         raise ConfigError("CONFIG", "generate needs the section generate: with prompts and a cap")
     api, folder = teacher.api, Path(teacher.answers)
     _require_ours(folder)
+    if wanted.parquet:
+        require_pyarrow()
+    if wanted.top_logprobs is not None:
+        named_student(recipe, "generate.top_logprobs is matched with the student's tokens")
     endpoint = open_endpoint(
         api.base_url,
         key_env=api.key_env,
@@ -102,6 +107,7 @@ def open_task(recipe: Recipe, *, allow_private_host: bool = False) -> Task:
         max_tokens=wanted.max_tokens,
         temperature=wanted.temperature,
         seed=wanted.seed,
+        top_logprobs=wanted.top_logprobs,
         body=dict(api.body or {}),
     )
     return Task(
@@ -114,6 +120,14 @@ def open_task(recipe: Recipe, *, allow_private_host: bool = False) -> Task:
         sampling=sampling,
         budget=_budget(api, wanted),
     )
+
+
+def named_student(recipe: Recipe, why: str) -> tuple[str, str | None]:
+    """(model, revision) of the first student that is named; ConfigError with the reason when none is."""
+    for learner in recipe.learners.values():
+        if learner.section.model is not None:
+            return learner.section.model, learner.section.revision
+    raise ConfigError("CONFIG", f"{why}; give student.model")
 
 
 def _require_ours(folder: Path) -> None:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tutelage import __version__, console, io
-from tutelage.data.answers import ROWS, Card
+from tutelage.data.answers import PARQUET, ROWS, SOFT, Card
 from tutelage.errors import Stopped
 from tutelage.generation import reply as replies
 from tutelage.generation.budget import Budget
@@ -19,11 +19,15 @@ from tutelage.generation.client import Client
 from tutelage.generation.journal import Fields, Journal
 from tutelage.generation.ledger import PICO, Ledger
 from tutelage.generation.pace import Pace
+from tutelage.generation.parquet import write_parquet
 from tutelage.generation.product import Product, write_card, write_rows
 from tutelage.generation.request import TEMPLATE_VERSION
 from tutelage.generation.task import Survey, Task, open_task
 from tutelage.generation.work import Committer, Work, body_of, now
 from tutelage.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from tutelage.generation.soft_cache import SoftLabels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,12 +37,14 @@ class Generated:
     path: Path
     card: Card
     n_sent: int  # requests of this call
+    soft: "SoftLabels | None" = None
 
     def as_json(self) -> dict[str, Any]:
         """Everything but the examples, for programs."""
         content = self.card.model_dump(mode="json", exclude={"dropped"})
         dropped = {step.step: step.n for step in self.card.dropped if step.n}
-        return {"answers": str(self.path), **content, "dropped": dropped, "sent_now": self.n_sent}
+        soft = {"soft": self.soft.as_json()} if self.soft is not None else {}
+        return {"answers": str(self.path), **content, "dropped": dropped, "sent_now": self.n_sent, **soft}
 
     def __str__(self) -> str:
         card = self.card
@@ -51,6 +57,8 @@ class Generated:
             if step.n:
                 why = ", ".join(f"{n} {reason}" for reason, n in step.reasons.items())
                 lines.append(f"dropped: {step.n:,} by {step.step} ({why})")
+        if self.soft is not None:
+            lines.append(f"soft:    {self.soft}")
         return "\n".join([*lines, "next:    tutelage train RECIPE"])
 
 
@@ -87,11 +95,17 @@ def generate(
             steps=task.generate.select,
             optional=task.api.finish_reason_optional,
         )
-        card = write_card(task.folder, _card(task, survey, ledger, product))
+        io.remove_tree(task.folder / SOFT)  # of the set before this one
+        io.remove_file(task.folder / PARQUET)
+        card = _card(task, survey, ledger, product)
+        if task.generate.parquet:
+            write_parquet(task.folder, card)
+        card = write_card(task.folder, card)
+        soft = _soft(task, ledger, journal.path) if task.generate.top_logprobs is not None else None
     finally:
         journal.close()
     _warn(task, card, ledger)
-    return Generated(path=task.folder, card=card, n_sent=n_sent)
+    return Generated(path=task.folder, card=card, n_sent=n_sent, soft=soft)
 
 
 # --- what is there already ---
@@ -179,6 +193,7 @@ async def _run(task: Task, journal: Journal, ledger: Ledger, *, total: int, on_a
             total=total,
             retries=api.retries,
             finish_reason_optional=api.finish_reason_optional,
+            top_logprobs=task.generate.top_logprobs,
             on_answer=on_answer,
         )
         _stop_on_signals(work)
@@ -216,7 +231,17 @@ def _card(task: Task, survey: Survey, ledger: Ledger, product: Product) -> Card:
     wanted, api = task.generate, task.api
     how = {"version": TEMPLATE_VERSION, "system": wanted.system, "interface": wanted.interface}
     sampling = wanted.model_dump(
-        mode="json", include={"samples", "max_tokens", "temperature", "seed", "system", "interface", "prompt_tokens"}
+        mode="json",
+        include={
+            "samples",
+            "max_tokens",
+            "temperature",
+            "seed",
+            "system",
+            "interface",
+            "prompt_tokens",
+            "top_logprobs",
+        },
     )
     return Card(
         tutelage=__version__,
@@ -243,6 +268,12 @@ def _card(task: Task, survey: Survey, ledger: Ledger, product: Product) -> Card:
         bytes=product.digest.n_bytes,
         sha256=product.digest.sha256,
     )
+
+
+def _soft(task: Task, ledger: Ledger, journal: Path) -> "SoftLabels":
+    from tutelage.generation.soft_cache import write_soft  # brings torch along, which nothing else here needs
+
+    return write_soft(task, ledger, journal)
 
 
 def _warn(task: Task, card: Card, ledger: Ledger) -> None:

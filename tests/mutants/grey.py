@@ -4,6 +4,7 @@ from tests.mutants.mutant import Mutant
 
 SOFT = "tests/generation/test_soft.py::"
 GREY = "tests/verbs/test_grey.py::"
+ACCURACY = "tests/verbs/test_task_accuracy.py::"
 REFUSED = SOFT + "test_what_is_not_the_same_tokens_is_refused_with_the_reason"
 
 GREY_BOX = (
@@ -64,6 +65,30 @@ GREY_BOX = (
         old="if wanted and (what := lacking(outcome.body, k=wanted)):",
         new="if False:",
         oracles=(GREY + "test_an_endpoint_without_the_numbers_that_were_asked_for_stops_the_run_at_once[0]",),
+    ),
+    Mutant(
+        id="M378",
+        what="prompts that the student was trained on counted as held out",
+        file="verbs/tasks.py",
+        old="if example.document not in trained and (share is None or splits.is_held_out(example.document, share))",
+        new="if True",
+        oracles=(ACCURACY + "test_teacher_and_student_are_judged_on_the_same_held_out_prompts_wrong_answers_counted",),
+    ),
+    Mutant(
+        id="M379",
+        what="the teacher's wrong answers, which the set does not hold, not counted against it",
+        file="generation/verdicts.py",
+        old="right=sum(not why and text for why, text in zip(found, is_text, strict=True)),",
+        new="right=len(group),",
+        oracles=(ACCURACY + "test_valid_json_is_counted_where_a_schema_is_asked_for",),
+    ),
+    Mutant(
+        id="M380",
+        what="positions of a prompt counted from its padding",
+        file="evaluation/written.py",
+        old="mask_BT = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])",
+        new="mask_BT = torch.tensor([[1] * width for ids in prompts])",
+        oracles=(ACCURACY + "test_a_batch_writes_what_each_prompt_alone_would_write",),
     ),
     Mutant(
         id="M377",

@@ -23,6 +23,7 @@ from tutelage.generation.parquet import write_parquet
 from tutelage.generation.product import Product, write_card, write_rows
 from tutelage.generation.request import TEMPLATE_VERSION
 from tutelage.generation.task import Survey, Task, open_task
+from tutelage.generation.verdicts import write_verdicts
 from tutelage.generation.work import Committer, Work, body_of, now
 from tutelage.recipe import Recipe, load_recipe
 
@@ -101,6 +102,7 @@ def generate(
         if task.generate.parquet:
             write_parquet(task.folder, card)
         card = write_card(task.folder, card)
+        write_verdicts(task, ledger, journal.path, card)
         soft = _soft(task, ledger, journal.path) if task.generate.top_logprobs is not None else None
     finally:
         journal.close()

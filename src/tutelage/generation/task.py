@@ -1,6 +1,6 @@
 """From a recipe to what is asked: the endpoint, the requests, the cap, all checked before anything is sent."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ class Survey:
 
     n_prompts: int
     n_rejected: int
-    keys: frozenset[str]
+    keys: Set[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +74,7 @@ class Task:
             console.warning("REJECTED", f"{found} ({first})")
         if not keys:
             raise IntegrityError("DATA_READ", "generate.prompts holds no prompt; check its files")
-        return Survey(n_prompts=n_prompts, n_rejected=len(rejects), keys=frozenset(keys))
+        return Survey(n_prompts=n_prompts, n_rejected=len(rejects), keys=keys)
 
 
 def open_task(recipe: Recipe, *, allow_private_host: bool = False) -> Task:

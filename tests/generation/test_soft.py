@@ -5,11 +5,14 @@ import math
 
 import numpy as np
 import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from tests.generation import grey
 from tests.verbs import tiny_runs
 from tutelage.data.example import Example, Message
 from tutelage.data.tokenize import Encoder
+from tutelage.errors import ConfigError
 from tutelage.generation.logprobs import Unusable, written_of
 from tutelage.generation.soft import Matcher
 from tutelage.models.template import Renderer
@@ -37,6 +40,18 @@ def test_every_token_has_the_bytes_that_its_decoder_gives():
     assert len(data) == len(OWN) - 2 and all(grey.data_of(OWN, n) == found for n, found in data.items())
     ids = OWN.backend_tokenizer.encode(TEXT, add_special_tokens=False).ids
     assert b"".join(data[n] for n in ids) == TEXT.encode()
+
+
+def test_pieces_with_marked_spaces_and_bytes_are_read_and_other_tokenizers_refused():
+    vocab = {"<s>": 0, "<0x0A>": 1, "\u2581the": 2, "caf\u00e9": 3}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True))
+    backend.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    backend.add_special_tokens([AddedToken("<s>", special=True)])
+    own = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>")
+    assert token_bytes(own) == {1: b"\n", 2: b" the", 3: "caf\u00e9".encode()}
+    words = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    with pytest.raises(ConfigError, match="neither byte-level nor SentencePiece"):
+        token_bytes(PreTrainedTokenizerFast(tokenizer_object=words))
 
 
 @pytest.mark.parametrize("ids", [False, True])

@@ -22,8 +22,8 @@ def note(result: TaskResult) -> str:
     """How it was measured."""
     kinds = ", ".join(name for one in result.verify for name in one)
     return (
-        f"{result.n_prompts:,} of {result.n_held_out:,} held-out prompts, judged by {kinds}; the teacher's answers as "
-        f"they were bought, the others greedy, at most {result.max_tokens:,} tokens. ± one standard error, counting "
+        f"{result.n_prompts:,} of {result.n_held_out:,} held-out prompts, judged by {kinds}; the answers of the set as "
+        f"they were bought, all others greedy, at most {result.max_tokens:,} tokens. ± one standard error, counting "
         f"prompts; {_DECIDED} more than noise (95%, paired)."
     )
 

@@ -49,7 +49,7 @@ def written(folder: Path, student: Path, url: str, *, text=answering, **fields: 
         "student": str(student),
         "data": {"held_out": 0.4, "max_length": 64},
         "loss": "cross_entropy",
-        "training": {**TRAINING, "steps": 60, "learning_rate": 1e-2},
+        "training": {**TRAINING, "steps": 40, "learning_rate": 1e-2},
         "generate": {
             "prompts": {"jsonl": "prompts.jsonl", "prompt": "prompt", "answer": "answer"},
             "max_requests": 200,

@@ -25,12 +25,13 @@ from torch import Tensor
 
 from tutelage import console
 from tutelage.cache.codec import chunks_of, log_probabilities
+from tutelage.cache.given import is_given
 from tutelage.cache.job import Job, Pass, windows_of_pass
 from tutelage.cache.manifest import Manifest
 from tutelage.cache.reader import TeacherCache
 from tutelage.cache.rows import RowSet
 from tutelage.cache.tokens import find
-from tutelage.errors import IntegrityError
+from tutelage.errors import ConfigError, IntegrityError
 from tutelage.models import load
 from tutelage.models.cast import cast
 from tutelage.models.fingerprint import weights_fingerprint
@@ -81,6 +82,11 @@ class Asker:
     @classmethod
     def of(cls, manifest: Manifest, name: str) -> "Asker":
         """Raises IntegrityError[CACHE_MISMATCH] when the model has other weights than the cache was made by."""
+        if is_given(manifest):
+            raise ConfigError(
+                "CONFIG",
+                f"--teacher: an endpoint gave this cache's numbers ({manifest.asked.teacher.name}); leave it out",
+            )
         model = load.load_model(name, dtype="auto", device="cpu")
         found, record = weights_fingerprint(model), manifest.asked.teacher
         if found != record.saved_weights:

@@ -14,6 +14,7 @@ import numpy as np
 from tutelage import visible
 from tutelage.cache import manifest as manifests
 from tutelage.cache.error import CacheError, measure
+from tutelage.cache.given import is_given
 from tutelage.cache.head import full_head
 from tutelage.cache.manifest import Manifest
 from tutelage.cache.reader import TeacherCache, read_tensors
@@ -139,6 +140,8 @@ def _beside(cache: TeacherCache) -> dict[str, int]:
 
 def _measured(cache: TeacherCache) -> tuple[CacheError | None, str]:
     """The error on the probe, or why there is none."""
+    if is_given(cache.manifest):
+        return None, "not measured: an endpoint gave the numbers, and no position is known in full"
     if manifests.PROBE not in cache.manifest.files:
         return None, "not measured: no positions were kept in full here (held-out rows, or a merged cache)"
     head = full_head(cache)
@@ -209,6 +212,11 @@ def _teacher(manifest: Manifest, *, loss_nats: float) -> list[str]:
     teacher, temperature = manifest.asked.teacher, manifest.asked.temperature
     is_heated = temperature != 1.0 and manifest.asked.codec in _HEATED
     heated = f", both at temperature {temperature:g}" if is_heated else ""
+    if is_given(manifest):
+        return [
+            f"{teacher.name}, behind an endpoint: no weights are known",
+            f"its own loss {loss_nats:.4f} nats a token, perplexity {_perplexity(loss_nats):,.2f}{heated}",
+        ]
     return [
         f"{teacher.name}: {teacher.parameters:,} parameters, {teacher.dtype}, {teacher.attention} attention, weights "
         f"{teacher.saved_weights[:12]}",

@@ -1,6 +1,9 @@
 """The answers of a teacher that writes text, as `tutelage generate` leaves them: a folder of rows and their card.
 
 answers.jsonl   a row a line, in the order of the prompts: messages, the answer last; or prompt and answer
+answers.parquet where it was asked for: the same rows, for other programs
+verdicts.jsonl  where a step verifies: how many answers to each prompt were right, dropped ones too
+soft/           where log-probabilities were asked for: a teacher cache, see generation/soft_cache.py
 card.json       who was asked, how, what it cost, what was dropped and why, and the checksum of the rows
 """
 
@@ -18,6 +21,9 @@ from tutelage.errors import ConfigError, IntegrityError
 
 FORMAT_VERSION = 1
 ROWS, CARD = "answers.jsonl", "card.json"
+PARQUET = "answers.parquet"  # the same rows, where they were asked for; see generation/parquet.py
+VERDICTS = "verdicts.jsonl"  # of every answer to every prompt; see generation/verdicts.py
+SOFT = "soft"  # a teacher cache beside them: what an endpoint gave of its distributions
 
 
 class _Part(BaseModel):
@@ -125,6 +131,11 @@ def read_answers(folder: Path, *, source: str, reasoning: bool) -> Iterator[Exam
                 yield _example(json.loads(line), source=source, name=name, reasoning=reasoning)
             except RowDefectError as defect:
                 yield Reject(source=source, name=name, reason=str(defect))
+
+
+def example_of(row: dict[str, Any]) -> Example:
+    """The example in one row of answers.jsonl, or in a line of its fields; its `document` names the prompt."""
+    return _example(row, source="", name="", reasoning=False)
 
 
 def _example(row: dict[str, Any], *, source: str, name: str, reasoning: bool) -> Example:

@@ -77,6 +77,11 @@ def _finish(store: Store, train: Rows, *, held_out_store: Store, held_out: Rows)
     return split
 
 
+def is_held_out(document: bytes, share: float) -> bool:
+    """Whether `by_share` holds a document out, as far as its hash alone decides."""
+    return int.from_bytes(document[:8], "big") / 2.0**64 < share
+
+
 def _uniform(hashes: Hashes) -> npt.NDArray[np.float64]:
     """A number in [0, 1) from each hash of shape [n, 32]."""
     return _first_words(hashes).astype(np.float64) / 2.0**64

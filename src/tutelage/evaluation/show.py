@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from tutelage import visible
+from tutelage.evaluation.written import end_ids
 from tutelage.models import vocabulary
 from tutelage.models.head import head_of, trunk
 from tutelage.types import TokenView
@@ -156,7 +157,7 @@ def _generate(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, ids_T: Tensor, n_vocabulary: int, new_tokens: int
 ) -> str:
     """The most likely token again and again, until the text ends or `new_tokens` are written."""
-    ends = _end_ids(model, tokenizer)
+    ends = end_ids(model, tokenizer)
     step_BT = ids_T[None].to(next(model.parameters()).device)
     cache = None
     made: list[int] = []
@@ -170,13 +171,6 @@ def _generate(
     prompt = ids_T.tolist()
     before, both = vocabulary.decoded(tokenizer, prompt), vocabulary.decoded(tokenizer, prompt + made)
     return both[len(before) :] if both.startswith(before) else vocabulary.decoded(tokenizer, made)
-
-
-def _end_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    generation = getattr(model, "generation_config", None)
-    ends = getattr(generation, "eos_token_id", None)
-    listed = ends if isinstance(ends, list) else [ends]
-    return {int(i) for i in [*listed, tokenizer.eos_token_id] if i is not None}
 
 
 def _block(view: PromptView, teacher: str | None, *, width: int) -> Table:

@@ -10,6 +10,7 @@
 price of a millionth of a dollar per million tokens is still exact.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,12 +21,26 @@ PICO = 10**12
 JUDGE = "judge:"  # how the keys of requests about answers begin
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where the raw reply of a request lies in the journal."""
+class Place(int):
+    """Where the raw reply of a request lies in the journal: one number, because there are as many as answers."""
 
-    offset: int
-    n_bytes: int
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, offset: int, n_bytes: int) -> "Place":
+        """`n_bytes` from byte `offset` on."""
+        assert n_bytes < 1 << 32, "no reply is that long"
+        return cls(offset << 32 | n_bytes)
+
+    @property
+    def offset(self) -> int:
+        """The first byte."""
+        return self >> 32
+
+    @property
+    def n_bytes(self) -> int:
+        """How many."""
+        return self & 0xFFFF_FFFF
 
 
 @dataclass(slots=True, kw_only=True)
@@ -66,7 +81,7 @@ class Ledger:
             self.n_spent += bool(fields["spent"])
             self.released[fields["why"]] += 1
         elif record.kind == "answered":
-            self.raw[fields["key"]] = (fields["id"], Place(record.offset, record.n_bytes))
+            self.raw[fields["key"]] = (fields["id"], Place.of(record.offset, record.n_bytes))
             self.first_at, self.last_at = self.first_at or fields["at"], fields["at"]
         elif record.kind == "parsed":
             self._parsed(fields)
@@ -80,7 +95,7 @@ class Ledger:
         self.run = fields
 
     def _parsed(self, fields: Mapping[str, object]) -> None:
-        key, outcome = str(fields["key"]), str(fields["outcome"])
+        key, outcome = sys.intern(str(fields["key"])), sys.intern(str(fields["outcome"]))  # each once in memory
         answered = self.raw.pop(key, None)
         self.open.pop(int(str(fields["id"])), None)
         self.settled += int(str(fields["paid"]))

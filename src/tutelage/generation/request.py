@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 TEMPLATE_VERSION = 1  # raise it when the same prompt would be asked in other words: answers are then bought anew
-PARAMETERS = ("temperature", "seed")
+PARAMETERS = ("temperature", "seed", "top_logprobs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +20,7 @@ class Sampling:
     max_tokens: int
     temperature: float | None = None  # None: not sent
     seed: int | None = None  # sample n is asked with seed + n; None: not sent
+    top_logprobs: int | None = None  # most likely tokens at each position of the answer; None: not asked for
     body: Mapping[str, Any] = field(default_factory=dict)  # further fields, as the user gave them
 
 
@@ -69,7 +71,8 @@ def request_of(prompt: Prompt, sampling: Sampling, *, sample: int) -> Request:
     """The request with its key: the SHA-256 of everything that can change the answer, each field by its name."""
     canonical = {"place": sampling.place, "sample": sample, **_asked(prompt, sampling, sample=sample)}
     text = json.dumps(canonical, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    key = hashlib.sha256(f"tutelage request {TEMPLATE_VERSION}\n{text}".encode()).hexdigest()
+    # Once in memory, however many sets of keys it stands in: that is what a prompt costs.
+    key = sys.intern(hashlib.sha256(f"tutelage request {TEMPLATE_VERSION}\n{text}".encode()).hexdigest())
     return Request(prompt=prompt, sample=sample, sampling=sampling, key=key)
 
 
@@ -81,6 +84,9 @@ def _asked(prompt: Prompt, sampling: Sampling, *, sample: int) -> dict[str, Any]
         fields["prompt"] = prompt.text
     if sampling.temperature is not None:
         fields["temperature"] = sampling.temperature
+    if sampling.top_logprobs is not None:
+        asked = {"logprobs": True, "top_logprobs": sampling.top_logprobs}
+        fields |= asked if prompt.messages else {"logprobs": sampling.top_logprobs}
     if sampling.seed is not None:
         fields["seed"] = sampling.seed + sample
     return fields

@@ -1,6 +1,6 @@
 """From a recipe to what is asked: the endpoint, the requests, the cap, all checked before anything is sent."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from tutelage.generation.budget import Budget, Price
 from tutelage.generation.endpoint import Endpoint, open_endpoint
 from tutelage.generation.judging import Judge
 from tutelage.generation.ledger import PICO
+from tutelage.generation.parquet import require_pyarrow
 from tutelage.generation.prompts import Asking, Beginning, is_plain_text, read_prompts
 from tutelage.generation.request import Request, Sampling, request_of
 from tutelage.generation.selection import Selection
@@ -28,7 +29,7 @@ class Survey:
 
     n_prompts: int
     n_rejected: int
-    keys: frozenset[str]
+    keys: Set[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +77,7 @@ class Task:
             console.warning("REJECTED", f"{found} ({first})")
         if not keys:
             raise IntegrityError("DATA_READ", "generate.prompts holds no prompt; check its files")
-        return Survey(n_prompts=n_prompts, n_rejected=len(rejects), keys=frozenset(keys))
+        return Survey(n_prompts=n_prompts, n_rejected=len(rejects), keys=keys)
 
 
 def open_task(recipe: Recipe, *, allow_private_host: bool = False) -> Task:
@@ -88,6 +89,10 @@ def open_task(recipe: Recipe, *, allow_private_host: bool = False) -> Task:
         raise ConfigError("CONFIG", "generate needs the section generate: with prompts and a cap")
     api, folder = teacher.api, Path(teacher.answers)
     _require_ours(folder)
+    if wanted.parquet:
+        require_pyarrow()
+    if wanted.top_logprobs is not None:
+        named_student(recipe, "generate.top_logprobs is matched with the student's tokens")
     endpoint = _endpoint_of(api, allow_private_host=allow_private_host)
     Selection(wanted.select).close()  # a pattern or schema that is none is said before anything is paid
     asking = Asking(system=wanted.system, interface=wanted.interface, beginning=_beginning(recipe, wanted))
@@ -97,6 +102,7 @@ def open_task(recipe: Recipe, *, allow_private_host: bool = False) -> Task:
         max_tokens=wanted.max_tokens,
         temperature=wanted.temperature,
         seed=wanted.seed,
+        top_logprobs=wanted.top_logprobs,
         body=dict(api.body or {}),
     )
     budget, best = _budget(api, wanted), judging.settings_of(wanted.select)
@@ -127,6 +133,14 @@ def _endpoint_of(api: Api, *, allow_private_host: bool) -> Endpoint:
         query=api.query,
         allow_private_host=allow_private_host,
     )
+
+
+def named_student(recipe: Recipe, why: str) -> tuple[str, str | None]:
+    """(model, revision) of the first student that is named; ConfigError with the reason when none is."""
+    for learner in recipe.learners.values():
+        if learner.section.model is not None:
+            return learner.section.model, learner.section.revision
+    raise ConfigError("CONFIG", f"{why}; give student.model")
 
 
 def _require_ours(folder: Path) -> None:

@@ -21,6 +21,7 @@ from tutelage.generation.budget import Budget
 from tutelage.generation.client import Client, Reply, Retry, Stop
 from tutelage.generation.journal import Fields, Journal, Record
 from tutelage.generation.ledger import PICO, Ledger
+from tutelage.generation.logprobs import lacking
 from tutelage.generation.pace import Pace, backoff_s
 from tutelage.generation.request import Request
 
@@ -118,6 +119,7 @@ class Work:
     total: int
     retries: int
     finish_reason_optional: bool = False
+    top_logprobs: int | None = None  # an answer without them stops the run: the next ones would lack them too
     on_answer: Callable[[], None] = lambda: None
     error: TutelageError | None = None
     given_up: list[TutelageError] = field(default_factory=list)
@@ -260,10 +262,18 @@ class Work:
             self.halt(partial(self._overcharged, request, paid=paid, amount=amount))
         if not final:
             return reply.outcome
+        wanted = self.top_logprobs if reply.outcome == "answer" else None
+        if wanted and (what := lacking(outcome.body, k=wanted)):
+            self.halt(partial(self._without_logprobs, what))
         self._n_replies += 1
         self.pace.answered()
         self.on_answer()
         return ""
+
+    def _without_logprobs(self, what: str) -> RemoteError:
+        found = f"{self.host} gives {what} ({self.top_logprobs} asked for)"
+        advice = "lower generate.top_logprobs or leave it out: loss cross_entropy learns the text alone"
+        return RemoteError("API_LOGPROBS", f"{found}; {self.safe()}, nothing more is sent; {advice}")
 
     def _overcharged(self, request: Request, *, paid: int, amount: int) -> LimitError:
         found = f"{self.host} charged ${paid / PICO:.6g} for a request that could cost ${amount / PICO:.6g} at most"

@@ -36,6 +36,12 @@ class Api(Section):
     finish_reason_optional: bool = Field(
         default=False, description="true: an answer without finish_reason is whole, for servers that never give one"
     )
+    logprobs_temperature: float = Field(
+        default=1.0,
+        gt=0,
+        description="temperature of the log-probabilities that the endpoint gives: 1 where they are those before "
+        "sampling, as with llama.cpp and vLLM, whatever the sampling is",
+    )
     timeout_s: float = Field(default=120.0, gt=0, description="deadline of one request, from first to last byte")
     retries: Index = Field(default=6, description="further tries of a request after a fault; rate limits do not count")
     concurrency: Count = Field(default=64, description="requests under way at most; how many are is found by measuring")
@@ -182,6 +188,13 @@ class Generate(Section):
     samples: Count = Field(default=1, description="answers to each prompt")
     max_tokens: Count = Field(default=512, description="tokens of an answer at most, reasoning included")
     temperature: float | None = Field(default=None, ge=0, description="of the sampling; null: the endpoint's own")
+    top_logprobs: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="ask for the so many most likely tokens at each position of the answers, and write them to the "
+        "folder soft beside the answers as a teacher cache; the student needs the teacher's tokenizer",
+    )
     seed: Index | None = Field(
         default=None, description="sample n of a prompt is asked with seed + n, where endpoints heed it; null: not sent"
     )
@@ -194,6 +207,9 @@ class Generate(Section):
     )
     prompt_tokens: Count = Field(
         default=64, description="of a plain text: its first so many tokens (the student's) are the prompt"
+    )
+    parquet: bool = Field(
+        default=False, description='also write answers.parquet (needs pip install "tutelage[parquet]")'
     )
     budget_usd: float | None = Field(default=None, gt=0, description="cap on what is spent, in dollars; needs price")
     max_requests: Count | None = Field(default=None, description="cap on requests that may have to be paid")

@@ -156,6 +156,11 @@ class Evaluation(Section):
     """What is measured at the end beside the held-out rows."""
 
     rows: Count | None = Field(default=None, description="at most so many held-out rows; null: all")
+    task_prompts: Count | None = Field(
+        default=100,
+        description="of answers that a step verified: so many held-out prompts, at most, every model answers; "
+        "the same verifiers judge; null: none",
+    )
     out_of_domain: Sources = Field(default=(), description="text unlike the training data, to see what was lost")
     prompts: Annotated[
         tuple[Annotated[str, Field(min_length=1)], ...],

@@ -204,8 +204,9 @@ def recipe(tree: dict[str, Any]) -> dict[str, Any]:
     """The whole recipe in its long form; defaults are not filled in."""
     tree = _each(tree, teacher=_teacher, student=_student, loss=_loss, evaluation=_evaluation, generate=_generate)
     tree = _each(_with_answers(tree), data=_data)
+    tree = _with_soft(tree)
     teacher_section = tree.get("teacher")
-    if isinstance(teacher_section, dict) and teacher_section.get("cache") is not None and tree.get("cache") is None:
+    if isinstance(teacher_section, dict) and _is_labelled(teacher_section) and tree.get("cache") is None:
         tree["cache"] = {}
     if isinstance(tree.get("students"), dict):
         tree["students"] = {name: _student(pupil) for name, pupil in tree["students"].items()}
@@ -263,6 +264,39 @@ def _with_answers(tree: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(section, dict) or section.get("answers") is None or not isinstance(data, dict):
         return tree
     return {**tree, "data": {"sources": [{"answers": section["answers"]}], "train_on": "answers", **data}}
+
+
+def _soft_of(section: dict[str, Any]) -> str:
+    """Where `generate` puts an endpoint's log-probabilities."""
+    return f"{str(section.get('answers')).rstrip('/')}/soft"
+
+
+def _is_labelled(section: dict[str, Any]) -> bool:
+    """Whether `label` writes the teacher's cache."""
+    return section.get("cache") is not None and section["cache"] != _soft_of(section)
+
+
+def _with_soft(tree: dict[str, Any]) -> dict[str, Any]:
+    """With `teacher.answers` alone a term that asks for distributions learns what the endpoint gave beside its text."""
+    section, generate = tree.get("teacher"), tree.get("generate")
+    if not isinstance(section, dict) or not isinstance(section.get("answers"), str):
+        return tree
+    if any(section.get(name) is not None for name in ("model", "memory", "cache", "ensemble", "config")):
+        return tree
+    if isinstance(generate, dict) and generate.get("top_logprobs") is None:
+        return tree
+    students = tree.get("students")
+    pupils = students.values() if isinstance(students, dict) else ()
+    losses = [tree.get("loss"), *(pupil.get("loss") for pupil in pupils if isinstance(pupil, dict))]
+    if not any(_asks_teacher(item) for terms in losses if isinstance(terms, list) for item in terms):
+        return tree
+    return {**tree, "teacher": {**section, "cache": _soft_of(section)}}
+
+
+def _asks_teacher(item: Any) -> bool:
+    if not isinstance(item, dict) or item.get("teacher") is not None:
+        return False
+    return item.get("divergence") is not None or item.get("cross_entropy") == "teacher_argmax"
 
 
 def _generate(value: Any) -> Any:

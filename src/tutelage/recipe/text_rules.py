@@ -17,6 +17,9 @@ def broken(tree: Tree) -> Iterator[Problem]:
         yield from _teacher(teacher, tree)
     if isinstance(generate, dict):
         yield from _generate(generate)
+        data = section_of(tree, "data")
+        if generate.get("top_logprobs") is not None and data.get("train_on", "answers") != "answers":
+            yield Problem(("data", "train_on"), "must be answers with generate.top_logprobs: prompts have no numbers")
 
 
 def _teacher(teacher: Tree, tree: Tree) -> Iterator[Problem]:
@@ -25,6 +28,8 @@ def _teacher(teacher: Tree, tree: Tree) -> Iterator[Problem]:
         yield Problem(("teacher", "answers"), "is missing: name the folder that generate writes and train reads")
     if isinstance(api, dict):
         yield from _api(api, ("teacher", "api"))
+        if api.get("logprobs_temperature") not in (None, 1) and not section_of(tree, "generate").get("top_logprobs"):
+            yield Problem(("teacher", "api", "logprobs_temperature"), "has no effect without generate.top_logprobs")
     if teacher.get("answers") is not None:
         yield from _answers(teacher, tree)
 
@@ -44,6 +49,8 @@ def _api(api: Tree, path: Path) -> Iterator[Problem]:
         "max_completion_tokens",
         "temperature",
         "seed",
+        "logprobs",
+        "top_logprobs",
         "stream",
         "n",
         "best_of",
@@ -66,7 +73,8 @@ def _answers(teacher: Tree, tree: Tree) -> Iterator[Problem]:
                 yield Problem((*path, name), f"needs teacher.model: {why}; give {dotted((*path, 'model'))}")
     for path, term in all_terms(tree):
         if term.get("cross_entropy") != "ground_truth" and term.get("teacher") is None:
-            yield Problem(path, "needs a teacher that gives distributions; answers are text: use cross_entropy")
+            ways = "use cross_entropy, or ask for generate.top_logprobs"
+            yield Problem(path, f"needs a teacher that gives distributions; answers are text: {ways}")
     for name in ("revision", "dtype", "device"):
         if teacher.get(name) not in (None, "auto"):
             yield Problem(("teacher", name), "has no effect with answers alone: no teacher runs; remove it")

@@ -17,8 +17,9 @@ from markupsafe import Markup
 
 from tutelage import __version__, io, visible
 from tutelage.evaluation.show import Shown
+from tutelage.evaluation.tasks import TaskResult
 from tutelage.evaluation.transfer import HELD_OUT, Transfer
-from tutelage.reports import headline, pareto
+from tutelage.reports import headline, pareto, tasks
 from tutelage.reports.figures import Panel, loss_curves
 from tutelage.reports.table import model_name, table_of
 
@@ -39,6 +40,7 @@ class Report:
     run: str
     transfer: Transfer
     shown: Shown | None = None
+    tasks: TaskResult | None = None
     metrics: Sequence[Mapping[str, Any]] = ()
     recipe: str = ""
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -60,6 +62,7 @@ def build_report(report: Report) -> str:
         colours={m: i for i, m in enumerate(models)},
         panels=[_panel(p) for p in loss_curves(report.metrics, models=models)],
         sizes={"title": pareto.TITLE, "note": pareto.NOTE, "head": pareto.HEAD, "rows": pareto.rows(report.transfer)},
+        answered=_answered(report.tasks),
         shown=report.shown,
         first_choices=_first_choices(report.shown),
         recipe=report.recipe,
@@ -87,6 +90,12 @@ def _template() -> jinja2.Template:
     )
     environment.filters |= {"safe_text": visible.text, "safe_line": visible.line, "token": visible.token}
     return environment.get_template("report.html.j2")
+
+
+def _answered(result: TaskResult | None) -> dict[str, Any]:
+    if result is None:
+        return {"rows": []}
+    return {"title": tasks.TITLE, "note": tasks.note(result), "head": tasks.head(result), "rows": tasks.rows(result)}
 
 
 def _panel(panel: Panel) -> dict[str, Any]:

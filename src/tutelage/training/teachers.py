@@ -12,8 +12,10 @@ from transformers import PretrainedConfig
 
 from tutelage import console
 from tutelage.cache.ensemble import held_out_of
-from tutelage.cache.manifest import START
+from tutelage.cache.given import is_given
+from tutelage.cache.manifest import HELD_OUT, START
 from tutelage.cache.reader import TeacherCache
+from tutelage.data.answers import SOFT, read_card
 from tutelage.errors import ConfigError, IntegrityError
 from tutelage.losses.stored import refuse_unservable
 from tutelage.losses.terms import Term
@@ -21,7 +23,7 @@ from tutelage.models import load, student, vocabulary
 from tutelage.models.cast import cast
 from tutelage.models.fingerprint import weights_fingerprint
 from tutelage.models.head import refuse_padding_mass, refuse_too_long, verify_head, verify_packing
-from tutelage.recipe import Recipe
+from tutelage.recipe import Recipe, Teacher
 from tutelage.roles import TEACHER
 from tutelage.teachers.cached import CachedTeacher
 from tutelage.teachers.ensemble import EnsembleTeacher
@@ -35,6 +37,7 @@ def tokenizer_of(recipe: Recipe) -> Any:
     """The tokenizer that data are read with: the teacher's, its cache's, or the student's where there is no teacher."""
     teacher = recipe.teacher
     if teacher is not None and teacher.model is None and teacher.cache is not None:
+        _require_soft(teacher)
         TeacherCache(teacher.cache)  # refuses a folder that holds none, or a damaged one
         return load.load_start(Path(teacher.cache) / START)[0]
     if teacher is not None and teacher.tokenizer is not None:
@@ -47,6 +50,19 @@ def tokenizer_of(recipe: Recipe) -> Any:
     if section is None or section.model is None:
         raise ConfigError("CONFIG", "a model in memory needs its tokenizer: tutelage.train(…, tokenizer=tokenizer)")
     return load.load_tokenizer(section.model, revision=section.revision)
+
+
+def _require_soft(teacher: Teacher) -> None:
+    """ConfigError when a loss asks for what an endpoint gave beside its answers, and it gave nothing."""
+    if teacher.answers is None or Path(str(teacher.cache)) != Path(teacher.answers) / SOFT:
+        return
+    read_card(Path(teacher.answers))
+    if not Path(str(teacher.cache)).is_dir():
+        raise ConfigError(
+            "CACHE_ABSENT",
+            f"{teacher.answers} holds text without log-probabilities; ask for them with generate.top_logprobs=5, or "
+            "set loss=cross_entropy",
+        )
 
 
 def require_one_device(recipe: Recipe, compute: ComputePath) -> None:
@@ -204,6 +220,7 @@ def _require_same_teacher(cache: TeacherCache, corpus: Corpus, *, model: nn.Modu
 def _require_rows(recipe: Recipe, corpus: Corpus, cache: TeacherCache) -> None:
     """Every row is in the cache; else CACHE_MISS, or they are left out where `data.missing_soft` says drop."""
     drop = recipe.data.missing_soft == "drop"
+    given = is_given(cache.manifest)
     train = corpus.split.train
     here = cache.has(corpus.store.keys[train])
     if not here.all():
@@ -211,8 +228,10 @@ def _require_rows(recipe: Recipe, corpus: Corpus, cache: TeacherCache) -> None:
         where = f" (first: row {first}, {corpus.store.name(first)})"
         _say_missing(cache, "training", n_missing=int((~here).sum()), n_rows=len(here), where=where, drop=drop)
         corpus.keep_training_rows(here)
-    held_out = held_out_of(cache)
+    held_out = cache if given else held_out_of(cache)
     for name, (store, rows) in corpus.measured_rows().items():
+        if given and name != HELD_OUT:
+            continue  # such a teacher is in no table; its numbers serve the loss on held-out rows alone
         here = held_out.has(store.keys[rows]) if held_out is not None else np.zeros(len(rows), dtype=np.bool_)
         if not here.all():
             what, where = name.replace("_", "-"), ": the student could not be measured on them against the teacher"
@@ -226,6 +245,8 @@ def _say_missing(cache: TeacherCache, what: str, *, n_missing: int, n_rows: int,
         console.warning("CACHE_MISS", f"{found}: left out")
         return
     extend = "extend it: tutelage label RECIPE"
+    if is_given(cache.manifest):
+        extend = "write it for this data section, nothing is asked again: tutelage generate RECIPE --no-ask"
     if cache.manifest.members:
         extend = "extend the caches that it was merged from (tutelage label) and merge them again"
     raise IntegrityError("CACHE_MISS", f"{found}{where}; {extend}, or set data.missing_soft=drop")

@@ -13,15 +13,17 @@ from torch import nn
 
 from tutelage import console, io, roles
 from tutelage.errors import ConfigError, IntegrityError
-from tutelage.evaluation import records, transfer
+from tutelage.evaluation import records, tasks, transfer
 from tutelage.evaluation.score import Scored
 from tutelage.evaluation.show import Prompt, Shown, render, show_models
 from tutelage.evaluation.speed import forward_rates
+from tutelage.evaluation.tasks import TaskResult
 from tutelage.evaluation.transfer import Transfer
 from tutelage.models import load
 from tutelage.models.cast import cast
 from tutelage.recipe import load_recipe
 from tutelage.reports import pareto
+from tutelage.reports import tasks as task_table
 from tutelage.reports.table import table_of, to_rich
 from tutelage.reports.text import printed
 from tutelage.rundir import RunDirectory
@@ -30,6 +32,7 @@ from tutelage.teachers.ensemble import EnsembleTeacher
 from tutelage.teachers.live import LiveTeacher
 from tutelage.training.prepare import InMemory, Prepared, prepare
 from tutelage.verbs import fork as forks
+from tutelage.verbs.tasks import measure_tasks
 
 SHOWN = "next_tokens.json"
 
@@ -41,17 +44,21 @@ class Measured:
     path: Path
     transfer: Transfer
     shown: Shown
+    tasks: TaskResult | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Everything, for programs."""
-        return {"path": str(self.path), **self.transfer.json(), "next_tokens": self.shown.json()}
+        answered = {"tasks": self.tasks.json()} if self.tasks is not None else {}
+        return {"path": str(self.path), **self.transfer.json(), **answered, "next_tokens": self.shown.json()}
 
     def __str__(self) -> str:
         return printed(self._rendered)
 
     def _rendered(self, width: int) -> Group:
-        sizes = pareto.to_rich(self.transfer)
-        middle = ["", sizes, ""] if sizes is not None else [""]
+        tables = [
+            table for table in (pareto.to_rich(self.transfer), task_table.to_rich(self.tasks)) if table is not None
+        ]
+        middle = [part for table in tables for part in ("", table)] + [""]
         return Group(to_rich(table_of(self.transfer), width=width), *middle, render(self.shown, width=width))
 
 
@@ -88,6 +95,7 @@ def measure(
     io.make_directory(run.evaluation)
     records.write(run.evaluation, scores, transfer=result)  # first: an unscored sequence must not cost the others
     transfer.check_unscored(result)
+    answered = measure_tasks(prepared, models, folder=run.evaluation)
     shown = show_models(
         present,
         prepared.tokenizer,
@@ -96,7 +104,7 @@ def measure(
         n_vocabulary=prepared.n_vocabulary,
     )
     io.write_json(run.evaluation / SHOWN, shown.json())
-    return Measured(path=run.evaluation / records.TRANSFER, transfer=result, shown=shown)
+    return Measured(path=run.evaluation / records.TRANSFER, transfer=result, shown=shown, tasks=answered)
 
 
 def on_path(model: nn.Module, prepared: Prepared) -> nn.Module:
@@ -188,6 +196,7 @@ def _stored(run: RunDirectory) -> Measured | None:
         path=run.evaluation / records.TRANSFER,
         transfer=records.read(run.evaluation),
         shown=Shown.of_json(_shown_json(run)),
+        tasks=tasks.read(run.evaluation),
     )
 
 

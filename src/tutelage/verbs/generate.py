@@ -8,10 +8,10 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Se
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tutelage import __version__, console, io
-from tutelage.data.answers import ROWS, Card
+from tutelage.data.answers import PARQUET, ROWS, SOFT, Card
 from tutelage.errors import Stopped
 from tutelage.generation import judging
 from tutelage.generation import reply as replies
@@ -22,13 +22,18 @@ from tutelage.generation.journal import Fields, Journal
 from tutelage.generation.judging import Scores
 from tutelage.generation.ledger import JUDGE, PICO, Ledger
 from tutelage.generation.pace import Pace
+from tutelage.generation.parquet import write_parquet
 from tutelage.generation.product import Product, write_card, write_rows
 from tutelage.generation.request import TEMPLATE_VERSION, Request
 from tutelage.generation.select import FAILED
 from tutelage.generation.selection import shown
 from tutelage.generation.task import Survey, Task, open_task
+from tutelage.generation.verdicts import write_verdicts
 from tutelage.generation.work import Committer, Work, body_of, now
 from tutelage.recipe import Api, Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from tutelage.generation.soft_cache import SoftLabels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +43,14 @@ class Generated:
     path: Path
     card: Card
     n_sent: int  # requests of this call
+    soft: "SoftLabels | None" = None
 
     def as_json(self) -> dict[str, Any]:
         """Everything but the examples, for programs."""
         content = self.card.model_dump(mode="json", exclude={"dropped"})
         dropped = {step.step: step.n for step in self.card.dropped if step.n}
-        return {"answers": str(self.path), **content, "dropped": dropped, "sent_now": self.n_sent}
+        soft = {"soft": self.soft.as_json()} if self.soft is not None else {}
+        return {"answers": str(self.path), **content, "dropped": dropped, "sent_now": self.n_sent, **soft}
 
     def __str__(self) -> str:
         card = self.card
@@ -58,6 +65,8 @@ class Generated:
                 lines.append(f"dropped: {step.n:,} by {step.step} ({why})")
             if step.undecided:
                 lines.append(f"kept:    {step.undecided:,} that {step.step} could not tell, undecided")
+        if self.soft is not None:
+            lines.append(f"soft:    {self.soft}")
         return "\n".join([*lines, "next:    tutelage train RECIPE"])
 
 
@@ -96,11 +105,18 @@ def generate(
             optional=task.api.finish_reason_optional,
             scores=scores,
         )
-        card = write_card(task.folder, _card(task, survey, ledger, product, scores=scores))
+        io.remove_tree(task.folder / SOFT)  # of the set before this one
+        io.remove_file(task.folder / PARQUET)
+        card = _card(task, survey, ledger, product, scores=scores)
+        if task.generate.parquet:
+            write_parquet(task.folder, card)
+        card = write_card(task.folder, card)
+        write_verdicts(task, ledger, journal.path, card)
+        soft = _soft(task, ledger, journal.path) if task.generate.top_logprobs is not None else None
     finally:
         journal.close()
     _warn(task, card, ledger)
-    return Generated(path=task.folder, card=card, n_sent=n_sent)
+    return Generated(path=task.folder, card=card, n_sent=n_sent, soft=soft)
 
 
 # --- what is there already ---
@@ -159,7 +175,14 @@ def _ask(task: Task, journal: Journal, ledger: Ledger, survey: Survey) -> int:
         def on_answer() -> None:
             bar.advance(text=_money(ledger, task.budget))
 
-        sender = _Sender(api=task.api, endpoint=task.endpoint, budget=task.budget, total=total, on_answer=on_answer)
+        sender = _Sender(
+            api=task.api,
+            endpoint=task.endpoint,
+            budget=task.budget,
+            total=total,
+            on_answer=on_answer,
+            top_logprobs=task.generate.top_logprobs,
+        )
         work = _run_to_its_end(lambda: _run(sender, task.sound(), journal, ledger))
     if work.error is not None:
         raise work.error
@@ -205,6 +228,7 @@ class _Sender:
     budget: Budget
     total: int
     on_answer: Callable[[], None]
+    top_logprobs: int | None = None
 
 
 def _run_to_its_end(begin: Callable[[], Coroutine[Any, Any, Work]]) -> Work:
@@ -233,6 +257,7 @@ async def _run(sender: _Sender, requests: Iterable[Request], journal: Journal, l
             total=sender.total,
             retries=api.retries,
             finish_reason_optional=api.finish_reason_optional,
+            top_logprobs=sender.top_logprobs,
             on_answer=sender.on_answer,
         )
         _stop_on_signals(work)
@@ -271,7 +296,17 @@ def _card(task: Task, survey: Survey, ledger: Ledger, product: Product, *, score
     templates = [source.template for source in wanted.prompts]
     how = {"version": TEMPLATE_VERSION, "system": wanted.system, "interface": wanted.interface, "templates": templates}
     sampling = wanted.model_dump(
-        mode="json", include={"samples", "max_tokens", "temperature", "seed", "system", "interface", "prompt_tokens"}
+        mode="json",
+        include={
+            "samples",
+            "max_tokens",
+            "temperature",
+            "seed",
+            "system",
+            "interface",
+            "prompt_tokens",
+            "top_logprobs",
+        },
     )
     return Card(
         tutelage=__version__,
@@ -300,6 +335,12 @@ def _card(task: Task, survey: Survey, ledger: Ledger, product: Product, *, score
         bytes=product.digest.n_bytes,
         sha256=product.digest.sha256,
     )
+
+
+def _soft(task: Task, ledger: Ledger, journal: Path) -> "SoftLabels":
+    from tutelage.generation.soft_cache import write_soft  # brings torch along, which nothing else here needs
+
+    return write_soft(task, ledger, journal)
 
 
 def _warn(task: Task, card: Card, ledger: Ledger) -> None:

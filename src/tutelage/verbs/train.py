@@ -222,6 +222,7 @@ def _report(run: RunDirectory, measured: Measured) -> Report:
         run=str(run),
         transfer=measured.transfer,
         shown=measured.shown,
+        tasks=measured.tasks,
         metrics=run.metrics(),
         recipe=run.recipe_path.read_text(encoding="utf-8"),
         provenance=io.read_json(run.provenance_path),

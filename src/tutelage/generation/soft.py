@@ -1,0 +1,164 @@
+"""An endpoint's log-probabilities at the trained positions of a row: matched token by token, byte by byte, or refused.
+
+The row's tokens are the student's own; the endpoint's must be the same ones in the same order.  Two checks for each
+token: its bytes are those of the row's token, and its id is the same where the endpoint says ids.  Alternatives are
+looked up by their bytes (control tokens by id or spelling); a control token that the student lacks goes to the tail.
+So does everything that the endpoint does not name: what lacks to 1 is the tail.
+
+The end of a turn, where an endpoint does not report it, and what the template puts behind it are stored as themselves
+with probability 1: a hard label, which is all that is known there.
+
+Shape legend: N trained positions of a row, K kept tokens.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tutelage.data.tokenize import TokenRow
+from tutelage.generation.logprobs import Choice, Unusable, Written
+from tutelage.models.token_bytes import control_tokens, token_bytes
+
+MOST_SUM = 1e-3  # that probabilities may lie above 1: rounding of what a server prints
+_SAME = 1e-2  # nats between two prints of one number
+OTHER_TOKENS = "the endpoint's tokens are not the student's"  # how such reasons begin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Soft:
+    """Targets of a row: kept ids with their log-probabilities, what lacks to 1, and log p(next), all in nats."""
+
+    ids_NK: npt.NDArray[np.int64]
+    logp_NK: npt.NDArray[np.float64]
+    tail_N: npt.NDArray[np.float64]
+    next_logp_N: npt.NDArray[np.float64]
+    n_hard: int  # positions at the end that the endpoint said nothing about
+
+
+class Matcher:
+    """Matches replies with rows of one tokenizer; `k` tokens are kept at each position."""
+
+    def __init__(self, tokenizer: Any, *, k: int) -> None:
+        self.k = k
+        self._data = token_bytes(tokenizer)
+        self._control = control_tokens(tokenizer)
+        self._is_control = set(self._control.values())
+        self._by_data: dict[bytes, int] = {}
+        for number, data in sorted(self._data.items(), reverse=True):
+            self._by_data[data] = number  # of two with the same bytes the lower id
+        # In the places that are left: tokens that no answer holds, with probability 0.
+        self._fillers = [*sorted(self._is_control), *sorted(self._data, reverse=True)[: 2 * k]]
+
+    def match(self, row: TokenRow, written: Sequence[Written], *, is_cut: bool) -> Soft:
+        """The targets of a whole document; `Unusable` with the reason when a token is another one."""
+        answer = _answer_of(row)
+        content = written[: len(written) - self._n_ends(written)]
+        if len(content) > len(answer):
+            raise Unusable(f"{OTHER_TOKENS}: {len(content)} for {len(answer)} of the row")
+        for n, (token_id, one) in enumerate(zip(answer.tolist(), content, strict=False)):
+            self._require_same(token_id, one.token, n=n)
+        rest = answer[len(content) :].tolist()
+        if not rest and not is_cut:
+            raise Unusable("the row has no end of the answer")
+        if rest and rest[0] not in self._is_control:
+            raise Unusable(f"{OTHER_TOKENS}: {len(content)} for {len(answer)} of the row")
+        if rest and is_cut:
+            raise Unusable("the answer was cut, and the row ends it")
+        # One that ends with another control token than the student's template says nothing about that.
+        ends = [one for one in written[len(content) :] if rest and self._id_of(one.token) == rest[0]]
+        soft = [self._position(one) for one in (*content, *ends)]
+        hard = [({token_id: 0.0}, -math.inf) for token_id in rest[len(ends) :]]
+        own = [one.token.logp for one in (*content, *ends)] + [0.0] * len(hard)
+        return self._arrays([*soft, *hard], own, n_hard=len(hard))
+
+    def _n_ends(self, written: Sequence[Written]) -> int:
+        """1 when the last token is the end of the turn: a control token, or nothing at all."""
+        last = written[-1].token
+        return int(last.data == b"" or last.text in self._control)
+
+    def _require_same(self, token_id: int, found: Choice, *, n: int) -> None:
+        data = self._data.get(token_id)
+        if found.data is None:
+            raise Unusable(f"the endpoint does not say the bytes of a token ({found.text!r})")
+        same_id = found.token_id is None or found.token_id == token_id
+        if data != found.data or not same_id:
+            own = f"{token_id} {data!r}"
+            theirs = f"{found.token_id if found.token_id is not None else ''} {found.data!r}".strip()
+            raise Unusable(f"{OTHER_TOKENS}: token {n} is {theirs}, the row's {own}")
+
+    def _id_of(self, found: Choice) -> int | None:
+        """The student's id; None for a control token that it lacks, `Unusable` for a plain one."""
+        if found.text in self._control:
+            return self._control[found.text]
+        if not found.data:
+            return found.token_id if found.token_id in self._is_control else None
+        number = self._by_data.get(found.data)
+        if found.token_id is not None and self._data.get(found.token_id) == found.data:
+            return found.token_id
+        if number is None and not _spells_control(found.text):
+            raise Unusable(f"{OTHER_TOKENS}: {found.data!r} is none of them")
+        return number
+
+    def _position(self, one: Written) -> tuple[dict[int, float], float]:
+        """Ids with their log-probabilities, and that of all others together."""
+        kept: dict[int, float] = {}
+        for choice in one.top[: self.k]:
+            number = self._id_of(choice)
+            if number in kept:
+                raise Unusable(f"it names {choice.text!r} twice at one position")
+            if number is not None:
+                kept[number] = choice.logp
+        self._take_own(one, kept)
+        total = sum(math.exp(choice.logp) for choice in one.top[: self.k])
+        if total > 1 + MOST_SUM:
+            raise Unusable(f"its probabilities sum to {total:.4g}: is the server applying sampling parameters?")
+        lacking = 1.0 - sum(map(math.exp, kept.values()))
+        return kept, math.log(lacking) if lacking > 0 else -math.inf
+
+    def _take_own(self, one: Written, kept: dict[int, float]) -> None:
+        """The token that was written is the alignment witness: it agrees with the list, and fills a place left free."""
+        if len(one.top) < self.k:
+            raise Unusable(f"it names {len(one.top)} tokens at a position, {self.k} were asked for")
+        number, logp = self._id_of(one.token), one.token.logp
+        if number is not None and number in kept:
+            agrees = abs(kept[number] - logp) <= _SAME
+        else:
+            agrees = logp <= min(kept.values(), default=0.0) + _SAME
+            if number is not None and len(kept) < self.k:
+                kept[number] = logp
+        if not agrees:
+            raise Unusable("what it says of its own token contradicts its list: are sampling parameters applied?")
+        if not kept:
+            raise Unusable(f"{OTHER_TOKENS}: it names none of them at a position")
+
+    def _arrays(self, found: Sequence[tuple[dict[int, float], float]], own: Sequence[float], *, n_hard: int) -> Soft:
+        ids_NK = np.empty((len(found), self.k), np.int64)
+        logp_NK = np.full((len(found), self.k), -np.inf)
+        for n, (kept, _) in enumerate(found):
+            ids = [*kept, *(number for number in self._fillers if number not in kept)][: self.k]
+            ids_NK[n] = ids
+            logp_NK[n, : len(kept)] = list(kept.values())
+        return Soft(
+            ids_NK=ids_NK,
+            logp_NK=logp_NK,
+            tail_N=np.array([tail for _, tail in found]),
+            next_logp_N=np.array(own, dtype=np.float64),
+            n_hard=n_hard,
+        )
+
+
+def _answer_of(row: TokenRow) -> npt.NDArray[np.uint32]:
+    """The trained tokens of a row, which must be one stretch."""
+    trained = np.flatnonzero(row.loss_mask)
+    if not len(trained) or trained[0] == 0 or trained[-1] - trained[0] + 1 != len(trained):
+        raise Unusable("earlier answers of the conversation are trained too")
+    return row.ids[trained]
+
+
+def _spells_control(text: str) -> bool:
+    """Whether it looks like a control token of the endpoint's model: <|end|>, </s>, [INST]."""
+    return len(text) > 2 and (text[0], text[-1]) in (("<", ">"), ("[", "]"))

@@ -1,0 +1,145 @@
+"""How often the teacher was right: every prompt with the verdicts on all its answers, those that were dropped too.
+
+A set holds right answers alone, so it cannot tell how good its teacher is.  verdicts.jsonl can: line 1 is how it was
+judged and which set it belongs to, each other line a prompt in the order of the recipe.  It is what `train` asks the
+student, as far as prompts were held out.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from pydantic import BaseModel, ConfigDict
+
+from tutelage import io
+from tutelage.data.answers import VERDICTS, Card
+from tutelage.generation import reply as replies
+from tutelage.generation.journal import fields_at
+from tutelage.generation.ledger import Ledger
+from tutelage.generation.product import row_of
+from tutelage.generation.request import Request
+from tutelage.generation.select import Candidate, Step, each
+from tutelage.generation.select.verify import build
+from tutelage.generation.task import Task
+from tutelage.generation.work import body_of
+from tutelage.recipe.generation import Verify
+
+FORMAT = 1
+NOT_JSON = "is not JSON"  # as the verifier says it
+_FIELDS = ("messages", "prompt", "answer")
+Verifier: TypeAlias = Callable[[Candidate], str]
+_ANSWER = "x"  # stands where an answer will: prompts are kept in the shape of rows
+
+
+class Head(BaseModel):
+    """Line 1: the verifiers, all of which an answer has to pass."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: int = FORMAT
+    answers: str  # sha256 of the rows of the set
+    teacher: str
+    max_tokens: int
+    verify: tuple[Verify, ...]
+
+
+class Asked(BaseModel):
+    """One prompt: a row of answers.jsonl with an x for its answer, and how its answers were judged."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    row: dict[str, Any]  # JSON
+    reference: str
+    answers: int  # final replies, whatever they were
+    right: int
+    json_texts: int  # answers that are JSON, right or not; counted where a schema is asked for
+
+
+@contextmanager
+def verifier_of(verify: Sequence[Verify]) -> Iterator[Verifier]:
+    """Says why an answer is wrong; "" when every verifier is content.  Ends functions of the user's at its end."""
+    with ExitStack() as stack:
+        built = [build(one) for one in verify]
+        steps = [one if isinstance(one, Step) else Step(judge=each(one)) for one in built]
+        for step in steps:
+            stack.callback(step.close)
+
+        def verifier(candidate: Candidate) -> str:
+            said = (step.judge([candidate])[0] for step in steps)
+            return next((why for one in said if (why := one if isinstance(one, str) else one.why)), "")
+
+        yield verifier
+
+
+def write_verdicts(task: Task, ledger: Ledger, journal: Path, card: Card) -> None:
+    """Writes verdicts.jsonl, or removes an old one where no step verifies."""
+    verify = tuple(step.verify for step in task.generate.select if step.verify is not None)
+    path = task.folder / VERDICTS
+    if not verify:
+        io.remove_file(path)
+        return
+    head = Head(answers=card.sha256, teacher=card.model, max_tokens=task.generate.max_tokens, verify=verify)
+    with verifier_of(verify) as verifier:
+        io.write_pieces(path, _lines(head, _asked(task, ledger, journal, verifier)))
+
+
+def _lines(head: Head, asked: Iterator[Asked]) -> Iterator[bytes]:
+    yield head.model_dump_json(exclude_none=True).encode() + b"\n"
+    for one in asked:
+        yield json.dumps(one.model_dump(mode="json"), ensure_ascii=False).encode() + b"\n"
+
+
+def _asked(task: Task, ledger: Ledger, journal: Path, verifier: Verifier) -> Iterator[Asked]:
+    group: list[tuple[Request, replies.Reply]] = []
+    seen: set[str] = set()
+    for request in task.sound():
+        if request.key not in ledger.final or request.key in seen:
+            continue
+        seen.add(request.key)
+        place = ledger.final[request.key][1]
+        fields = fields_at(journal, place.offset, place.n_bytes)
+        optional = task.api.finish_reason_optional
+        reply = replies.parse(body_of(fields), status=fields["status"], finish_reason_optional=optional)
+        if group and group[0][0].prompt is not request.prompt:
+            yield _verdict(group, verifier)
+            group = []
+        group.append((request, reply))
+    if group:
+        yield _verdict(group, verifier)
+
+
+def _verdict(group: list[tuple[Request, replies.Reply]], verifier: Verifier) -> Asked:
+    prompt = group[0][0].prompt
+    whole = row_of(group[0][0], replies.Reply(outcome="answer", text=_ANSWER))
+    row: dict[str, Any] = {name: whole[name] for name in _FIELDS if name in whole}
+    found = [
+        verifier(Candidate(text=r.text, outcome=r.outcome, reference=prompt.reference, asked=prompt.texts))
+        for _, r in group
+    ]
+    is_text = [reply.outcome in ("answer", "truncated") for _, reply in group]
+    return Asked(
+        row=row,
+        reference=prompt.reference,
+        answers=len(group),
+        right=sum(not why and text for why, text in zip(found, is_text, strict=True)),
+        json_texts=sum(why != NOT_JSON and text for why, text in zip(found, is_text, strict=True)),
+    )
+
+
+def read_verdicts(folder: Path, card: Card) -> tuple[Head, Iterator[Asked]] | None:
+    """What was judged and how; None where nothing was, or where it belongs to another set than the card's."""
+    path = folder / VERDICTS
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        head = Head.model_validate_json(file.readline())
+    return (head, _read(path)) if head.answers == card.sha256 else None
+
+
+def _read(path: Path) -> Iterator[Asked]:
+    with path.open("rb") as file:
+        file.readline()
+        for line in file:
+            yield Asked.model_validate_json(line)

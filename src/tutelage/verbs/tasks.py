@@ -1,0 +1,151 @@
+"""Who answers held-out prompts right: the teacher, as it was judged, and what the models of a run write to them."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from tutelage import console, roles
+from tutelage.data import split as splits
+from tutelage.data.answers import example_of, verify
+from tutelage.data.example import Example
+from tutelage.data.tokenize import Encoder, TokenRow
+from tutelage.evaluation import tasks
+from tutelage.evaluation.score import Scored
+from tutelage.evaluation.tasks import Judged, TaskResult
+from tutelage.evaluation.written import write_answers
+from tutelage.generation.reply import split_reasoning
+from tutelage.generation.select import Candidate
+from tutelage.generation.verdicts import NOT_JSON, Asked, Head, Verifier, read_verdicts, verifier_of
+from tutelage.models.template import Renderer
+from tutelage.recipe import Recipe
+from tutelage.recipe.generation import Verify
+from tutelage.training.prepare import Prepared
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Question:
+    """A held-out prompt: how the teacher did, and the ids that a student is given."""
+
+    asked: Asked
+    example: Example
+    ids: list[int]
+
+
+def measure_tasks(prepared: Prepared, models: Mapping[str, Scored], *, folder: Path) -> TaskResult | None:
+    """Ask every model the held-out prompts of the answers that it learned from, judge, and write it to `folder`.
+
+    None where no step verified the answers, nothing is held out, or `evaluation.task_prompts` is null.
+    """
+    most, found = prepared.recipe.evaluation.task_prompts, _verdicts(prepared)
+    if most is None or found is None:
+        return None
+    head, asked = found
+    if unknown := _functions_of(head.verify) - _functions_named(prepared.recipe):
+        names = ", ".join(sorted(Path(name).name for name in unknown))
+        console.note("TASKS", f"task accuracy is not measured: {names} judges, and generate.select does not name it")
+        return None
+    questions = _questions(prepared, asked)
+    if not questions:
+        return None
+    chosen = [questions[n * len(questions) // most] for n in range(most)] if len(questions) > most else questions
+    present = {name: model for name, model in models.items() if isinstance(model, nn.Module)}
+    bought = roles.TEACHER if roles.TEACHER not in present else "the_answers"  # beside a teacher that answers itself
+    judged = {bought: _of_teacher(chosen)}
+    with (
+        verifier_of(head.verify) as verifier,
+        console.Progress("answering held-out prompts", total=len(present) * len(chosen)) as bar,
+    ):
+        for name, model in present.items():
+            texts = write_answers(
+                model,
+                prepared.tokenizer,
+                [question.ids for question in chosen],
+                n_vocabulary=prepared.n_vocabulary,
+                max_tokens=head.max_tokens,
+                progress=bar.advance,
+            )
+            judged[name] = _of_model(chosen, texts, verifier)
+    result = tasks.result_of(
+        judged,
+        n_held_out=len(questions),
+        max_tokens=head.max_tokens,
+        verify=[one.model_dump(mode="json", exclude_none=True) for one in head.verify],
+    )
+    tasks.write(folder, judged, result)
+    return result
+
+
+def _verdicts(prepared: Prepared) -> tuple[Head, Iterator[Asked]] | None:
+    """Those of the first set of answers that has some: of the held-out sources, else of the training data."""
+    data = prepared.recipe.data
+    if data.held_out is None:
+        return None
+    for source in data.held_out.sources or data.sources:
+        if source.answers is not None and (found := read_verdicts(Path(source.answers), verify(Path(source.answers)))):
+            return found
+    return None
+
+
+def _functions_of(verify: Iterable[Verify]) -> set[str]:
+    return {one.function for one in verify if one.function is not None}
+
+
+def _functions_named(recipe: Recipe) -> set[str]:
+    """A set of answers may come from somebody else: no code is run that the recipe does not name itself."""
+    return _functions_of(step.verify for step in recipe.generate.select if step.verify) if recipe.generate else set()
+
+
+def _questions(prepared: Prepared, asked: Iterator[Asked]) -> list[_Question]:
+    """The prompts on the held-out side, whether their answers were kept or not; none that is trained on."""
+    held_out, loader = prepared.recipe.data.held_out, prepared.loader
+    share = held_out.share if held_out is not None else None
+    trained = {row.tobytes() for row in loader.store.documents[loader.rows]}
+    some = [(one, example_of(one.row)) for one in asked]
+    some = [
+        (one, example)
+        for one, example in some
+        if example.document not in trained and (share is None or splits.is_held_out(example.document, share))
+    ]
+    renderer = Renderer.of(prepared.tokenizer, template=prepared.recipe.data.chat_template)
+    rows = Encoder(prepared.tokenizer, renderer=renderer, train_on="answers").encode([example for _, example in some])
+    if renderer is not None:
+        renderer.close()
+    found = [
+        _Question(asked=one, example=example, ids=_beginning(row))
+        for (one, example), row in zip(some, rows, strict=True)
+        if isinstance(row, TokenRow)
+    ]
+    return [question for question in found if 0 < len(question.ids) < prepared.recipe.data.max_length]
+
+
+def _beginning(row: TokenRow) -> list[int]:
+    """Everything before the last answer."""
+    trained = np.flatnonzero(row.loss_mask)
+    breaks = np.flatnonzero(np.diff(trained) > 1)
+    begin = int(trained[breaks[-1] + 1] if len(breaks) else trained[0])
+    ids: list[int] = row.ids[:begin].tolist()
+    return ids
+
+
+def _of_teacher(questions: Sequence[_Question]) -> list[Judged]:
+    return [
+        Judged(prompt=n, n=q.asked.answers, right=q.asked.right, json_texts=q.asked.json_texts)
+        for n, q in enumerate(questions)
+    ]
+
+
+def _of_model(questions: Sequence[_Question], texts: Sequence[str], verifier: Verifier) -> list[Judged]:
+    found = []
+    for n, (question, text) in enumerate(zip(questions, texts, strict=True)):
+        answer = split_reasoning(text)[0]
+        turns = question.example.messages[:-1]
+        asked = tuple(turn.content for turn in turns) or (question.example.prompt,)
+        reference = question.asked.reference
+        why = verifier(Candidate(text=answer, outcome="answer", reference=reference, asked=asked))
+        why = why if answer.strip() else why or "empty"
+        is_json = bool(answer.strip()) and why != NOT_JSON
+        found.append(Judged(prompt=n, n=1, right=int(not why), json_texts=int(is_json), text=text, why=why))
+    return found

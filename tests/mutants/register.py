@@ -10,6 +10,7 @@ from tests.mutants.cache_threshold import THRESHOLD_CODEC
 from tests.mutants.codistillation import CODISTILLATION
 from tests.mutants.data_and_files import DATA, EVALUATION, FILES
 from tests.mutants.generation import GENERATION
+from tests.mutants.generation_teachers import GENERATION_TEACHERS
 from tests.mutants.losses import DIVERGENCES, FUSED
 from tests.mutants.mutant import Mutant
 from tests.mutants.stored_targets import COMPILED_SAMPLED, STORED_TARGETS
@@ -31,5 +32,6 @@ MUTANTS: tuple[Mutant, ...] = (
     *THRESHOLD_CODEC,
     *EVALUATION,
     *GENERATION,
+    *GENERATION_TEACHERS,
     *RUNS,
 )

@@ -250,13 +250,20 @@ def train(
     force: Annotated[bool, typer.Option("--force", help="Start over: what the folder holds is removed.")] = False,
     fork: Annotated[bool, typer.Option("--fork", help="Start a new run from the weights of the one there.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Fail unless there is a run to go on with.")] = False,
+    no_ask: Annotated[
+        bool, typer.Option("--no-ask", help="Buy no answers: learn from those of teacher.answers that are there.")
+    ] = False,
+    allow_private_host: Annotated[
+        bool, typer.Option("--allow-private-host", help="As in tutelage generate, where answers are bought.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Train as the recipe says.  Prints the run's folder (default: runs/NAME_OF_THE_RECIPE).
 
-    A run that was stopped, however it was stopped, goes on by itself with the same command.
+    A run that was stopped, however it was stopped, goes on by itself with the same command.  Answers that are missing
+    are asked first if the recipe says what they may cost: generate.budget_usd or generate.max_requests.
 
     \b
     tutelage train recipe.yaml
@@ -268,7 +275,15 @@ def train(
     if force + fork + resume > 1:
         raise ConfigError("CONFIG", "--force, --fork and --resume exclude each other; give one of them")
     checked = tutelage.load_recipe(recipe, overrides or ())
-    run = tutelage.train(checked, run_dir=run_dir or Path("runs") / recipe.stem, force=force, fork=fork, resume=resume)
+    run = tutelage.train(
+        checked,
+        run_dir=run_dir or Path("runs") / recipe.stem,
+        force=force,
+        fork=fork,
+        resume=resume,
+        ask=not no_ask,
+        allow_private_host=allow_private_host,
+    )
     show_result(run, as_json=as_json, quiet=quiet, path=run.path)
 
 

@@ -54,6 +54,7 @@ class Card(_Part):
     prompts: int
     rejected_prompts: int
     samples: int
+    identity: str  # SHA-256 of everything that was to be asked, and of the selection
     asked: int  # different requests
     outcomes: dict[str, int]  # of those with a reply; answer, truncated, refused, …
     dropped: tuple[Dropped, ...]

@@ -1,6 +1,8 @@
 """From a recipe to what is asked: the endpoint, the requests, the cap, all checked before anything is sent."""
 
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +28,7 @@ class Survey:
 
     n_prompts: int
     n_rejected: int
-    keys: frozenset[str]
+    keys: Mapping[str, int]  # of every request: the most that it can cost, in picodollars
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,12 +59,12 @@ class Task:
 
     def survey(self) -> Survey:
         """Counts everything; IntegrityError for prompts that are none, before a cent is spent."""
-        keys, rejects, n_prompts = set[str](), list[Reject](), 0
+        keys, rejects, n_prompts = dict[str, int](), list[Reject](), 0
         for item in self.requests():
             if isinstance(item, Reject):
                 rejects.append(item)
             else:
-                keys.add(item.key)
+                keys[item.key] = self.budget.most(item.texts, max_tokens=self.sampling.max_tokens)
                 n_prompts += item.sample == 0
         found = f"{len(rejects)} of {n_prompts + len(rejects)} prompts rejected"
         first = f"first: {rejects[0].name}, {rejects[0].reason}" if rejects else ""
@@ -73,11 +75,22 @@ class Task:
             console.warning("REJECTED", f"{found} ({first})")
         if not keys:
             raise IntegrityError("DATA_READ", "generate.prompts holds no prompt; check its files")
-        return Survey(n_prompts=n_prompts, n_rejected=len(rejects), keys=frozenset(keys))
+        return Survey(n_prompts=n_prompts, n_rejected=len(rejects), keys=keys)
+
+    def identity(self, survey: Survey) -> str:
+        """SHA-256 of everything that is asked and of the selection: what decides the rows once all is answered."""
+        steps = [step.model_dump(mode="json") for step in self.generate.select]
+        digest = hashlib.sha256(json.dumps(steps, sort_keys=True).encode())
+        for key in survey.keys:
+            digest.update(key.encode())
+        return digest.hexdigest()
 
 
-def open_task(recipe: Recipe, *, allow_private_host: bool = False) -> Task:
-    """The task of a recipe; ConfigError for what cannot be asked, before anything is sent."""
+def open_task(recipe: Recipe, *, asks: bool = True, allow_private_host: bool = False) -> Task:
+    """The task of a recipe; ConfigError for what cannot be asked, before anything is sent.
+
+    Without `asks` nothing will be sent: no key and no cap need to be there.
+    """
     teacher, wanted = recipe.teacher, recipe.generate
     if teacher is None or teacher.api is None or teacher.answers is None:
         raise ConfigError("CONFIG", "generate asks teacher.api and writes to teacher.answers; the recipe lacks one")
@@ -87,13 +100,15 @@ def open_task(recipe: Recipe, *, allow_private_host: bool = False) -> Task:
     _require_ours(folder)
     endpoint = open_endpoint(
         api.base_url,
-        key_env=api.key_env,
-        key_file=api.key_file,
+        key_env=api.key_env if asks else None,
+        key_file=api.key_file if asks else None,
         key_header=api.key_header,
         headers=api.headers,
         query=api.query,
-        allow_private_host=allow_private_host,
+        allow_private_host=allow_private_host or not asks,
     )
+    if asks and not wanted.has_cap:
+        raise ConfigError("CONFIG", "generate needs a cap: generate.budget_usd with price, or generate.max_requests")
     Selection(wanted.select)  # a pattern or schema that is none is said before anything is paid
     asking = Asking(system=wanted.system, interface=wanted.interface, beginning=_beginning(recipe, wanted))
     sampling = Sampling(
@@ -126,7 +141,7 @@ def _require_ours(folder: Path) -> None:
 
 def _budget(api: Api, wanted: Generate) -> Budget:
     if wanted.price is None:
-        if wanted.budget_usd is not None or wanted.max_requests is None:
+        if wanted.budget_usd is not None:
             found = f"no price for model {api.model}"
             raise ConfigError("NO_PRICE", f"{found}; set generate.price, or cap by generate.max_requests alone")
         return Budget(max_requests=wanted.max_requests)

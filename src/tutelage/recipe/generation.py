@@ -116,7 +116,11 @@ class Generate(Section):
     prompt_tokens: Count = Field(
         default=64, description="of a plain text: its first so many tokens (the student's) are the prompt"
     )
-    budget_usd: float | None = Field(default=None, gt=0, description="cap on what is spent, in dollars; needs price")
+    budget_usd: float | None = Field(
+        default=None,
+        gt=0,
+        description="cap on what is spent, in dollars; needs price; with it or max_requests `train` buys too",
+    )
     max_requests: Count | None = Field(default=None, description="cap on requests that may have to be paid")
     price: Price | None = Field(default=None, description="what tokens cost; null: only max_requests is a cap")
     select: Annotated[
@@ -127,3 +131,8 @@ class Generate(Section):
         default=(Step(complete=True),),
         description="steps that drop answers, in this order; complete is the first unless it is named",
     )
+
+    @property
+    def has_cap(self) -> bool:
+        """Whether it says how much may be bought: without, nothing is."""
+        return self.budget_usd is not None or self.max_requests is not None

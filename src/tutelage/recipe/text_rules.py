@@ -73,8 +73,6 @@ def _answers(teacher: Tree, tree: Tree) -> Iterator[Problem]:
 
 def _generate(generate: Tree) -> Iterator[Problem]:
     path: Path = ("generate",)
-    if generate.get("budget_usd") is None and generate.get("max_requests") is None:
-        yield Problem(path, "needs a cap: budget_usd with price, or max_requests")
     temperature, samples = generate.get("temperature"), generate.get("samples", 1)
     if temperature == 0 and is_finite(samples) and samples > 1:
         yield Problem((*path, "samples"), f"must be 1 at temperature 0: {samples} samples would be the same answer")

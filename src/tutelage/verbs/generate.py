@@ -69,7 +69,7 @@ def generate(
     Raises RemoteError when the endpoint says no for good, LimitError[BUDGET] at the cap, Stopped after a signal;
     every answer that came is safe then.
     """
-    task = open_task(load_recipe(recipe, overrides), allow_private_host=allow_private_host)
+    task = open_task(load_recipe(recipe, overrides), asks=ask, allow_private_host=allow_private_host)
     survey = task.survey()
     ledger = Ledger()
     journal = Journal(task.folder, ledger.apply)
@@ -141,6 +141,9 @@ def _ask(task: Task, journal: Journal, ledger: Ledger, survey: Survey) -> int:
         console.note("NOTHING_TO_DO", f"{task.folder}: every answer is there; nothing is sent")
         return 0
     console.tell(f"asking {task.endpoint.base_url} for {n_open:,} answers of {task.api.model}")
+    console.tell(
+        _cap(task.budget, ledger, most=sum(survey.keys[key] for key in survey.keys if key not in ledger.final))
+    )
     total = len(survey.keys)
     with console.Progress("answers", total=total, done=total - n_open) as bar:
 
@@ -203,6 +206,15 @@ def _stop_on_signals(work: Work) -> None:
         loop.add_signal_handler(number, stop, number)
 
 
+def _cap(budget: Budget, ledger: Ledger, *, most: int) -> str:
+    """What may be spent, before the first request."""
+    caps = [f"{ledger.n_spent:,} of {budget.max_requests:,} requests spent"] if budget.max_requests is not None else []
+    if budget.cap is not None:
+        caps.append(f"${ledger.settled / PICO:.4g} of ${budget.cap / PICO:.6g} spent")
+    price = f"; these answers cost at most ${most / PICO:.4g}, if none has to be asked twice" if budget.price else ""
+    return f"cap: {', '.join(caps)}{price}"
+
+
 def _money(ledger: Ledger, budget: Budget) -> str:
     """What is spent, reserved and left, for the progress line."""
     left = budget.left_usd(ledger)
@@ -236,6 +248,7 @@ def _card(task: Task, survey: Survey, ledger: Ledger, product: Product) -> Card:
         prompts=survey.n_prompts,
         rejected_prompts=survey.n_rejected,
         samples=wanted.samples,
+        identity=task.identity(survey),
         asked=product.n_asked,
         outcomes=product.outcomes,
         dropped=product.dropped,

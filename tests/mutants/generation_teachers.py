@@ -2,6 +2,8 @@
 
 from tests.mutants.mutant import Mutant
 
+LOCAL = "tests/generation/test_local.py::"
+DECODE = "tests/generation/test_decode.py::"
 BRING = "tests/verbs/test_bring.py::"
 
 GENERATION_TEACHERS = (
@@ -9,7 +11,7 @@ GENERATION_TEACHERS = (
         id="M350",
         what="a training that buys without a cap",
         file="verbs/bring.py",
-        old="if not recipe.generate.has_cap:",
+        old="if any(writer.api for writer in task.writers) and not recipe.generate.has_cap:",
         new="if False:",
         oracles=(BRING + "test_without_a_cap_nothing_is_bought_and_the_error_names_the_command",),
     ),
@@ -28,5 +30,61 @@ GENERATION_TEACHERS = (
         old="RunDirectory(folder).refuse_strangers()",
         new="pass",
         oracles=(BRING + "test_what_would_stop_the_training_is_said_before_anything_is_bought",),
+    ),
+    Mutant(
+        id="M353",
+        what="padding that is seen",
+        file="generation/decode.py",
+        old="mask_BT[b, longest - len(ids) :] = 1",
+        new="mask_BT[b] = 1",
+        oracles=(DECODE + "test_a_row_says_the_same_alone_and_beside_others[llama-1.3]",),
+    ),
+    Mutant(
+        id="M354",
+        what="positions that count the padding",
+        file="generation/decode.py",
+        old="positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)",
+        new="positions_BT = (torch.ones_like(mask_BT).cumsum(-1) - 1).clamp(min=0)",
+        oracles=(DECODE + "test_a_row_says_the_same_alone_and_beside_others[gpt2-1.3]",),
+    ),
+    Mutant(
+        id="M355",
+        what="one generator for all rows",
+        file="generation/local.py",
+        old='draw=randomness.generator(request.sampling.seed or 0, "generate", request.key),',
+        new='draw=globals().setdefault("_draw", randomness.generator(0, "generate")),',
+        oracles=(LOCAL + "test_an_answer_depends_on_its_prompt_sample_and_seed_not_on_its_neighbours",),
+    ),
+    Mutant(
+        id="M356",
+        what="tokens without weight at the end of the distribution",
+        file="generation/decode.py",
+        old='index = min(int(np.searchsorted(ends, point, side="right")), last)',
+        new='index = min(int(np.searchsorted(ends, point, side="left")), len(ends) - 1)',
+        oracles=(DECODE + "test_the_ends_of_the_distribution_are_tokens_with_weight",),
+    ),
+    Mutant(
+        id="M357",
+        what="a control token in a prompt's text taken for the template's",
+        file="data/tokenize.py",
+        old="pieces = self._chat(chat) if chat else [*begin, *_split_long(_Piece(text=text, begins=True))]",
+        new='pieces = [*self._control_atoms(replace(chat[0], text="".join(s.text for s in chat)))] or [*begin]',
+        oracles=(LOCAL + "test_what_it_sees_is_what_the_student_is_trained_on",),
+    ),
+    Mutant(
+        id="M358",
+        what="another model's answers taken for this one's",
+        file="generation/writers.py",
+        old="what = repr((local.weights, local.tokenizer, local.template, local.dtype))",
+        new="what = repr((local.tokenizer, local.template, local.dtype))",
+        oracles=(LOCAL + "test_another_teacher_or_number_format_is_asked_anew_and_a_moved_folder_is_not",),
+    ),
+    Mutant(
+        id="M359",
+        what="a signal that is not heeded",
+        file="generation/local.py",
+        old="stop.heed(len(ledger.final))",
+        new="pass",
+        oracles=(LOCAL + "test_a_signal_stops_at_the_next_token_and_the_same_call_goes_on",),
     ),
 )

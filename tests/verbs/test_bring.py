@@ -139,3 +139,21 @@ def test_the_library_trains_from_a_dict_and_asks_nothing_when_told(server, stude
     assert server.seen == []
     run = tutelage.train(recipe, run_dir=tmp_path / "run")
     assert json.loads((run.path / "finished.json").read_text())["step"] == 4 and len(server.seen) == N
+
+
+def test_the_student_itself_writes_verifies_and_learns_its_own_right_answers(student, tmp_path):
+    recipe = yaml.safe_load(written(tmp_path, student, "", api=False).read_text())
+    recipe["teacher"] = {"model": str(student), "dtype": "float32", "terms": "own", "answers": "answers"}
+    recipe["generate"] = {
+        "prompts": "prompts.jsonl", "samples": 2, "max_tokens": 6, "seed": 0, "batch": 16,
+        "select": [{"complete": False}, {"verify": {"regex": "[aeiou]"}}, {"length": {"least": 3}}],
+    }  # fmt: skip
+    path = tmp_path / "self.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    code, _, err = call("train", path, "--run-dir", tmp_path / "run", "--no-ask")
+    assert code == 2 and "error[ANSWERS_ABSENT]" in err
+    code, _, err = call("train", path, "--run-dir", tmp_path / "run")
+    assert code == 0, err
+    kept = rows(tmp_path)
+    assert 2 < len(kept) < 2 * N and (tmp_path / "run" / "finished.json").is_file()
+    assert call("status", tmp_path / "answers")[0] == 0

@@ -33,6 +33,21 @@ class Dropped(_Part):
     examples: tuple[dict[str, str], ...]  # of the first ones: where, why, and the beginning of the text
 
 
+class Asked(_Part):
+    """One teacher: who it is, how it was asked and what came of it."""
+
+    base_url: str | None = None  # of an endpoint
+    model: str
+    terms: str | None
+    asked: int  # different requests with a reply
+    rows: int
+    weights: str | None = None  # of a model on this machine: SHA-256 of its weights
+    tokenizer: str | None = None
+    template: str | None = None
+    compute: dict[str, str] | None = None  # device and number format
+    libraries: dict[str, str] | None = None
+
+
 class Card(_Part):
     """The whole of card.json."""
 
@@ -40,6 +55,7 @@ class Card(_Part):
     tutelage: str  # version
     base_url: str
     model: str  # as asked
+    teachers: dict[str, Asked]  # by name; a single one has none
     models: dict[str, int]  # as returned -> answers
     terms: str | None  # of use, as the user declared them
     sampling: dict[str, JsonValue]

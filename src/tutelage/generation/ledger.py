@@ -13,6 +13,7 @@ price of a millionth of a dollar per million tokens is still exact.
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 from tutelage.generation.journal import Record
 
@@ -44,6 +45,11 @@ class Ledger:
     first_at: str = ""  # of replies
     last_at: str = ""
     run: Mapping[str, object] = field(default_factory=dict)  # of the last process
+
+    @property
+    def compute(self) -> dict[str, dict[str, str]]:
+        """What models on this machine computed with in the last process, by the teacher's name."""
+        return cast("dict[str, dict[str, str]]", self.run.get("compute", {}))
 
     @property
     def reserved(self) -> int:

@@ -50,6 +50,7 @@ class Product:
     digest: io.Digest
     outcomes: dict[str, int]
     models: dict[str, int]
+    by_teacher: dict[str, tuple[int, int]]  # its name -> answers, rows
     dropped: tuple[Dropped, ...]
 
 
@@ -104,10 +105,20 @@ def row_of(request: Request, reply: replies.Reply) -> dict[str, io.Json]:
 
 
 def write_rows(
-    folder: Path, requests: Iterable[Request], *, ledger: Ledger, journal: Path, steps: Iterable[Step], optional: bool
+    folder: Path,
+    requests: Iterable[Request],
+    *,
+    ledger: Ledger,
+    journal: Path,
+    steps: Iterable[Step],
+    optional: frozenset[str],
 ) -> Product:
-    """Writes answers.jsonl from what the journal holds; the same bytes whenever and in whatever order it came."""
+    """Writes answers.jsonl from what the journal holds; the same bytes whenever and in whatever order it came.
+
+    `optional` names the teachers whose answers are whole without a finish_reason.
+    """
     selection, outcomes, models, seen = Selection(steps), Counter[str](), Counter[str](), set[str]()
+    asked, kept = Counter[str](), Counter[str]()
     n_rows = 0
 
     def lines() -> Iterator[bytes]:
@@ -117,11 +128,13 @@ def write_rows(
                 continue
             seen.add(request.key)
             outcome, place = ledger.final[request.key]
-            reply = _reply_at(journal, place, optional=optional)
+            reply = _reply_at(journal, place, optional=request.teacher in optional)
             outcomes[outcome] += 1
             models[reply.model] += 1
+            asked[request.teacher] += 1
             if selection.keeps(request, reply):
                 n_rows += 1
+                kept[request.teacher] += 1
                 yield json.dumps(row_of(request, reply), ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
     digest = io.write_pieces(folder / ROWS, _blocks(lines()))
@@ -131,6 +144,7 @@ def write_rows(
         digest=digest,
         outcomes=dict(sorted(outcomes.items())),
         models=dict(sorted(models.items())),
+        by_teacher={name: (n, kept[name]) for name, n in asked.items()},
         dropped=selection.dropped(),
     )
 

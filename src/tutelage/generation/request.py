@@ -46,6 +46,7 @@ class Request:
     sample: int
     sampling: Sampling
     key: str
+    teacher: str = ""  # its name, where there are several
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -65,12 +66,12 @@ class Request:
         return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
 
 
-def request_of(prompt: Prompt, sampling: Sampling, *, sample: int) -> Request:
+def request_of(prompt: Prompt, sampling: Sampling, *, sample: int, teacher: str = "") -> Request:
     """The request with its key: the SHA-256 of everything that can change the answer, each field by its name."""
     canonical = {"place": sampling.place, "sample": sample, **_asked(prompt, sampling, sample=sample)}
     text = json.dumps(canonical, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     key = hashlib.sha256(f"tutelage request {TEMPLATE_VERSION}\n{text}".encode()).hexdigest()
-    return Request(prompt=prompt, sample=sample, sampling=sampling, key=key)
+    return Request(prompt=prompt, sample=sample, sampling=sampling, key=key, teacher=teacher)
 
 
 def _asked(prompt: Prompt, sampling: Sampling, *, sample: int) -> dict[str, Any]:

@@ -11,13 +11,11 @@ from tutelage.data.answers import CARD, ROWS
 from tutelage.data.example import Reject
 from tutelage.errors import ConfigError, IntegrityError
 from tutelage.generation import journal as journals
-from tutelage.generation.budget import Budget, Price
-from tutelage.generation.endpoint import Endpoint, open_endpoint
-from tutelage.generation.ledger import PICO
 from tutelage.generation.product import Selection
 from tutelage.generation.prompts import Asking, Beginning, is_plain_text, read_prompts
-from tutelage.generation.request import Request, Sampling, request_of
-from tutelage.recipe import Api, Generate, Recipe
+from tutelage.generation.request import Prompt, Request, request_of
+from tutelage.generation.writers import Writer, open_writers
+from tutelage.recipe import Generate, Recipe
 
 _OURS = (ROWS, CARD, journals.NAME)
 
@@ -36,36 +34,47 @@ class Task:
     """A checked recipe, ready to be asked."""
 
     recipe: Recipe
-    api: Api
     generate: Generate
     folder: Path
-    endpoint: Endpoint
     asking: Asking
-    sampling: Sampling
-    budget: Budget
+    writers: tuple[Writer, ...]
 
-    def requests(self) -> Iterator[Request | Reject]:
-        """Every request in the order of the prompts; two prompts that ask the same have the same key."""
+    @property
+    def base_url(self) -> str:
+        """Where it asks, for people."""
+        return ", ".join(dict.fromkeys(writer.place for writer in self.writers))
+
+    @property
+    def model(self) -> str:
+        """Whom it asks, for people."""
+        return ", ".join(dict.fromkeys(writer.model for writer in self.writers))
+
+    def by_prompt(self) -> Iterator[list[Request] | Reject]:
+        """The requests of each prompt, in the order of the prompts; two that ask the same have the same key."""
         for prompt in read_prompts(self.generate, self.asking):
-            if isinstance(prompt, Reject):
-                yield prompt
-                continue
+            yield prompt if isinstance(prompt, Reject) else list(self._of_prompt(prompt))
+
+    def _of_prompt(self, prompt: Prompt) -> Iterator[Request]:
+        for writer in self.writers:
             for sample in range(self.generate.samples):
-                yield request_of(prompt, self.sampling, sample=sample)
+                yield request_of(prompt, writer.sampling, sample=sample, teacher=writer.name)
 
     def sound(self) -> Iterator[Request]:
-        """The requests alone."""
-        return (request for request in self.requests() if isinstance(request, Request))
+        """Every request, in the order of the prompts."""
+        return (request for asked in self.by_prompt() if isinstance(asked, list) for request in asked)
 
     def survey(self) -> Survey:
         """Counts everything; IntegrityError for prompts that are none, before a cent is spent."""
         keys, rejects, n_prompts = dict[str, int](), list[Reject](), 0
-        for item in self.requests():
-            if isinstance(item, Reject):
-                rejects.append(item)
-            else:
-                keys[item.key] = self.budget.most(item.texts, max_tokens=self.sampling.max_tokens)
-                n_prompts += item.sample == 0
+        budgets = {writer.name: writer.budget for writer in self.writers}
+        for asked in self.by_prompt():
+            if isinstance(asked, Reject):
+                rejects.append(asked)
+                continue
+            n_prompts += 1
+            for request in asked:
+                most = budgets[request.teacher].most(request.texts, max_tokens=request.sampling.max_tokens)
+                keys[request.key] = most
         found = f"{len(rejects)} of {n_prompts + len(rejects)} prompts rejected"
         first = f"first: {rejects[0].name}, {rejects[0].reason}" if rejects else ""
         if len(rejects) > self.recipe.data.max_reject * (n_prompts + len(rejects)):
@@ -92,43 +101,16 @@ def open_task(recipe: Recipe, *, asks: bool = True, allow_private_host: bool = F
     Without `asks` nothing will be sent: no key and no cap need to be there.
     """
     teacher, wanted = recipe.teacher, recipe.generate
-    if teacher is None or teacher.api is None or teacher.answers is None:
-        raise ConfigError("CONFIG", "generate asks teacher.api and writes to teacher.answers; the recipe lacks one")
+    if teacher is None or teacher.answers is None:
+        raise ConfigError("CONFIG", "generate asks a teacher and writes to teacher.answers; the recipe lacks that")
     if wanted is None:
         raise ConfigError("CONFIG", "generate needs the section generate: with prompts and a cap")
-    api, folder = teacher.api, Path(teacher.answers)
+    folder = Path(teacher.answers)
     _require_ours(folder)
-    endpoint = open_endpoint(
-        api.base_url,
-        key_env=api.key_env if asks else None,
-        key_file=api.key_file if asks else None,
-        key_header=api.key_header,
-        headers=api.headers,
-        query=api.query,
-        allow_private_host=allow_private_host or not asks,
-    )
-    if asks and not wanted.has_cap:
-        raise ConfigError("CONFIG", "generate needs a cap: generate.budget_usd with price, or generate.max_requests")
+    writers = open_writers(recipe, wanted, asks=asks, allow_private_host=allow_private_host)
     Selection(wanted.select)  # a pattern or schema that is none is said before anything is paid
     asking = Asking(system=wanted.system, interface=wanted.interface, beginning=_beginning(recipe, wanted))
-    sampling = Sampling(
-        model=api.model,
-        place="loopback" if endpoint.is_loopback else endpoint.base_url,
-        max_tokens=wanted.max_tokens,
-        temperature=wanted.temperature,
-        seed=wanted.seed,
-        body=dict(api.body or {}),
-    )
-    return Task(
-        recipe=recipe,
-        api=api,
-        generate=wanted,
-        folder=folder,
-        endpoint=endpoint,
-        asking=asking,
-        sampling=sampling,
-        budget=_budget(api, wanted),
-    )
+    return Task(recipe=recipe, generate=wanted, folder=folder, asking=asking, writers=writers)
 
 
 def _require_ours(folder: Path) -> None:
@@ -137,17 +119,6 @@ def _require_ours(folder: Path) -> None:
     if folder.is_file() or (others and not any((folder / name).exists() for name in _OURS)):
         found = f"holds {', '.join(others[:3])} and no answers" if others else "is a file"
         raise ConfigError("EXISTS", f"{folder} {found}; name an empty or new folder: teacher.answers=FOLDER")
-
-
-def _budget(api: Api, wanted: Generate) -> Budget:
-    if wanted.price is None:
-        if wanted.budget_usd is not None:
-            found = f"no price for model {api.model}"
-            raise ConfigError("NO_PRICE", f"{found}; set generate.price, or cap by generate.max_requests alone")
-        return Budget(max_requests=wanted.max_requests)
-    price = Price.of(prompt_usd=wanted.price.prompt_usd, answer_usd=wanted.price.answer_usd)
-    cap = round(wanted.budget_usd * PICO) if wanted.budget_usd is not None else None
-    return Budget(price=price, cap=cap, max_requests=wanted.max_requests)
 
 
 def _beginning(recipe: Recipe, wanted: Generate) -> Beginning:

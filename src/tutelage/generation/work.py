@@ -248,6 +248,8 @@ class Work:
     async def _take(self, outcome: Reply, request: Request, *, number: int, amount: int, last: bool) -> str:
         """Journals the raw reply, then reads it; the outcome when the request is to be sent again, else empty."""
         answered = {"id": number, "key": request.key, "at": now(), "status": outcome.status}
+        if request.teacher:
+            answered["teacher"] = request.teacher
         await self.committer.put("answered", {**answered, **body_fields(outcome.body)})
         reply = replies.parse(outcome.body, status=outcome.status, finish_reason_optional=self.finish_reason_optional)
         final = reply.is_final or (last and reply.outcome == "incomplete")

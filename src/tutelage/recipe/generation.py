@@ -116,6 +116,9 @@ class Generate(Section):
     prompt_tokens: Count = Field(
         default=64, description="of a plain text: its first so many tokens (the student's) are the prompt"
     )
+    batch: Count | None = Field(
+        default=None, description="of a model on this machine: answers that are written at once; null: 16"
+    )
     budget_usd: float | None = Field(
         default=None,
         gt=0,

@@ -37,7 +37,8 @@ class Teacher(Section):
 
     It neither trains nor is saved, unless there is `train`.  With `cache`, `tutelage label` runs the model once and
     writes its outputs there; `tutelage train` learns from them, and needs the model only for a student made of its
-    layers.  With `answers`, `tutelage generate` asks `api` and writes what it answers there; `train` learns that text.
+    layers.  With `answers`, `tutelage generate` asks `api`, or `model` on this machine, and writes what it answers
+    there; `train` learns that text.
     """
 
     model: ModelText | None = Field(default=None, description="hub id, folder with safetensors, or GGUF file")
@@ -48,6 +49,11 @@ class Teacher(Section):
     api: Api | None = Field(default=None, description="an endpoint that writes text, for `generate`")
     answers: PathText | None = Field(
         default=None, description="folder of answers: `generate` writes it, `train` learns from it"
+    )
+    terms: str | None = Field(
+        default=None,
+        min_length=1,
+        description="terms of use of what `model` writes for `generate`, as you know them: for the card",
     )
     revision: str | None = Field(default=None, description="commit, tag or branch of a hub id; null: its main branch")
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], DtypeAlias] = Field(

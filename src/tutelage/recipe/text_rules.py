@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from tutelage.recipe.problems import Path, Problem, dotted, is_finite
-from tutelage.recipe.tree import Tree, all_students, all_terms, section_of
+from tutelage.recipe.tree import Tree, all_students, all_terms, dead, given_in, section_of
 
 _KEY_WORDS = ("key", "token", "secret", "auth", "password", "cookie")
 
@@ -15,6 +15,17 @@ def broken(tree: Tree) -> Iterator[Problem]:
         yield from _teacher(teacher, tree)
     if isinstance(generate, dict):
         yield from _generate(generate)
+        yield from _who_writes(teacher if isinstance(teacher, dict) else {}, generate)
+
+
+def _who_writes(teacher: Tree, generate: Tree) -> Iterator[Problem]:
+    """What only an endpoint, or only a model on this machine, has a use for."""
+    if teacher.get("api") is not None:
+        if generate.get("batch") is not None:
+            yield dead(("generate", "batch"), "with teacher.api: how many it asks at once is found by measuring")
+    elif teacher.get("model") is not None and teacher.get("answers") is not None:
+        for name in given_in(generate, "budget_usd", "max_requests", "price"):
+            yield dead(("generate", name), "with teacher.model: what it writes costs nothing")
 
 
 def _teacher(teacher: Tree, tree: Tree) -> Iterator[Problem]:
@@ -23,6 +34,8 @@ def _teacher(teacher: Tree, tree: Tree) -> Iterator[Problem]:
         yield Problem(("teacher", "answers"), "is missing: name the folder that generate writes and train reads")
     if isinstance(api, dict):
         yield from _api(api)
+    if teacher.get("terms") is not None and (api is not None or tree.get("generate") is None):
+        yield dead(("teacher", "terms"), "where teacher.model writes no text: an endpoint has teacher.api.terms")
     if teacher.get("answers") is not None:
         yield from _answers(teacher, tree)
 

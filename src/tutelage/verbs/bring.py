@@ -20,7 +20,7 @@ def bring_answers(recipe: Recipe, *, ask: bool, allow_private_host: bool, before
     anyway; else ConfigError[ANSWERS_ABSENT] with the command that buys.  With `ask=False` the set is what is there.
     """
     teacher = recipe.teacher
-    if teacher is None or teacher.api is None or teacher.answers is None or recipe.generate is None:
+    if teacher is None or teacher.answers is None or recipe.generate is None:
         return  # who reads the answers says whether they are there
     folder = Path(teacher.answers)
     has_journal = (folder / journals.NAME).is_file()
@@ -35,7 +35,7 @@ def bring_answers(recipe: Recipe, *, ask: bool, allow_private_host: bool, before
         if not _is_written(task, survey, n_there=n_there):
             generate(recipe, ask=False)
         return
-    if not recipe.generate.has_cap:
+    if any(writer.api for writer in task.writers) and not recipe.generate.has_cap:
         found = f"{folder} holds {n_there} of the {n_asked} answers"
         raise ConfigError("ANSWERS_ABSENT", f"{found}, and train buys none without a cap{_way(cap=True)}")
     before()

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import signal
 import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +14,17 @@ from tutelage import __version__, console, io
 from tutelage.data.answers import ROWS, Card
 from tutelage.errors import Stopped
 from tutelage.generation import reply as replies
+from tutelage.generation.accounts import asked, compute_paths
 from tutelage.generation.budget import Budget
 from tutelage.generation.client import Client
 from tutelage.generation.journal import Fields, Journal
 from tutelage.generation.ledger import PICO, Ledger
 from tutelage.generation.pace import Pace
 from tutelage.generation.product import Product, write_card, write_rows
-from tutelage.generation.request import TEMPLATE_VERSION
+from tutelage.generation.request import TEMPLATE_VERSION, Request
 from tutelage.generation.task import Survey, Task, open_task
 from tutelage.generation.work import Committer, Work, body_of, now
+from tutelage.generation.writers import Writer
 from tutelage.recipe import Recipe, load_recipe
 
 
@@ -42,10 +44,12 @@ class Generated:
 
     def __str__(self) -> str:
         card = self.card
-        cost = f", ${card.spent_usd:.6g} spent" if card.spent_usd is not None else ""
+        cost = f"{card.requests:,} requests" + (f", ${card.spent_usd:.6g} spent" if card.spent_usd is not None else "")
+        if all(teacher.weights for teacher in card.teachers.values()):
+            cost = "nothing, it was written on this machine"
         lines = [
             f"answers: {self.path / ROWS}  ({card.rows:,} rows of {card.asked:,} answers to {card.prompts:,} prompts)",
-            f"cost:    {card.requests:,} requests{cost}; {self.n_sent:,} of them in this call",
+            f"cost:    {cost}; {self.n_sent:,} asked in this call",
         ]
         for step in card.dropped:
             if step.n:
@@ -61,7 +65,7 @@ def generate(
     ask: bool = True,
     allow_private_host: bool = False,
 ) -> Generated:
-    """Ask `teacher.api` what `generate` says and write the answers that are kept to `teacher.answers`.
+    """Ask the teacher what `generate` says and write the answers that are kept to `teacher.answers`.
 
     Goes on where an earlier call stopped: what the journal holds is never asked again, and the cap counts all calls.
     With `ask=False` nothing is sent: the set is written anew from the answers that are there.
@@ -85,7 +89,7 @@ def generate(
             ledger=ledger,
             journal=journal.path,
             steps=task.generate.select,
-            optional=task.api.finish_reason_optional,
+            optional=frozenset(writer.name for writer in task.writers if writer.finish_reason_optional),
         )
         card = write_card(task.folder, _card(task, survey, ledger, product))
     finally:
@@ -97,21 +101,23 @@ def generate(
 # --- what is there already ---
 def _begin(journal: Journal, ledger: Ledger, task: Task, survey: Survey) -> None:
     """A process begins; replies that the one before journalled and did not read are read now."""
-    budget = task.budget
+    budget = task.writers[0].budget
+    n_done = sum(key in ledger.final for key in survey.keys)
     run: dict[str, Any] = {
         "at": now(),
         "tutelage": __version__,
-        "base_url": task.endpoint.base_url,
-        "model": task.api.model,
+        "base_url": task.base_url,
+        "model": task.model,
+        "compute": compute_paths(task.writers, ledger, is_finished=n_done == len(survey.keys)),
         "total": len(survey.keys),
-        "done": sum(key in ledger.final for key in survey.keys),
+        "done": n_done,
         "cap": budget.cap,
         "max_requests": budget.max_requests,
     }
     records: list[tuple[str, Fields]] = [("run", run)]
     for key, (number, place) in ledger.raw.items():
         fields = journal.fields_at(place.offset, place.n_bytes)
-        optional = task.api.finish_reason_optional
+        optional = any(w.finish_reason_optional for w in task.writers if w.name == fields.get("teacher", ""))
         reply = replies.parse(body_of(fields), status=fields["status"], finish_reason_optional=optional)
         paid = budget.cost(reply.usage, reserved=ledger.open.get(number, 0)) if fields["status"] == 200 else 0
         parsed = {"id": number, "key": key, "paid": paid, "outcome": reply.outcome, "final": reply.is_final}
@@ -140,17 +146,35 @@ def _ask(task: Task, journal: Journal, ledger: Ledger, survey: Survey) -> int:
     if not n_open:
         console.note("NOTHING_TO_DO", f"{task.folder}: every answer is there; nothing is sent")
         return 0
-    console.tell(f"asking {task.endpoint.base_url} for {n_open:,} answers of {task.api.model}")
-    console.tell(
-        _cap(task.budget, ledger, most=sum(survey.keys[key] for key in survey.keys if key not in ledger.final))
-    )
-    total = len(survey.keys)
-    with console.Progress("answers", total=total, done=total - n_open) as bar:
+    console.tell(f"asking {task.base_url} for {n_open:,} answers of {task.model}")
+    if priced := [writer for writer in task.writers if writer.api is not None]:
+        most = sum(survey.keys[key] for key in survey.keys if key not in ledger.final)
+        console.tell(_cap(priced[0].budget, ledger, most=most))
+    n_sent = 0
+    with console.Progress("answers", total=len(survey.keys), done=len(survey.keys) - n_open) as bar:
+        for writer in task.writers:
+            ask = _ask_local if writer.local is not None else _ask_remote
+            n_sent += ask(task, writer, journal, ledger, bar=bar)
+    return n_sent
 
-        def on_answer() -> None:
-            bar.advance(text=_money(ledger, task.budget))
 
-        work = _run_to_its_end(lambda: _run(task, journal, ledger, total=total, on_answer=on_answer))
+def _ask_local(task: Task, writer: Writer, journal: Journal, ledger: Ledger, *, bar: console.Progress) -> int:
+    def requests() -> Iterator[Request]:
+        return (request for request in task.sound() if request.teacher == writer.name)
+
+    if all(request.key in ledger.final for request in requests()):
+        return 0
+    from tutelage.generation.local import LocalWork
+
+    work = LocalWork(writer, compute=ledger.compute[writer.name], rows=task.generate.batch)
+    return work.run(requests(), journal=journal, ledger=ledger, bar=bar)
+
+
+def _ask_remote(task: Task, writer: Writer, journal: Journal, ledger: Ledger, *, bar: console.Progress) -> int:
+    def on_answer() -> None:
+        bar.advance(text=_money(ledger, writer.budget))
+
+    work = _run_to_its_end(lambda: _run(task, writer, journal, ledger, total=bar.total, on_answer=on_answer))
     if work.error is not None:
         raise work.error
     return work.n_sent
@@ -166,26 +190,27 @@ def _run_to_its_end(begin: Callable[[], Coroutine[Any, Any, Work]]) -> Work:
         return thread.submit(lambda: asyncio.run(begin())).result()
 
 
-async def _run(task: Task, journal: Journal, ledger: Ledger, *, total: int, on_answer: Callable[[], None]) -> Work:
-    api = task.api
+async def _run(
+    task: Task, writer: Writer, journal: Journal, ledger: Ledger, *, total: int, on_answer: Callable[[], None]
+) -> Work:
+    api, endpoint = writer.api, writer.endpoint
+    assert api is not None and endpoint is not None
     most = api.concurrency
-    async with Client(
-        task.endpoint, timeout_s=api.timeout_s, most_connections=most, limit_field=api.limit_field
-    ) as client:
+    async with Client(endpoint, timeout_s=api.timeout_s, most_connections=most, limit_field=api.limit_field) as client:
         work = Work(
             committer=Committer(journal, ledger),
             ledger=ledger,
-            budget=task.budget,
+            budget=writer.budget,
             client=client,
             pace=Pace(most=most),
-            host=task.endpoint.host,
+            host=endpoint.host,
             total=total,
             retries=api.retries,
             finish_reason_optional=api.finish_reason_optional,
             on_answer=on_answer,
         )
         _stop_on_signals(work)
-        await work.run(task.sound())
+        await work.run(request for request in task.sound() if request.teacher == writer.name)
     return work
 
 
@@ -225,18 +250,19 @@ def _money(ledger: Ledger, budget: Budget) -> str:
 
 # --- afterwards ---
 def _card(task: Task, survey: Survey, ledger: Ledger, product: Product) -> Card:
-    wanted, api = task.generate, task.api
+    wanted, first = task.generate, task.writers[0]
     how = {"version": TEMPLATE_VERSION, "system": wanted.system, "interface": wanted.interface}
     sampling = wanted.model_dump(
         mode="json", include={"samples", "max_tokens", "temperature", "seed", "system", "interface", "prompt_tokens"}
     )
     return Card(
         tutelage=__version__,
-        base_url=task.endpoint.base_url,
-        model=api.model,
+        base_url=task.base_url,
+        model=task.model,
+        teachers={writer.name: asked(writer, ledger, product) for writer in task.writers},
         models=product.models,
-        terms=api.terms,
-        sampling={**sampling, "body": dict(api.body or {})},
+        terms=first.terms if len(task.writers) == 1 else None,
+        sampling={**sampling, "body": dict(first.sampling.body)},
         template=hashlib.sha256(repr(sorted(how.items())).encode()).hexdigest(),
         select=tuple(step.model_dump(mode="json") for step in wanted.select),
         price=wanted.price.model_dump() if wanted.price is not None else None,
@@ -270,6 +296,8 @@ def _warn(task: Task, card: Card, ledger: Ledger) -> None:
         console.warning("API_NO_ANSWER", f"{', '.join(f'{n} {name}' for name, n in none.items())}; left out")
     if n := ledger.retried["incomplete"] + outcomes.get("incomplete", 0):
         console.warning("API_INCOMPLETE", f"{n} replies had no finish_reason: asked again, or left out in the end")
-    if card.terms is None:
-        found = f"no terms of use recorded for the outputs of {card.model}"
-        console.warning("TERMS_UNKNOWN", f"{found}; the card says so (teacher.api.terms)")
+    for writer in task.writers:
+        if writer.terms is None:
+            found = f"no terms of use recorded for the outputs of {writer.model}"
+            field = "teacher.api.terms" if writer.api is not None else "teacher.terms"
+            console.warning("TERMS_UNKNOWN", f"{found}; the card says so ({field})")

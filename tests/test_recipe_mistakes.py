@@ -35,8 +35,8 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"student": 3}, "student must be a mapping with layers, model, revision, config, got 3"),
     (
         {"teacher": ["a"]},
-        "teacher must be a mapping with model, cache, api, answers, revision, dtype, device, ensemble, config, "
-        "tokenizer, train, got ['a']",
+        "teacher must be a mapping with model, cache, api, writers, answers, terms, revision, dtype, device, ensemble, "
+        "config, tokenizer, train, got ['a']",
     ),
     (
         {"student": {"layers": "twenty"}},
@@ -248,13 +248,13 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     # later versions, and what a recipe never does
     (
         {"teacher": {"model": "a/b", "quantize": "x"}},
-        "teacher.quantize is not in this version (0.1.0); it knows model, cache, api, answers, revision, dtype, "
-        "device, ensemble, config, tokenizer, train",
+        "teacher.quantize is not in this version (0.1.0); it knows model, cache, api, writers, answers, terms, "
+        "revision, dtype, device, ensemble, config, tokenizer, train",
     ),
     (
         data(sources=[{"text": "a.txt", "hub": "x"}]),
         "data.sources[0].hub is not in this version (0.1.0); it knows text, jsonl, answers, python_docs, "
-        "python_source, separator, limit, columns, name, weight",
+        "python_source, separator, limit, columns, name, teacher, weight",
     ),
     (
         {"student": {"config": {"auto_map": {"a": "b"}}}},

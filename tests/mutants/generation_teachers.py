@@ -4,6 +4,7 @@ from tests.mutants.mutant import Mutant
 
 LOCAL = "tests/generation/test_local.py::"
 DECODE = "tests/generation/test_decode.py::"
+TEACHERS = "tests/generation/test_teachers.py::"
 BRING = "tests/verbs/test_bring.py::"
 
 GENERATION_TEACHERS = (
@@ -86,5 +87,21 @@ GENERATION_TEACHERS = (
         old="stop.heed(len(ledger.final))",
         new="pass",
         oracles=(LOCAL + "test_a_signal_stops_at_the_next_token_and_the_same_call_goes_on",),
+    ),
+    Mutant(
+        id="M360",
+        what="a source's own teacher ignored",
+        file="generation/task.py",
+        old='if prompt.teacher not in ("", writer.name):',
+        new="if False:",
+        oracles=(TEACHERS + "test_a_source_names_its_teacher",),
+    ),
+    Mutant(
+        id="M361",
+        what="every teacher at the same price",
+        file="generation/writers.py",
+        old='own = wanted if section.price is None else wanted.model_copy(update={"price": section.price})',
+        new="own = wanted",
+        oracles=(TEACHERS + "test_the_cap_holds_over_all_of_them_and_each_has_its_price",),
     ),
 )

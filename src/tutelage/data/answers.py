@@ -39,6 +39,8 @@ class Asked(_Part):
     base_url: str | None = None  # of an endpoint
     model: str
     terms: str | None
+    body: dict[str, JsonValue] = {}  # further fields of every request
+    price: dict[str, float] | None = None  # its own, dollars for a million tokens
     asked: int  # different requests with a reply
     rows: int
     weights: str | None = None  # of a model on this machine: SHA-256 of its weights

@@ -21,7 +21,15 @@ def asked(writer: Writer, ledger: Ledger, product: Product) -> Asked:
     """The teacher's entry in the card."""
     n_asked, n_rows = product.by_teacher.get(writer.name, (0, 0))
     base_url = writer.endpoint.base_url if writer.endpoint is not None else None
-    entry = Asked(base_url=base_url, model=writer.model, terms=writer.terms, asked=n_asked, rows=n_rows)
+    entry = Asked(
+        base_url=base_url,
+        model=writer.model,
+        terms=writer.terms,
+        body=dict(writer.sampling.body),
+        price=writer.price,
+        asked=n_asked,
+        rows=n_rows,
+    )
     if writer.local is None:
         return entry
     from tutelage.generation.local import versions

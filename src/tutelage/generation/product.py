@@ -101,6 +101,8 @@ def row_of(request: Request, reply: replies.Reply) -> dict[str, io.Json]:
         row["reasoning"] = reply.reasoning
     if prompt.reference:
         row["reference"] = prompt.reference
+    if request.teacher:
+        row["teacher"] = request.teacher
     return {**row, "finish_reason": reply.finish_reason, "model": reply.model}
 
 

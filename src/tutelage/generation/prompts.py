@@ -1,7 +1,7 @@
 """From the sources of a recipe to what is asked: conversations up to their last question, or beginnings of texts."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tutelage.data import sources
@@ -33,7 +33,8 @@ def read_prompts(generate: Generate, asking: Asking) -> Iterator[Prompt | Reject
     for source in generate.prompts:
         plain = is_plain_text(source)
         for item in sources.read(_spec(source)):
-            yield item if isinstance(item, Reject) else _prompt(item, asking, plain=plain)
+            prompt = item if isinstance(item, Reject) else _prompt(item, asking, plain=plain)
+            yield replace(prompt, teacher=source.teacher) if isinstance(prompt, Prompt) and source.teacher else prompt
 
 
 def _spec(source: Source) -> SourceSpec:

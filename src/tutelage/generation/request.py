@@ -31,6 +31,7 @@ class Prompt:
     messages: tuple[tuple[str, str], ...] = ()  # (role, content)
     text: str = ""
     reference: str = ""  # the right answer where the data have one; never sent
+    teacher: str = ""  # who alone is asked; empty: every teacher
 
     @property
     def texts(self) -> tuple[str, ...]:

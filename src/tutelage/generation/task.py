@@ -11,6 +11,7 @@ from tutelage.data.answers import CARD, ROWS
 from tutelage.data.example import Reject
 from tutelage.errors import ConfigError, IntegrityError
 from tutelage.generation import journal as journals
+from tutelage.generation.budget import Budget
 from tutelage.generation.product import Selection
 from tutelage.generation.prompts import Asking, Beginning, is_plain_text, read_prompts
 from tutelage.generation.request import Prompt, Request, request_of
@@ -40,6 +41,15 @@ class Task:
     writers: tuple[Writer, ...]
 
     @property
+    def budget(self) -> Budget:
+        """The caps over all teachers together; prices are each one's own."""
+        return next((writer.budget for writer in self.writers if writer.api is not None), Budget())
+
+    def writer(self, name: str) -> Writer | None:
+        """The teacher of that name, if it is still one."""
+        return next((writer for writer in self.writers if writer.name == name), None)
+
+    @property
     def base_url(self) -> str:
         """Where it asks, for people."""
         return ", ".join(dict.fromkeys(writer.place for writer in self.writers))
@@ -56,6 +66,8 @@ class Task:
 
     def _of_prompt(self, prompt: Prompt) -> Iterator[Request]:
         for writer in self.writers:
+            if prompt.teacher not in ("", writer.name):
+                continue
             for sample in range(self.generate.samples):
                 yield request_of(prompt, writer.sampling, sample=sample, teacher=writer.name)
 

@@ -10,7 +10,7 @@ from tutelage.generation.budget import Budget, Price
 from tutelage.generation.endpoint import Endpoint, open_endpoint
 from tutelage.generation.ledger import PICO
 from tutelage.generation.request import Sampling
-from tutelage.recipe import Api, Generate, Recipe
+from tutelage.recipe import Api, Generate, Recipe, TextTeacher
 
 HERE = "this machine"
 
@@ -37,6 +37,7 @@ class Writer:
     sampling: Sampling
     budget: Budget
     terms: str | None = None
+    price: dict[str, float] | None = None  # dollars for a million tokens
     api: Api | None = None
     endpoint: Endpoint | None = None
     local: Local | None = None
@@ -56,12 +57,26 @@ def open_writers(recipe: Recipe, wanted: Generate, *, asks: bool, allow_private_
     """The teachers that the recipe asks; ConfigError for one that cannot be."""
     teacher = recipe.teacher
     assert teacher is not None
+    if teacher.writers is not None:
+        return tuple(
+            _named(name, section, wanted, asks=asks, allow_private_host=allow_private_host)
+            for name, section in teacher.writers.items()
+        )
     if teacher.api is not None:
         return (_remote("", teacher.api, wanted, asks=asks, allow_private_host=allow_private_host),)
     if teacher.model is None:
-        raise ConfigError("CONFIG", "generate asks teacher.api or teacher.model; the recipe has neither")
+        raise ConfigError("CONFIG", "generate asks teacher.api, writers or model; the recipe has none of them")
     local = _local(teacher.model, revision=teacher.revision, dtype=teacher.dtype, device=teacher.device)
     return (_at_home("", local, wanted, terms=teacher.terms),)
+
+
+def _named(name: str, section: TextTeacher, wanted: Generate, *, asks: bool, allow_private_host: bool) -> Writer:
+    if section.api is not None:
+        own = wanted if section.price is None else wanted.model_copy(update={"price": section.price})
+        return _remote(name, section.api, own, asks=asks, allow_private_host=allow_private_host)
+    assert section.model is not None, "recipe rules"
+    local = _local(section.model, revision=section.revision, dtype=section.dtype, device=section.device)
+    return _at_home(name, local, wanted, terms=section.terms)
 
 
 def _remote(name: str, api: Api, wanted: Generate, *, asks: bool, allow_private_host: bool) -> Writer:
@@ -83,6 +98,7 @@ def _remote(name: str, api: Api, wanted: Generate, *, asks: bool, allow_private_
         sampling=_sampling(wanted, model=api.model, place=place, body=dict(api.body or {})),
         budget=_budget(api, wanted),
         terms=api.terms,
+        price=wanted.price.model_dump() if wanted.price is not None else None,
         api=api,
         endpoint=endpoint,
     )

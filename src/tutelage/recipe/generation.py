@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, JsonValue
 
 from tutelage.recipe import short
-from tutelage.recipe.fields import Count, Index, Listed, PathText, Section, Share
+from tutelage.recipe.fields import Count, Device, DtypeAlias, Index, Listed, ModelText, PathText, Section, Share
 from tutelage.recipe.sources import PromptSources
 
 
@@ -48,6 +48,24 @@ class Price(Section):
 
     prompt_usd: float = Field(ge=0, description="for a million tokens of prompts")
     answer_usd: float = Field(ge=0, description="for a million tokens of answers, reasoning included")
+
+
+class TextTeacher(Section):
+    """One of several teachers that write text: exactly one of `api`, `model`."""
+
+    api: Api | None = Field(default=None, description="an endpoint")
+    model: ModelText | None = Field(default=None, description="a model on this machine: hub id, folder or GGUF file")
+    price: Price | None = Field(default=None, description="of an endpoint; null: generate.price")
+    terms: str | None = Field(default=None, min_length=1, description="as teacher.terms, of `model`")
+    revision: str | None = Field(default=None, description="commit, tag or branch of a hub id; null: its main branch")
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], DtypeAlias] = Field(
+        default="auto",
+        description="number format of its weights; auto: measured on a CPU, bfloat16 on a GPU that has it",
+    )
+    device: Device = Field(default="auto", description="where it runs; auto: a GPU when there is one")
+
+
+TeacherName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=40)]
 
 
 class Verify(Section):

@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field, JsonValue
 
 from tutelage.recipe import short
 from tutelage.recipe.fields import Count, Device, DtypeAlias, Index, Listed, ModelText, PathText, Section, Share
-from tutelage.recipe.generation import Api
+from tutelage.recipe.generation import Api, TeacherName, TextTeacher
 from tutelage.recipe.sources import MEMORY
 from tutelage.recipe.terms import Loss
 
@@ -47,6 +47,11 @@ class Teacher(Section):
         default=None, description="folder of a teacher cache: `label` writes it, `train` learns from it; null: ask live"
     )
     api: Api | None = Field(default=None, description="an endpoint that writes text, for `generate`")
+    writers: Annotated[dict[TeacherName, TextTeacher], Field(min_length=1)] | None = Field(
+        default=None,
+        description="in place of `api`: several that write text, by name; each is asked every prompt, unless a source "
+        "of generate.prompts names its `teacher`",
+    )
     answers: PathText | None = Field(
         default=None, description="folder of answers: `generate` writes it, `train` learns from it"
     )

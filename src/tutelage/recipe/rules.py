@@ -67,6 +67,8 @@ def _sources(section: Tree, path: Path, *, name: str, measured: bool) -> Iterato
         if source.get("weight") not in (None, 1) and (measured or len(section[name]) == 1):
             why = "where nothing is trained: every row is measured" if measured else "with one source"
             yield dead((*here, "weight"), why)
+        if source.get("teacher") is not None:
+            yield dead((*here, "teacher"), "where nothing is asked: it belongs to generate.prompts")
         called = source.get("name")
         if isinstance(called, str) and names.setdefault(called, i) != i:
             yield Problem((*here, "name"), f"repeats {name}[{names[called]}].name {called!r}; tables need two names")

@@ -46,6 +46,9 @@ class Source(Section):
     limit: Count | None = Field(default=None, description="the first so many documents only; null: all")
     columns: Columns | None = Field(default=None, description="field names of a JSON line; also accepted beside jsonl:")
     name: str | None = Field(default=None, min_length=1, description="how tables call it; null: its pattern")
+    teacher: str | None = Field(
+        default=None, min_length=1, description="of generate.prompts: which of teacher.writers is asked; null: each"
+    )
     weight: float = Field(default=1.0, gt=0, description="how often its rows are drawn, against the other sources")
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from tutelage.recipe.problems import Path, Problem, dotted, is_finite
-from tutelage.recipe.tree import Tree, all_students, all_terms, dead, given_in, section_of
+from tutelage.recipe.tree import Tree, all_students, all_terms, dead, exactly_one, given_in, items_of, section_of
 
 _KEY_WORDS = ("key", "token", "secret", "auth", "password", "cookie")
 
@@ -20,28 +20,56 @@ def broken(tree: Tree) -> Iterator[Problem]:
 
 def _who_writes(teacher: Tree, generate: Tree) -> Iterator[Problem]:
     """What only an endpoint, or only a model on this machine, has a use for."""
-    if teacher.get("api") is not None:
-        if generate.get("batch") is not None:
-            yield dead(("generate", "batch"), "with teacher.api: how many it asks at once is found by measuring")
-    elif teacher.get("model") is not None and teacher.get("answers") is not None:
+    writers = [w for w in section_of(teacher, "writers").values() if isinstance(w, dict)]
+    remote = teacher.get("api") is not None or any(w.get("api") is not None for w in writers)
+    alone = not writers and teacher.get("api") is None and teacher.get("answers") is not None
+    local = any(w.get("model") is not None for w in writers) or (alone and teacher.get("model") is not None)
+    if remote and not local and generate.get("batch") is not None:
+        yield dead(("generate", "batch"), "with teacher.api: how many it asks at once is found by measuring")
+    if local and not remote:
         for name in given_in(generate, "budget_usd", "max_requests", "price"):
             yield dead(("generate", name), "with teacher.model: what it writes costs nothing")
+    named: list[object] = [source.get("teacher") for _, source in items_of(generate, "prompts")]
+    for i, wanted in enumerate(named):
+        if wanted is not None and wanted not in section_of(teacher, "writers"):
+            known = ", ".join(section_of(teacher, "writers")) or "there are none"
+            yield Problem(
+                ("generate", "prompts", i, "teacher"), f"must be one of teacher.writers ({known}), got {wanted!r}"
+            )
+    if named and None not in named:
+        for unused in section_of(teacher, "writers").keys() - set(named):
+            yield dead(("teacher", "writers", unused), "where every source of prompts names another teacher")
 
 
 def _teacher(teacher: Tree, tree: Tree) -> Iterator[Problem]:
-    api = teacher.get("api")
-    if api is not None and teacher.get("answers") is None:
+    api, writers = teacher.get("api"), teacher.get("writers")
+    if (api is not None or writers is not None) and teacher.get("answers") is None:
         yield Problem(("teacher", "answers"), "is missing: name the folder that generate writes and train reads")
     if isinstance(api, dict):
-        yield from _api(api)
-    if teacher.get("terms") is not None and (api is not None or tree.get("generate") is None):
+        yield from _api(api, ("teacher", "api"))
+    if api is not None and writers is not None:
+        yield Problem(("teacher", "writers"), "and teacher.api exclude each other: name the endpoint among the writers")
+    for name, writer in section_of(teacher, "writers").items():
+        if isinstance(writer, dict):
+            yield from _writer(writer, ("teacher", "writers", name))
+    if teacher.get("terms") is not None and (api is not None or writers is not None or tree.get("generate") is None):
         yield dead(("teacher", "terms"), "where teacher.model writes no text: an endpoint has teacher.api.terms")
     if teacher.get("answers") is not None:
         yield from _answers(teacher, tree)
 
 
-def _api(api: Tree) -> Iterator[Problem]:
-    path: Path = ("teacher", "api")
+def _writer(writer: Tree, path: Path) -> Iterator[Problem]:
+    yield from exactly_one(writer, "api", "model", path=path)
+    if isinstance(writer.get("api"), dict):
+        yield from _api(writer["api"], (*path, "api"))
+        for name in given_in(writer, "terms", "revision", "dtype", "device"):
+            if writer[name] != "auto":
+                yield dead((*path, name), "with an endpoint; its terms are api.terms")
+    elif writer.get("price") is not None:
+        yield dead((*path, "price"), "with a model on this machine: what it writes costs nothing")
+
+
+def _api(api: Tree, path: Path) -> Iterator[Problem]:
     if api.get("key_env") is not None and api.get("key_file") is not None:
         yield Problem((*path, "key_file"), "has no effect beside key_env; keep one of them")
     for field in ("headers", "query"):

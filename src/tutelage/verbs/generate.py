@@ -101,7 +101,7 @@ def generate(
 # --- what is there already ---
 def _begin(journal: Journal, ledger: Ledger, task: Task, survey: Survey) -> None:
     """A process begins; replies that the one before journalled and did not read are read now."""
-    budget = task.writers[0].budget
+    budget = task.budget
     n_done = sum(key in ledger.final for key in survey.keys)
     run: dict[str, Any] = {
         "at": now(),
@@ -117,9 +117,12 @@ def _begin(journal: Journal, ledger: Ledger, task: Task, survey: Survey) -> None
     records: list[tuple[str, Fields]] = [("run", run)]
     for key, (number, place) in ledger.raw.items():
         fields = journal.fields_at(place.offset, place.n_bytes)
-        optional = any(w.finish_reason_optional for w in task.writers if w.name == fields.get("teacher", ""))
+        writer = task.writer(fields.get("teacher", ""))
+        optional = writer is not None and writer.finish_reason_optional
         reply = replies.parse(body_of(fields), status=fields["status"], finish_reason_optional=optional)
-        paid = budget.cost(reply.usage, reserved=ledger.open.get(number, 0)) if fields["status"] == 200 else 0
+        reserved = ledger.open.get(number, 0)
+        cost = writer.budget.cost(reply.usage, reserved=reserved) if writer is not None else reserved
+        paid = cost if fields["status"] == 200 else 0
         parsed = {"id": number, "key": key, "paid": paid, "outcome": reply.outcome, "final": reply.is_final}
         parsed["spent"] = fields["status"] == 200
         records.append(("parsed", parsed))
@@ -147,9 +150,9 @@ def _ask(task: Task, journal: Journal, ledger: Ledger, survey: Survey) -> int:
         console.note("NOTHING_TO_DO", f"{task.folder}: every answer is there; nothing is sent")
         return 0
     console.tell(f"asking {task.base_url} for {n_open:,} answers of {task.model}")
-    if priced := [writer for writer in task.writers if writer.api is not None]:
+    if any(writer.api is not None for writer in task.writers):
         most = sum(survey.keys[key] for key in survey.keys if key not in ledger.final)
-        console.tell(_cap(priced[0].budget, ledger, most=most))
+        console.tell(_cap(task.budget, ledger, most=most))
     n_sent = 0
     with console.Progress("answers", total=len(survey.keys), done=len(survey.keys) - n_open) as bar:
         for writer in task.writers:
@@ -250,7 +253,7 @@ def _money(ledger: Ledger, budget: Budget) -> str:
 
 # --- afterwards ---
 def _card(task: Task, survey: Survey, ledger: Ledger, product: Product) -> Card:
-    wanted, first = task.generate, task.writers[0]
+    wanted, single = task.generate, task.writers[0] if len(task.writers) == 1 else None
     how = {"version": TEMPLATE_VERSION, "system": wanted.system, "interface": wanted.interface}
     sampling = wanted.model_dump(
         mode="json", include={"samples", "max_tokens", "temperature", "seed", "system", "interface", "prompt_tokens"}
@@ -261,12 +264,12 @@ def _card(task: Task, survey: Survey, ledger: Ledger, product: Product) -> Card:
         model=task.model,
         teachers={writer.name: asked(writer, ledger, product) for writer in task.writers},
         models=product.models,
-        terms=first.terms if len(task.writers) == 1 else None,
-        sampling={**sampling, "body": dict(first.sampling.body)},
+        terms=single.terms if single is not None else None,
+        sampling={**sampling, "body": dict(single.sampling.body) if single is not None else {}},
         template=hashlib.sha256(repr(sorted(how.items())).encode()).hexdigest(),
         select=tuple(step.model_dump(mode="json") for step in wanted.select),
         price=wanted.price.model_dump() if wanted.price is not None else None,
-        spent_usd=ledger.settled / PICO if wanted.price is not None else None,
+        spent_usd=ledger.settled / PICO if any(writer.budget.price for writer in task.writers) else None,
         requests=ledger.n_spent,
         lost=ledger.n_lost,
         first_answer=ledger.first_at,

@@ -96,6 +96,7 @@ CODES: dict[str, str] = {
     "API_MODEL": "an endpoint does not know the model, or is not where it was looked for",
     "API_REQUEST": "an endpoint refuses the request as it is",
     "API_UNREACHABLE": "an endpoint does not answer",
+    "API_BATCH": "a provider's batch job is gone, or was ended before its time",
     "API_BODY": "an endpoint answers something else than the interface says",
     "RATE_LIMIT": "an endpoint asks to wait",
     "CACHE_TEMPERATURE": "a cache was made at another temperature than the loss asks for",

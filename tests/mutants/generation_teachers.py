@@ -5,6 +5,7 @@ from tests.mutants.mutant import Mutant
 LOCAL = "tests/generation/test_local.py::"
 DECODE = "tests/generation/test_decode.py::"
 TEACHERS = "tests/generation/test_teachers.py::"
+BATCH = "tests/generation/test_batch.py::"
 BRING = "tests/verbs/test_bring.py::"
 
 GENERATION_TEACHERS = (
@@ -103,5 +104,45 @@ GENERATION_TEACHERS = (
         old='own = wanted if section.price is None else wanted.model_copy(update={"price": section.price})',
         new="own = wanted",
         oracles=(TEACHERS + "test_the_cap_holds_over_all_of_them_and_each_has_its_price",),
+    ),
+    Mutant(
+        id="M362",
+        what="a job that is not looked for by its mark",
+        file="generation/batch_work.py",
+        old="job = self._client.look(batch) if batch else self._look_for(mark)",
+        new="job = self._client.look(batch) if batch else None",
+        oracles=(BATCH + "test_killed_at_every_operation_no_job_is_paid_twice",),
+    ),
+    Mutant(
+        id="M363",
+        what="a batch job's reservations charged when the process dies",
+        file="generation/ledger.py",
+        old="return answered.union(*(job.ids for job in self.jobs.values()))",
+        new="return answered",
+        oracles=(BATCH + "test_killed_at_every_operation_no_job_is_paid_twice",),
+    ),
+    Mutant(
+        id="M364",
+        what="a job created again because the answer got lost",
+        file="generation/batch.py",
+        old="if once and not isinstance(error, _UNSENT):",
+        new="if False:",
+        oracles=(BATCH + "test_a_job_whose_creation_was_not_answered_is_found_by_its_mark[lost]",),
+    ),
+    Mutant(
+        id="M365",
+        what="a reply that is missing in a completed job is free",
+        file="generation/batch_work.py",
+        old='self._close(mark, why=f"batch {job.status}", is_paid=job.status not in _UNPAID)',
+        new='self._close(mark, why=f"batch {job.status}", is_paid=False)',
+        oracles=(BATCH + "test_a_reply_that_is_missing_in_a_completed_job_stays_spent",),
+    ),
+    Mutant(
+        id="M366",
+        what="a job handed in before its money and mark are on the disk",
+        file="generation/batch_work.py",
+        old="self._commit(records)  # the money and the mark are on the disk before anything goes up",
+        new="self._client.upload([]); self._commit(records)",
+        oracles=(BATCH + "test_money_and_mark_are_on_the_disk_before_anything_goes_up",),
     ),
 )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
+from tutelage.errors import LimitError
 from tutelage.generation.ledger import PICO, Ledger
 
 ALLOWANCE = 64  # tokens that a chat template may add: for each message, and once
@@ -81,3 +82,14 @@ class Budget:
     def left_usd(self, ledger: Ledger) -> float | None:
         """Dollars that are neither spent nor reserved."""
         return None if self.cap is None else max(0, self.cap - ledger.settled - ledger.reserved) / PICO
+
+
+def exhausted(budget: Budget, ledger: Ledger, *, safe: str) -> LimitError:
+    """The error at a cap: which one, and how to go on."""
+    if budget.cap is None or (budget.max_requests is not None and ledger.n_spent >= budget.max_requests):
+        found, field = f"{ledger.n_spent} of {budget.max_requests} requests are spent", "max_requests"
+    else:
+        used = (ledger.settled + ledger.reserved) / PICO
+        found = f"${used:.6g} of ${budget.cap / PICO:.6g} is spent or reserved"
+        found, field = f"{found}, and the next request may cost more than is left", "budget_usd"
+    return LimitError("BUDGET", f"{found}; {safe}, raise generate.{field} and rerun")

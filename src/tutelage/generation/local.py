@@ -5,26 +5,24 @@ journal: wherever it is killed, it goes on with the same rounds and ends in the 
 """
 
 import json
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
-from types import FrameType
 from typing import Any
 
 import torch
 
 from tutelage import console, randomness
 from tutelage.data.tokenize import Encoder
-from tutelage.errors import ConfigError, Stopped
+from tutelage.errors import ConfigError
 from tutelage.generation import reply as replies
 from tutelage.generation.decode import Decoder, Wish, Written
 from tutelage.generation.journal import Fields, Journal
 from tutelage.generation.ledger import Ledger
 from tutelage.generation.request import Request
+from tutelage.generation.stop_sign import StopSign
 from tutelage.generation.work import body_fields, now
 from tutelage.generation.writers import Local, Writer
 from tutelage.models import head, load, vocabulary
@@ -97,7 +95,7 @@ class LocalWork:
 
     def run(self, requests: Iterable[Request], *, journal: Journal, ledger: Ledger, bar: console.Progress) -> int:
         """Writes every answer that is not there; Stopped by the first signal, without the round under way."""
-        n_written, stop = 0, _StopSign(bar.total)
+        n_written, stop = 0, StopSign(bar.total)
         speed = _Speed()
 
         def on_step(n: int) -> None:
@@ -236,32 +234,3 @@ def _ends(model: Any, tokenizer: Any) -> frozenset[int]:
     listed = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ends = [*(listed if isinstance(listed, list) else [listed]), tokenizer.eos_token_id]
     return frozenset(int(number) for number in ends if number is not None)
-
-
-class _StopSign:
-    """The first signal ends the run at the next token: what is under way is written again, nothing of it is paid."""
-
-    def __init__(self, total: int) -> None:
-        self._total, self._signal = total, 0
-
-    @contextmanager
-    def armed(self) -> Iterator[None]:
-        """While it works in the main thread."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _stop(self, number: int, _: FrameType | None) -> None:
-        self._signal = number
-
-    def heed(self, n_safe: int) -> None:
-        """Raises Stopped after a signal."""
-        if self._signal:
-            message = f"{n_safe} of {self._total} answers are safe; rerun the same command to continue"
-            raise Stopped(message, signal_number=self._signal)

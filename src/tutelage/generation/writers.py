@@ -91,6 +91,8 @@ def _remote(name: str, api: Api, wanted: Generate, *, asks: bool, allow_private_
     )
     if asks and not wanted.has_cap:
         raise ConfigError("CONFIG", "generate needs a cap: generate.budget_usd with price, or generate.max_requests")
+    if api.transport == "batch" and api.batch_price is not None:
+        wanted = wanted.model_copy(update={"price": api.batch_price})
     place = "loopback" if endpoint.is_loopback else endpoint.base_url
     return Writer(
         name=name,

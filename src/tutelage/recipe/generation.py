@@ -9,6 +9,13 @@ from tutelage.recipe.fields import Count, Device, DtypeAlias, Index, Listed, Mod
 from tutelage.recipe.sources import PromptSources
 
 
+class Price(Section):
+    """Dollars for a million tokens, by which the budget is kept."""
+
+    prompt_usd: float = Field(ge=0, description="for a million tokens of prompts")
+    answer_usd: float = Field(ge=0, description="for a million tokens of answers, reasoning included")
+
+
 class Api(Section):
     """A teacher that writes text: an endpoint with OpenAI's interface."""
 
@@ -38,16 +45,13 @@ class Api(Section):
     timeout_s: float = Field(default=120.0, gt=0, description="deadline of one request, from first to last byte")
     retries: Index = Field(default=6, description="further tries of a request after a fault; rate limits do not count")
     concurrency: Count = Field(default=64, description="requests under way at most; how many are is found by measuring")
+    transport: Literal["direct", "batch"] = Field(
+        default="direct", description="batch: by the provider's batch jobs, which take up to a day and cost less"
+    )
+    batch_price: Price | None = Field(default=None, description="what tokens cost in batch jobs; null: generate.price")
     terms: str | None = Field(
         default=None, min_length=1, description="terms of use of the teacher's outputs, as you know them: for the card"
     )
-
-
-class Price(Section):
-    """Dollars for a million tokens, by which the budget is kept."""
-
-    prompt_usd: float = Field(ge=0, description="for a million tokens of prompts")
-    answer_usd: float = Field(ge=0, description="for a million tokens of answers, reasoning included")
 
 
 class TextTeacher(Section):

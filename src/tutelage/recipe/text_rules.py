@@ -72,6 +72,8 @@ def _writer(writer: Tree, path: Path) -> Iterator[Problem]:
 def _api(api: Tree, path: Path) -> Iterator[Problem]:
     if api.get("key_env") is not None and api.get("key_file") is not None:
         yield Problem((*path, "key_file"), "has no effect beside key_env; keep one of them")
+    if api.get("batch_price") is not None and api.get("transport") != "batch":
+        yield dead((*path, "batch_price"), "without transport: batch")
     for field in ("headers", "query"):
         for name in section_of(api, field):
             if any(word in str(name).lower() for word in _KEY_WORDS):

@@ -15,6 +15,7 @@ from tutelage.data.answers import ROWS, Card
 from tutelage.errors import Stopped
 from tutelage.generation import reply as replies
 from tutelage.generation.accounts import asked, compute_paths
+from tutelage.generation.batch_work import BatchWork
 from tutelage.generation.budget import Budget
 from tutelage.generation.client import Client
 from tutelage.generation.journal import Fields, Journal
@@ -128,6 +129,9 @@ def _begin(journal: Journal, ledger: Ledger, task: Task, survey: Survey) -> None
         records.append(("parsed", parsed))
     for record in journal.commit(records):
         ledger.apply(record)
+    settled = [mark for mark, job in ledger.jobs.items() if not job.ids & ledger.open.keys()]
+    for record in journal.commit([("closed", {"job": mark}) for mark in settled]) if settled else ():
+        ledger.apply(record)
 
 
 def _say_what_is_there(ledger: Ledger, survey: Survey, *, n_lost: int) -> None:
@@ -177,6 +181,15 @@ def _ask_remote(task: Task, writer: Writer, journal: Journal, ledger: Ledger, *,
     def on_answer() -> None:
         bar.advance(text=_money(ledger, writer.budget))
 
+    def requests() -> Iterator[Request]:
+        return (request for request in task.sound() if request.teacher == writer.name)
+
+    assert writer.api is not None
+    n_sent, by_batch = 0, writer.api.transport == "batch"
+    if by_batch or BatchWork.open_jobs(writer, ledger):
+        n_sent = BatchWork(writer, journal=journal, ledger=ledger, bar=bar).run(requests, only_fetch=not by_batch)
+    if by_batch:
+        return n_sent
     work = _run_to_its_end(lambda: _run(task, writer, journal, ledger, total=bar.total, on_answer=on_answer))
     if work.error is not None:
         raise work.error

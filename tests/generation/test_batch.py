@@ -89,6 +89,7 @@ def killed_at(n: int, folder: Path, provider: Provider, whole: bytes) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_killed_at_every_operation_no_job_is_paid_twice(tmp_path):
     with Provider() as provider:
         ask(tmp_path, provider)

@@ -72,24 +72,24 @@ def test_draws_follow_the_distribution_at_its_temperature():
         assert np.abs(found - expected).max() < 4 * 0.5 / n**0.5 and found[4] == 0
 
 
-class Uniform:
-    """Gives one number."""
-
-    def __init__(self, value: float) -> None:
-        self.value = value
-
-    def random(self) -> float:
-        return self.value
+def test_a_token_without_weight_is_never_drawn_and_rows_may_have_their_own_temperature():
+    logits = torch.full((4, 1500), -float("inf"))
+    logits[:, 700:703] = torch.tensor([1.0, 0.0, 2.0])
+    draws = [np.random.default_rng(n) for n in range(4)]
+    found = [picks(logits, temperatures=[0.0, 1.0, 5.0, 1.0], draws=draws) for _ in range(40)]
+    assert {tokens[0] for tokens in found} == {702} and {token for row in found for token in row} == {700, 701, 702}
 
 
-@pytest.mark.parametrize("n", [1, 511, 512, 513, 1500])
-def test_the_ends_of_the_distribution_are_tokens_with_weight(n):
-    logits = torch.full((n + 700,), -float("inf"))
-    logits[300 : 300 + n] = 0.0
-    logits[300] += 1e-3
-    draws = [Uniform(0.0), Uniform(np.nextafter(1.0, 0.0)), Uniform(0.5), Uniform(0.999)]
-    first, last, middle, greedy = picks(logits.expand(4, -1), temperatures=[1.0, 1.0, 1.0, 0.0], draws=draws)
-    assert (first, last, greedy) == (300, 300 + n - 1, 300) and abs(middle - (300 + n // 2)) <= 1
+def test_noise_in_the_last_bits_hardly_ever_turns_a_draw():
+    """3e-5 in the logits is what padding changes in float32 for a model with 49,152 tokens."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 2.0 * torch.randn(200, 20_000, generator=generator)
+    other = logits + 3e-5 * torch.randn(logits.shape, generator=generator)
+    ours, theirs = (
+        picks(x, temperatures=[1.0] * 200, draws=[np.random.default_rng(n) for n in range(200)])
+        for x in (logits, other)
+    )
+    assert ours == theirs and len(set(ours)) > 100
 
 
 def test_padding_is_felt_where_it_is_not_masked():

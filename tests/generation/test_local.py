@@ -78,6 +78,7 @@ def test_an_answer_depends_on_its_prompt_sample_and_seed_not_on_its_neighbours(t
     assert all(x["messages"][-1] != y["messages"][-1] for x, y in zip(ours, theirs, strict=True))
 
 
+@pytest.mark.slow
 def test_killed_anywhere_it_ends_in_the_same_bytes(teacher, tmp_path):
     generate(tmp_path / "first", teacher)  # leaves the fingerprint of the weights in the cache folder
     operations = faults.operations(lambda: generate(tmp_path / "whole", teacher))

@@ -59,11 +59,11 @@ GENERATION_TEACHERS = (
     ),
     Mutant(
         id="M356",
-        what="tokens without weight at the end of the distribution",
+        what="one luck for all rows of a round",
         file="generation/decode.py",
-        old='index = min(int(np.searchsorted(ends, point, side="right")), last)',
-        new='index = min(int(np.searchsorted(ends, point, side="left")), len(ends) - 1)',
-        oracles=(DECODE + "test_the_ends_of_the_distribution_are_tokens_with_weight",),
+        old="draw.standard_exponential(out=time_V)",
+        new="draws[0].standard_exponential(out=time_V)",
+        oracles=(DECODE + "test_a_row_says_the_same_alone_and_beside_others[llama-1.3]",),
     ),
     Mutant(
         id="M357",

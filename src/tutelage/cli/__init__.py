@@ -36,7 +36,7 @@ app = typer.Typer(
         "  tutelage init soft                  write a commented recipe, recipe.yaml\n"
         "  tutelage doctor recipe.yaml         does everything fit together?\n"
         "  tutelage label recipe.yaml          ask the teacher once, and store what it says\n"
-        "  tutelage generate recipe.yaml       ask a teacher behind an API for text\n"
+        "  tutelage generate recipe.yaml       ask a teacher for text\n"
         "  tutelage train recipe.yaml          train\n"
         "  tutelage evaluate runs/recipe       compare teacher, student and control\n"
         '  tutelage show runs/recipe "Once"    their most likely next words, side by side'
@@ -184,9 +184,9 @@ def label(
     show_result(labelled, as_json=as_json, quiet=quiet, path=labelled.path)
 
 
-@app.command(short_help="Ask a teacher behind an API, under a cap.")
+@app.command(short_help="Ask a teacher for text.")
 def generate(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe with teacher.api and generate.")],
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe with teacher.answers and generate.")],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="FIELD=VALUE", help="Fields of the recipe to change, such as generate.budget_usd=5."),
@@ -201,7 +201,7 @@ def generate(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Ask teacher.api what generate says, and write the answers to teacher.answers.  Prints that folder.
+    """Ask the teacher (an endpoint, or a model on this machine) and write teacher.answers.  Prints that folder.
 
     Every answer is on the disk before it is read; a stopped call goes on with the same command and pays nothing twice.
 

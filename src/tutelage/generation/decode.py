@@ -1,11 +1,11 @@
 """Writes text with a model in this process: rows together, each with its own draws.
 
-What a row says depends on its prompt and its generator alone, not on its neighbours, as far as the arithmetic
-allows: padding stands on the left and is masked out, positions count from a row's own first token, and a draw is the
-point of the cumulative distribution (in float64) where a uniform number falls: the last bit of a logit hardly moves it.
+What a row says depends on its prompt and its generator alone, not on its neighbours, as far as the arithmetic allows:
+padding stands on the left and is masked out, positions count from a row's own first token, and a token is drawn by a
+race of all of them.  What padding changes in the last bits of float32 turned none of 2,000 races; it turned 14 of 2,000
+uniform numbers that fall into a cumulative distribution, whose thousands of borders all move.
 
-Shape legend: B rows that still write, T tokens, D hidden size, V vocabulary, N rows of one piece of the logits,
-K blocks of the vocabulary.
+Shape legend: B rows that still write, T tokens, D hidden size, V vocabulary, N rows of one piece of the logits.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,6 @@ from tutelage.models.head import head_of
 from tutelage.types import CausalLM
 
 LOGIT_BYTES = 64 << 20  # of probabilities that are alive at once
-_BLOCK = 512
 _ROUNDINGS = 8.0  # of the dtype by which padding may change a hidden state: another order of the same sums
 
 
@@ -143,33 +142,22 @@ class Decoder:
 
 
 def picks(logits_NV: Tensor, *, temperatures: Sequence[float], draws: Sequence[np.random.Generator]) -> list[int]:
-    """A token for each row: the most likely at temperature 0, else where a uniform number falls in the distribution."""
+    """A token for each row: the most likely at temperature 0, else the first to arrive in a race.
+
+    Token i arrives after a time that is exponential with rate p_i, so it is the first with probability p_i.
+    """
     if not any(temperatures):
         found: list[int] = logits_NV.argmax(-1).tolist()
         return found
     if logits_NV.device.type == "mps":  # has no float64
         logits_NV = logits_NV.cpu()
-    n_rows, n_vocabulary = logits_NV.shape
+    greedy_N = [temperature == 0 for temperature in temperatures]
     divisor_N = torch.tensor([t or 1.0 for t in temperatures], dtype=torch.float64, device=logits_NV.device)
     probability_NV = torch.softmax(logits_NV.double() / divisor_N[:, None], dim=-1)
-    n_blocks = -(-n_vocabulary // _BLOCK)
-    padding = (0, n_blocks * _BLOCK - n_vocabulary)
-    blocks = torch.nn.functional.pad(probability_NV, padding).view(n_rows, n_blocks, _BLOCK)
-    # Sums of blocks first: a cumulative sum over a whole vocabulary is not deterministic on every device.
-    sums_NK = blocks.sum(-1).cpu().numpy()
-    falls = [_fall(sums_K, draw.random() * float(sums_K.sum())) for sums_K, draw in zip(sums_NK, draws, strict=True)]
-    places = torch.tensor([block for block, _ in falls], device=blocks.device)
-    inside = blocks[torch.arange(n_rows, device=blocks.device), places].cpu().numpy()
-    best = logits_NV.argmax(-1).tolist()
-    return [
-        block * _BLOCK + _fall(weights, left)[0] if temperature else most_likely
-        for (block, left), weights, temperature, most_likely in zip(falls, inside, temperatures, best, strict=True)
-    ]
-
-
-def _fall(weights: "np.ndarray[Any, np.dtype[np.float64]]", point: float) -> tuple[int, float]:
-    """The first index whose cumulative weight exceeds `point`, never one without weight; and what is left there."""
-    ends = np.cumsum(weights)
-    last = int(np.flatnonzero(weights)[-1])
-    index = min(int(np.searchsorted(ends, point, side="right")), last)
-    return index, max(0.0, point - float(ends[index] - weights[index]))
+    time_NV = np.ones(logits_NV.shape)
+    for time_V, draw, greedy in zip(time_NV, draws, greedy_N, strict=True):
+        if not greedy:
+            draw.standard_exponential(out=time_V)
+    np.maximum(time_NV, np.finfo(np.float64).tiny, out=time_NV)
+    chosen: list[int] = (probability_NV / torch.from_numpy(time_NV).to(probability_NV.device)).argmax(-1).tolist()
+    return chosen

@@ -145,4 +145,12 @@ GENERATION_TEACHERS = (
         new="self._client.upload([]); self._commit(records)",
         oracles=(BATCH + "test_money_and_mark_are_on_the_disk_before_anything_goes_up",),
     ),
+    Mutant(
+        id="M367",
+        what="bought answers written over by a model that costs nothing",
+        file="verbs/bring.py",
+        old="if (folder / CARD).is_file() and not n_there and not any(writer.api for writer in task.writers):",
+        new="if False:",
+        oracles=(BRING + "test_a_model_here_does_not_write_over_the_answers_of_another_teacher",),
+    ),
 )

@@ -157,3 +157,16 @@ def test_the_student_itself_writes_verifies_and_learns_its_own_right_answers(stu
     kept = rows(tmp_path)
     assert 2 < len(kept) < 2 * N and (tmp_path / "run" / "finished.json").is_file()
     assert call("status", tmp_path / "answers")[0] == 0
+
+
+def test_a_model_here_does_not_write_over_the_answers_of_another_teacher(server, student, tmp_path):
+    path = written(tmp_path, student, server.url, samples=1)
+    tutelage.generate(path)
+    bought = rows(tmp_path)
+    changes = [f"teacher={{model: {student}, dtype: float32, answers: answers}}", "generate.max_requests=null"]
+    with pytest.raises(
+        ConfigError, match="holds answers of m to other requests, none that the recipe asks; leave generate"
+    ):
+        bring(path, *changes)
+    assert rows(tmp_path) == bought
+    bring(path, changes[0], "generate=null")

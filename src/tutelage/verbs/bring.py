@@ -38,6 +38,10 @@ def bring_answers(recipe: Recipe, *, ask: bool, allow_private_host: bool, before
     if any(writer.api for writer in task.writers) and not recipe.generate.has_cap:
         found = f"{folder} holds {n_there} of the {n_asked} answers"
         raise ConfigError("ANSWERS_ABSENT", f"{found}, and train buys none without a cap{_way(cap=True)}")
+    if (folder / CARD).is_file() and not n_there and not any(writer.api for writer in task.writers):
+        found = f"{folder} holds answers of {read_card(folder).model} to other requests, none that the recipe asks"
+        way = "leave generate out to learn them, or write others over them: tutelage generate RECIPE"
+        raise ConfigError("ANSWERS_ABSENT", f"{found}; {way}")
     before()
     try:
         card = generate(recipe, allow_private_host=allow_private_host).card

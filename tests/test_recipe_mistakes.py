@@ -35,8 +35,8 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"student": 3}, "student must be a mapping with layers, model, revision, config, got 3"),
     (
         {"teacher": ["a"]},
-        "teacher must be a mapping with model, cache, api, answers, revision, dtype, device, ensemble, config, "
-        "tokenizer, train, got ['a']",
+        "teacher must be a mapping with model, cache, api, writers, answers, terms, revision, dtype, device, ensemble, "
+        "config, tokenizer, train, got ['a']",
     ),
     (
         {"student": {"layers": "twenty"}},
@@ -248,8 +248,8 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     # later versions, and what a recipe never does
     (
         {"teacher": {"model": "a/b", "quantize": "x"}},
-        "teacher.quantize is not in this version (0.1.0); it knows model, cache, api, answers, revision, dtype, "
-        "device, ensemble, config, tokenizer, train",
+        "teacher.quantize is not in this version (0.1.0); it knows model, cache, api, writers, answers, terms, "
+        "revision, dtype, device, ensemble, config, tokenizer, train",
     ),
     (
         data(sources=[{"text": "a.txt", "hub": "x"}]),

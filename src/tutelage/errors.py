@@ -99,6 +99,7 @@ CODES: dict[str, str] = {
     "API_UNREACHABLE": "an endpoint does not answer",
     "TASKS": "task accuracy is not measured: the set names code that the recipe does not name",
     "API_LOGPROBS": "an endpoint does not give the log-probabilities that were asked for, or they cannot be used",
+    "API_BATCH": "a provider's batch job is gone, or was ended before its time",
     "API_BODY": "an endpoint answers something else than the interface says",
     "RATE_LIMIT": "an endpoint asks to wait",
     "CACHE_TEMPERATURE": "a cache was made at another temperature than the loss asks for",

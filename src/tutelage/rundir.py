@@ -165,14 +165,22 @@ class RunDirectory:
         io.write_text(self.recipe_path, dump(_plain(recipe)))
         return Started(run=self, run_id=run_id, kind="new", source=source)
 
-    def _clear(self) -> None:
-        """Removes an older run, or what is left of one that was being removed; other people's files are refused."""
-        strangers = [p for p in self.path.iterdir() if p not in (self._lock_path, self._owner_path)]
-        if not strangers:
-            return
-        if not self.provenance_path.exists():
+    def refuse_strangers(self) -> None:
+        """ConfigError[EXISTS] for a folder with other people's files and no run."""
+        strangers = self._contents()
+        if strangers and not self.provenance_path.exists():
             found = f"holds {sorted(strangers)[0].name}, and no run"
             raise ConfigError("EXISTS", f"{self} {found}; choose another --run-dir (an empty or a new folder)")
+
+    def _contents(self) -> list[Path]:
+        found = self.path.iterdir() if self.path.is_dir() else ()
+        return [p for p in found if p not in (self._lock_path, self._owner_path)]
+
+    def _clear(self) -> None:
+        """Removes an older run, or what is left of one that was being removed; other people's files are refused."""
+        self.refuse_strangers()
+        if not self._contents():
+            return
         self._provenance()
         # In this order: half a removed run must look neither finished nor like one that can go on.
         for path in (self.finished_path, self.recipe_path, self.metrics_path, self.timings_path, self.report_path):

@@ -25,7 +25,7 @@ GENERATION = (
         id="M38",
         what="an exhausted quota taken for a rate limit",
         file="generation/client.py",
-        old="if status == 402 or any(word in problem.words for word in _QUOTA):",
+        old="if status == 402 or any(word in problem.words for word in QUOTA):",
         new="if status == 402:",
         oracles=(FAULTS + "test_a_permanent_no_is_asked_once_and_costs_nothing[429-API_QUOTA]",),
     ),

@@ -54,7 +54,7 @@ GREY_BOX = (
         id="M375",
         what="numbers of another temperature taken for those of temperature 1",
         file="generation/soft_cache.py",
-        old="temperature=task.api.logprobs_temperature,",
+        old="temperature=api.logprobs_temperature,",
         new="temperature=1.0,",
         oracles=(GREY + "test_the_temperature_of_the_numbers_is_kept_and_must_be_that_of_the_loss",),
     ),

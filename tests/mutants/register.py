@@ -11,6 +11,7 @@ from tests.mutants.codistillation import CODISTILLATION
 from tests.mutants.data_and_files import DATA, EVALUATION, FILES
 from tests.mutants.generation import GENERATION
 from tests.mutants.generation_select import SELECTION
+from tests.mutants.generation_teachers import GENERATION_TEACHERS
 from tests.mutants.grey import GREY_BOX
 from tests.mutants.losses import DIVERGENCES, FUSED
 from tests.mutants.mutant import Mutant
@@ -35,5 +36,6 @@ MUTANTS: tuple[Mutant, ...] = (
     *GENERATION,
     *SELECTION,
     *GREY_BOX,
+    *GENERATION_TEACHERS,
     *RUNS,
 )

@@ -66,7 +66,7 @@ def written(folder: Path, student: Path, url: str, *, api: bool = True, **genera
 
 def test_one_recipe_asks_the_teacher_trains_a_student_and_measures_it_on_held_out_prompts(server, student, tmp_path):
     path = written(tmp_path, student, server.url, seed=0)
-    code, out, err = call("train", path, "--run-dir", tmp_path / "run")
+    code, out, err = call("train", path, "--run-dir", tmp_path / "run", "--no-ask")
     assert code == 2 and "error[ANSWERS_ABSENT]" in err and "tutelage generate RECIPE" in err and server.seen == []
     code, out, err = call("generate", path)
     assert (code, out) == (0, f"{tmp_path / 'answers'}\n"), err

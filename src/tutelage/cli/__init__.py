@@ -36,7 +36,7 @@ app = typer.Typer(
         "  tutelage init soft                  write a commented recipe, recipe.yaml\n"
         "  tutelage doctor recipe.yaml         does everything fit together?\n"
         "  tutelage label recipe.yaml          ask the teacher once, and store what it says\n"
-        "  tutelage generate recipe.yaml       ask a teacher behind an API for text\n"
+        "  tutelage generate recipe.yaml       ask a teacher for text\n"
         "  tutelage train recipe.yaml          train\n"
         "  tutelage evaluate runs/recipe       compare teacher, student and control\n"
         '  tutelage show runs/recipe "Once"    their most likely next words, side by side'
@@ -184,9 +184,9 @@ def label(
     show_result(labelled, as_json=as_json, quiet=quiet, path=labelled.path)
 
 
-@app.command(short_help="Ask a teacher behind an API, under a cap.")
+@app.command(short_help="Ask a teacher for text.")
 def generate(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe with teacher.api and generate.")],
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe with teacher.answers and generate.")],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="FIELD=VALUE", help="Fields of the recipe to change, such as generate.budget_usd=5."),
@@ -201,7 +201,7 @@ def generate(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Ask teacher.api what generate says, and write the answers to teacher.answers.  Prints that folder.
+    """Ask the teacher (an endpoint, or a model on this machine) and write teacher.answers.  Prints that folder.
 
     Every answer is on the disk before it is read; a stopped call goes on with the same command and pays nothing twice.
 
@@ -250,13 +250,20 @@ def train(
     force: Annotated[bool, typer.Option("--force", help="Start over: what the folder holds is removed.")] = False,
     fork: Annotated[bool, typer.Option("--fork", help="Start a new run from the weights of the one there.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Fail unless there is a run to go on with.")] = False,
+    no_ask: Annotated[
+        bool, typer.Option("--no-ask", help="Buy no answers: learn from those of teacher.answers that are there.")
+    ] = False,
+    allow_private_host: Annotated[
+        bool, typer.Option("--allow-private-host", help="As in tutelage generate, where answers are bought.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Train as the recipe says.  Prints the run's folder (default: runs/NAME_OF_THE_RECIPE).
 
-    A run that was stopped, however it was stopped, goes on by itself with the same command.
+    A run that was stopped, however it was stopped, goes on by itself with the same command.  Answers that are missing
+    are asked first if the recipe says what they may cost: generate.budget_usd or generate.max_requests.
 
     \b
     tutelage train recipe.yaml
@@ -268,7 +275,15 @@ def train(
     if force + fork + resume > 1:
         raise ConfigError("CONFIG", "--force, --fork and --resume exclude each other; give one of them")
     checked = tutelage.load_recipe(recipe, overrides or ())
-    run = tutelage.train(checked, run_dir=run_dir or Path("runs") / recipe.stem, force=force, fork=fork, resume=resume)
+    run = tutelage.train(
+        checked,
+        run_dir=run_dir or Path("runs") / recipe.stem,
+        force=force,
+        fork=fork,
+        resume=resume,
+        ask=not no_ask,
+        allow_private_host=allow_private_host,
+    )
     show_result(run, as_json=as_json, quiet=quiet, path=run.path)
 
 

@@ -40,6 +40,23 @@ class Dropped(_Part):
     undecided: int = 0  # kept, because the step could not tell
 
 
+class Asked(_Part):
+    """One teacher: who it is, how it was asked and what came of it."""
+
+    base_url: str | None = None  # of an endpoint
+    model: str
+    terms: str | None
+    body: dict[str, JsonValue] = {}  # further fields of every request
+    price: dict[str, float] | None = None  # its own, dollars for a million tokens
+    asked: int  # different requests with a reply
+    rows: int
+    weights: str | None = None  # of a model on this machine: SHA-256 of its weights
+    tokenizer: str | None = None
+    template: str | None = None
+    compute: dict[str, str] | None = None  # device and number format
+    libraries: dict[str, str] | None = None
+
+
 class Card(_Part):
     """The whole of card.json."""
 
@@ -47,6 +64,7 @@ class Card(_Part):
     tutelage: str  # version
     base_url: str
     model: str  # as asked
+    teachers: dict[str, Asked]  # by name; a single one has none
     models: dict[str, int]  # as returned -> answers
     terms: str | None  # of use, as the user declared them
     sampling: dict[str, JsonValue]
@@ -63,6 +81,7 @@ class Card(_Part):
     prompts: int
     rejected_prompts: int
     samples: int
+    identity: str  # SHA-256 of everything that was to be asked, and of the selection
     asked: int  # different requests
     outcomes: dict[str, int]  # of those with a reply; answer, truncated, refused, …
     dropped: tuple[Dropped, ...]

@@ -149,6 +149,14 @@ class Encoder:
             for example, piece in zip(examples, pieces, strict=True)
         ]
 
+    def prompt_ids(self, *, chat: Sequence[Segment] = (), text: str = "") -> list[int]:
+        """The ids that a model goes on from: those that a row with this prompt begins with."""
+        begin = [_Piece(ids=self.prefix)] if self.prefix else []
+        pieces = self._chat(chat) if chat else [*begin, *_split_long(_Piece(text=text, begins=True))]
+        texts = iter(self._encode_texts([piece for piece in pieces if piece.text]))
+        found = [next(texts).tolist() if piece.text else piece.ids for piece in pieces]
+        return [int(number) for ids in found for number in ids] or [self.eos_id]
+
     def _encode_texts(self, pieces: Sequence[_Piece]) -> list[npt.NDArray[np.uint32]]:
         """The ids of each piece of text."""
         texts = [piece.text if piece.begins else _MIDDLE + piece.text for piece in pieces]

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
+from tutelage.errors import LimitError
 from tutelage.generation.ledger import PICO, Ledger
 
 ALLOWANCE = 64  # tokens that a chat template may add: for each message, and once
@@ -26,6 +27,10 @@ class Price:
     def of(*, prompt_usd: float, answer_usd: float) -> "Price":
         """From dollars per million tokens."""
         return Price(prompt=_per_token(prompt_usd), answer=_per_token(answer_usd))
+
+    def as_json(self) -> list[int]:
+        """As a journal holds it."""
+        return [self.prompt, self.answer]
 
 
 def _per_token(usd_per_million: float) -> int:
@@ -81,3 +86,14 @@ class Budget:
     def left_usd(self, ledger: Ledger) -> float | None:
         """Dollars that are neither spent nor reserved."""
         return None if self.cap is None else max(0, self.cap - ledger.settled - ledger.reserved) / PICO
+
+
+def exhausted(budget: Budget, ledger: Ledger, *, safe: str) -> LimitError:
+    """The error at a cap: which one, and how to go on."""
+    if budget.cap is None or (budget.max_requests is not None and ledger.n_spent >= budget.max_requests):
+        found, field = f"{ledger.n_spent} of {budget.max_requests} requests are spent", "max_requests"
+    else:
+        used = (ledger.settled + ledger.reserved) / PICO
+        found = f"${used:.6g} of ${budget.cap / PICO:.6g} is spent or reserved"
+        found, field = f"{found}, and the next request may cost more than is left", "budget_usd"
+    return LimitError("BUDGET", f"{found}; {safe}, raise generate.{field} and rerun")

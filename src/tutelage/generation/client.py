@@ -20,7 +20,7 @@ from tutelage.generation.request import PARAMETERS, Request
 
 MOST_BYTES = 32 << 20
 _CONNECT_S = 15.0
-_QUOTA = ("insufficient_quota", "quota_exceeded", "billing", "insufficient balance", "credit balance", "payment")
+QUOTA = ("insufficient_quota", "quota_exceeded", "billing", "insufficient balance", "credit balance", "payment")
 _UNPAID = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.LocalProtocolError)
 _NEWER = "max_completion_tokens"
 
@@ -126,7 +126,7 @@ class Client:
             return Reply(status=200, body=body)
         problem = problem_of(body)
         asked = retry_after_s(headers.get("retry-after"), milliseconds=headers.get("retry-after-ms"), now_s=time.time())
-        if status == 402 or any(word in problem.words for word in _QUOTA):
+        if status == 402 or any(word in problem.words for word in QUOTA):
             return self._stop("API_QUOTA", f"{self._at} says credit is exhausted ({status}{_said(problem)})")
         if status == 429:
             return Retry(why="429", may_be_paid=False, overloaded=True, limited=True, wait_s=asked)

@@ -107,7 +107,9 @@ def open_judge(steps: tuple[Step, ...], endpoint: Endpoint, *, budget: Budget) -
     )
 
 
-def wanted(judge: Judge, requests: Iterable[Request], *, ledger: Ledger, journal: Path, optional: bool) -> set[str]:
+def wanted(
+    judge: Judge, requests: Iterable[Request], *, ledger: Ledger, journal: Path, optional: frozenset[str]
+) -> set[str]:
     """The keys of the answers that it is to judge: those that the steps before leave, where there is a choice."""
     selection, keys = Selection(judge.before), set[str]()
     try:
@@ -122,7 +124,13 @@ def wanted(judge: Judge, requests: Iterable[Request], *, ledger: Ledger, journal
 
 
 def requests_of(
-    judge: Judge, keys: set[str], requests: Iterable[Request], *, ledger: Ledger, journal: Path, optional: bool
+    judge: Judge,
+    keys: set[str],
+    requests: Iterable[Request],
+    *,
+    ledger: Ledger,
+    journal: Path,
+    optional: frozenset[str],
 ) -> Iterator[Request]:
     """What it is asked about the answers with these keys."""
     theirs = (request for request in requests if request.key in keys)

@@ -1,5 +1,8 @@
 """What a journal says when its records are read in order: the state of each request, and the money.
 
+    job       {job, url, teacher, ids}              a batch job will be made of these sendings, reserved with it
+    submitted {job, batch}                          the provider's id of the job
+    closed    {job}                                 nothing more comes from it: every sending is settled
     run       {at, tutelage, …}                     a process begins; what was under way in the one before is lost
     reserved  {id, key, amount}                     money put aside, before request `key` is sent
     released  {id, key, paid, spent, why}           no reply: nothing was paid, or all of it counts as paid
@@ -14,6 +17,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 from tutelage.generation.journal import Record
 
@@ -44,11 +48,22 @@ class Place(int):
 
 
 @dataclass(slots=True, kw_only=True)
+class OpenJob:
+    """A batch job that may be at the provider; `batch` is its id there, once that is known."""
+
+    url: str
+    teacher: str
+    ids: frozenset[int]
+    batch: str = ""
+
+
+@dataclass(slots=True, kw_only=True)
 class Ledger:
     """The state of all requests; `apply` is the only thing that changes it."""
 
     settled: int = 0  # picodollars that were paid, or may have been
     open: dict[int, int] = field(default_factory=dict)  # id of a sending under way -> picodollars reserved
+    keys: dict[int, str] = field(default_factory=dict)  # of the sendings under way
     raw: dict[str, tuple[int, Place]] = field(default_factory=dict)  # key -> (id, its raw reply), not parsed yet
     final: dict[str, tuple[str, Place]] = field(default_factory=dict)  # key -> (outcome, its raw reply)
     outcomes: Counter[str] = field(default_factory=Counter)  # of what is final
@@ -58,9 +73,15 @@ class Ledger:
     n_spent: int = 0  # sendings that were paid, or may have been
     n_lost: int = 0  # sendings under way when a process died
     next_id: int = 0
+    jobs: dict[str, "OpenJob"] = field(default_factory=dict)  # batch jobs that are not closed
     first_at: str = ""  # of replies
     last_at: str = ""
     run: Mapping[str, object] = field(default_factory=dict)  # of the last process
+
+    @property
+    def compute(self) -> dict[str, dict[str, str]]:
+        """What models on this machine computed with in the last process, by the teacher's name."""
+        return cast("dict[str, dict[str, str]]", self.run.get("compute", {}))
 
     @property
     def reserved(self) -> int:
@@ -74,9 +95,19 @@ class Ledger:
             self._begin(fields)
         elif record.kind == "reserved":
             self.open[fields["id"]] = fields["amount"]
+            self.keys[fields["id"]] = fields["key"]
             self.next_id = max(self.next_id, fields["id"] + 1)
+        elif record.kind == "job":
+            self.jobs[fields["job"]] = OpenJob(
+                url=fields["url"], teacher=fields["teacher"], ids=frozenset(fields["ids"])
+            )
+        elif record.kind == "submitted":
+            self.jobs[fields["job"]].batch = fields["batch"]
+        elif record.kind == "closed":
+            self.jobs.pop(fields["job"], None)
         elif record.kind == "released":
             self.open.pop(fields["id"], None)
+            self.keys.pop(fields["id"], None)
             self.settled += fields["paid"]
             self.n_spent += bool(fields["spent"])
             self.released[fields["why"]] += 1
@@ -86,9 +117,16 @@ class Ledger:
         elif record.kind == "parsed":
             self._parsed(fields)
 
+    @property
+    def waited_for(self) -> set[int]:
+        """Sendings that outlive a process: answered and not parsed, or part of a batch job."""
+        answered = {number for number, _ in self.raw.values()}
+        return answered.union(*(job.ids for job in self.jobs.values()))
+
     def _begin(self, fields: Mapping[str, object]) -> None:
-        waiting = {number for number, _ in self.raw.values()}  # answered, not parsed: settled when it is
-        for number in [number for number in self.open if number not in waiting]:
+        waited_for = self.waited_for
+        for number in [number for number in self.open if number not in waited_for]:
+            self.keys.pop(number, None)
             self.settled += self.open.pop(number)
             self.n_spent += 1
             self.n_lost += 1
@@ -98,6 +136,7 @@ class Ledger:
         key, outcome = sys.intern(str(fields["key"])), sys.intern(str(fields["outcome"]))  # each once in memory
         answered = self.raw.pop(key, None)
         self.open.pop(int(str(fields["id"])), None)
+        self.keys.pop(int(str(fields["id"])), None)
         self.settled += int(str(fields["paid"]))
         self.n_spent += bool(fields["spent"])
         if answered is None:  # lost with a damaged group that was repaired: paid, and asked again

@@ -30,6 +30,7 @@ class Product:
     digest: io.Digest
     outcomes: dict[str, int]
     models: dict[str, int]
+    by_teacher: dict[str, tuple[int, int]]  # its name -> answers, rows
     dropped: tuple[Dropped, ...]
     files: dict[str, str]  # what the selection has read besides the recipe: name -> SHA-256
 
@@ -47,6 +48,8 @@ def row_of(request: Request, reply: replies.Reply) -> dict[str, io.Json]:
         row["reasoning"] = reply.reasoning
     if prompt.reference:
         row["reference"] = prompt.reference
+    if request.teacher:
+        row["teacher"] = request.teacher
     return {**row, "finish_reason": reply.finish_reason, "model": reply.model}
 
 
@@ -57,21 +60,25 @@ def write_rows(
     ledger: Ledger,
     journal: Path,
     steps: Iterable[Step],
-    optional: bool,
+    optional: frozenset[str],
     scores: Score | None = None,
 ) -> Product:
-    """Writes answers.jsonl from what the journal holds; the same bytes whenever and in whatever order it came."""
-    selection, outcomes, models, n_rows = Selection(steps, scores=scores), Counter[str](), Counter[str](), 0
+    """Writes answers.jsonl from what the journal holds; the same bytes whenever and in whatever order it came.
+
+    `optional` names the teachers whose answers are whole without a finish_reason.
+    """
+    selection, outcomes, models = Selection(steps, scores=scores), Counter[str](), Counter[str]()
+    asked, rows = Counter[str](), Counter[str]()
 
     def lines() -> Iterator[bytes]:
-        nonlocal n_rows
         answered = answered_of(requests, ledger=ledger, journal=journal, optional=optional)
         for _, group in itertools.groupby(answered, key=lambda one: one.request.prompt):
             of_prompt = list(group)
             outcomes.update(ledger.final[one.request.key][0] for one in of_prompt)
             models.update(one.reply.model for one in of_prompt)
+            asked.update(one.request.teacher for one in of_prompt)
             for one in selection.kept(of_prompt):
-                n_rows += 1
+                rows[one.request.teacher] += 1
                 row = row_of(one.request, one.reply)
                 yield json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
@@ -80,24 +87,27 @@ def write_rows(
     finally:
         selection.close()
     return Product(
-        n_rows=n_rows,
+        n_rows=rows.total(),
         n_asked=outcomes.total(),
         digest=digest,
         outcomes=dict(sorted(outcomes.items())),
         models=dict(sorted(models.items())),
+        by_teacher={name: (n, rows[name]) for name, n in asked.items()},
         dropped=selection.dropped(),
         files=selection.files,
     )
 
 
-def answered_of(requests: Iterable[Request], *, ledger: Ledger, journal: Path, optional: bool) -> Iterator[Answered]:
+def answered_of(
+    requests: Iterable[Request], *, ledger: Ledger, journal: Path, optional: frozenset[str]
+) -> Iterator[Answered]:
     """Every request that has a reply with it, once, in the order of the prompts."""
     seen = set[str]()
     for request in requests:
         if request.key not in seen and request.key in ledger.final:
             seen.add(request.key)
             _, place = ledger.final[request.key]
-            yield Answered(request=request, reply=reply_at(journal, place, optional=optional))
+            yield Answered(request=request, reply=reply_at(journal, place, optional=request.teacher in optional))
 
 
 def reply_at(journal: Path, place: Place, *, optional: bool) -> replies.Reply:

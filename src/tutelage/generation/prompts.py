@@ -36,12 +36,16 @@ def read_prompts(generate: Generate, asking: Asking) -> Iterator[Prompt | Reject
     system = parse(asking.system) if asking.system is not None else None
     fixed = replace(asking, system=rendered(system, {})) if system is not None and not system.columns else asking
     for number, source in enumerate(generate.prompts):
-        if source.template is not None or (system is not None and system.columns):
-            yield from _of_rows(source, fixed, system=system, number=number)
-            continue
-        plain = is_plain_text(source)
-        for item in sources.read(_spec(source)):
-            yield item if isinstance(item, Reject) else _prompt(item, fixed, plain=plain)
+        by_columns = source.template is not None or (system is not None and system.columns)
+        found = _of_rows(source, fixed, system=system, number=number) if by_columns else _of_examples(source, fixed)
+        for item in found:
+            yield replace(item, teacher=source.teacher) if isinstance(item, Prompt) and source.teacher else item
+
+
+def _of_examples(source: PromptSource, asking: Asking) -> Iterator[Prompt | Reject]:
+    plain = is_plain_text(source)
+    for item in sources.read(_spec(source)):
+        yield item if isinstance(item, Reject) else _prompt(item, asking, plain=plain)
 
 
 def _of_rows(

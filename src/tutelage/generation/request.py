@@ -33,6 +33,7 @@ class Prompt:
     messages: tuple[tuple[str, str], ...] = ()  # (role, content)
     text: str = ""
     reference: str = ""  # the right answer where the data have one; never sent
+    teacher: str = ""  # who alone is asked; empty: every teacher
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -48,6 +49,7 @@ class Request:
     sample: int
     sampling: Sampling
     key: str
+    teacher: str = ""  # its name, where there are several
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -67,13 +69,13 @@ class Request:
         return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
 
 
-def request_of(prompt: Prompt, sampling: Sampling, *, sample: int) -> Request:
+def request_of(prompt: Prompt, sampling: Sampling, *, sample: int, teacher: str = "") -> Request:
     """The request with its key: the SHA-256 of everything that can change the answer, each field by its name."""
     canonical = {"place": sampling.place, "sample": sample, **_asked(prompt, sampling, sample=sample)}
     text = json.dumps(canonical, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     # Once in memory, however many sets of keys it stands in: that is what a prompt costs.
     key = sys.intern(hashlib.sha256(f"tutelage request {TEMPLATE_VERSION}\n{text}".encode()).hexdigest())
-    return Request(prompt=prompt, sample=sample, sampling=sampling, key=key)
+    return Request(prompt=prompt, sample=sample, sampling=sampling, key=key, teacher=teacher)
 
 
 def _asked(prompt: Prompt, sampling: Sampling, *, sample: int) -> dict[str, Any]:

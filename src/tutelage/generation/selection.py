@@ -34,7 +34,8 @@ class Answered:
     def as_candidate(self) -> Candidate:
         """What a step sees of it."""
         prompt = self.request.prompt
-        name = f"{self.place}, sample {self.request.sample}"
+        by = f", {self.request.teacher}" if self.request.teacher else ""
+        name = f"{self.place}{by}, sample {self.request.sample}"
         text, outcome = self.reply.text, self.reply.outcome
         return Candidate(text=text, outcome=outcome, reference=prompt.reference, asked=prompt.texts, name=name)
 

@@ -24,6 +24,7 @@ from tutelage.data.store import Store
 from tutelage.data.tokenize import TokenRow
 from tutelage.errors import IntegrityError
 from tutelage.generation import reply as replies
+from tutelage.generation.endpoint import Endpoint
 from tutelage.generation.journal import fields_at
 from tutelage.generation.ledger import Ledger
 from tutelage.generation.logprobs import Unusable, written_of
@@ -31,7 +32,7 @@ from tutelage.generation.soft import OTHER_TOKENS, Matcher, Soft
 from tutelage.generation.task import Task, named_student
 from tutelage.generation.work import body_of
 from tutelage.models import load, vocabulary
-from tutelage.recipe import Evaluation, Recipe, Source
+from tutelage.recipe import Api, Evaluation, Recipe, Source
 from tutelage.training.corpus import Corpus
 
 
@@ -83,19 +84,26 @@ def write_soft(task: Task, ledger: Ledger, journal: Path) -> SoftLabels:
     matcher = Matcher(tokenizer, k=task.generate.top_logprobs)
     rows = list(_rows(task, corpus.store, ledger=ledger, journal=journal, matcher=matcher, found=found))
     _require_most(task, found)
-    temperature = task.api.logprobs_temperature
+    api, endpoint = _only_endpoint(task)
     write_given(
         found.path,
         rows,
         asked=_asked(task, corpus, tokenizer, k=matcher.k),
-        why=f"the {matcher.k} most likely tokens as {task.endpoint.host} gave them, taken for temperature "
-        f"{temperature:g}; what lacks to 1 is the tail; {found.n_hard} of {found.n_positions} positions are ends of "
-        "turns without numbers, stored as hard labels",
+        why=f"the {matcher.k} most likely tokens as {endpoint.host} gave them, taken for temperature "
+        f"{api.logprobs_temperature:g}; what lacks to 1 is the tail; {found.n_hard} of "
+        f"{found.n_positions} positions are ends of turns without numbers, stored as hard labels",
         store=corpus.store.path.name,
         tokenizer=tokenizer,
         config=config,
     )
     return found
+
+
+def _only_endpoint(task: Task) -> tuple[Api, Endpoint]:
+    """The recipe's rules: no other teacher is asked beside it."""
+    (writer,) = task.writers
+    assert writer.api is not None and writer.endpoint is not None
+    return writer.api, writer.endpoint
 
 
 def _corpus(task: Task, tokenizer: Any) -> Corpus:
@@ -108,17 +116,18 @@ def _corpus(task: Task, tokenizer: Any) -> Corpus:
 
 
 def _asked(task: Task, corpus: Corpus, tokenizer: Any, *, k: int) -> Asked:
-    where = json.dumps(["endpoint", task.sampling.place, task.api.model])
+    (writer,), (api, _) = task.writers, _only_endpoint(task)
+    where = json.dumps(["endpoint", writer.sampling.place, api.model])
     return Asked(
         codec="topk",
-        temperature=task.api.logprobs_temperature,
+        temperature=api.logprobs_temperature,
         draws=1,
         fixed={"k": k, "tail": True},
         max_length=task.recipe.data.max_length,
         n_vocabulary=vocabulary.real_vocabulary(tokenizer),
         tokenizer=corpus.fingerprint,
         template=corpus.template,
-        teacher=endpoint_record(task.api.model, identity=hashlib.sha256(where.encode()).hexdigest()),
+        teacher=endpoint_record(api.model, identity=hashlib.sha256(where.encode()).hexdigest()),
     )
 
 
@@ -137,7 +146,7 @@ def _rows(
             try:
                 body = _body(journal, ledger, str(answer["id"]))
                 whole, windows = _whole(store, documents[number])
-                soft = _soft(body, whole, matcher=matcher, optional=task.api.finish_reason_optional)
+                soft = _soft(body, whole, matcher=matcher, optional=_only_endpoint(task)[0].finish_reason_optional)
             except Unusable as why:
                 found.reasons[str(why).partition(":")[0]] += 1
                 found.first = found.first or f"{ROWS}:{number}, {why}"
@@ -203,7 +212,7 @@ def _require_most(task: Task, found: SoftLabels) -> None:
     if sum(n for reason, n in found.reasons.items() if reason == OTHER_TOKENS) * 2 > found.n_refused:
         raise IntegrityError(
             "TOKENIZER_MISMATCH",
-            f"{of}: {task.api.model} and the student have different tokenizers ({found.first}); give a student with "
+            f"{of}: {task.model} and the student have different tokenizers ({found.first}); give a student with "
             f"the teacher's tokenizer, or leave generate.top_logprobs out; {safe}",
         )
     raise IntegrityError(

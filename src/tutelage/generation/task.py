@@ -1,6 +1,8 @@
 """From a recipe to what is asked: the endpoint, the requests, the cap, all checked before anything is sent."""
 
-from collections.abc import Iterator, Set
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,15 +12,14 @@ from tutelage.data.example import Reject
 from tutelage.errors import ConfigError, IntegrityError
 from tutelage.generation import journal as journals
 from tutelage.generation import judging
-from tutelage.generation.budget import Budget, Price
-from tutelage.generation.endpoint import Endpoint, open_endpoint
+from tutelage.generation.budget import Budget
 from tutelage.generation.judging import Judge
-from tutelage.generation.ledger import PICO
 from tutelage.generation.parquet import require_pyarrow
 from tutelage.generation.prompts import Asking, Beginning, is_plain_text, read_prompts
-from tutelage.generation.request import Request, Sampling, request_of
+from tutelage.generation.request import Prompt, Request, request_of
 from tutelage.generation.selection import Selection
-from tutelage.recipe import Api, Generate, Recipe
+from tutelage.generation.writers import Writer, caps_of, endpoint_of, open_writers, require_cap
+from tutelage.recipe import Generate, Recipe
 
 _OURS = (ROWS, CARD, journals.NAME)
 
@@ -29,7 +30,7 @@ class Survey:
 
     n_prompts: int
     n_rejected: int
-    keys: Set[str]
+    keys: Mapping[str, int]  # of every request: the most that it can cost, in picodollars
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,37 +38,65 @@ class Task:
     """A checked recipe, ready to be asked."""
 
     recipe: Recipe
-    api: Api
     generate: Generate
     folder: Path
-    endpoint: Endpoint
     asking: Asking
-    sampling: Sampling
-    budget: Budget
+    writers: tuple[Writer, ...]
     judge: Judge | None = None
+    select_files: Mapping[str, str]  # what the selection reads besides the recipe: name -> SHA-256
 
-    def requests(self) -> Iterator[Request | Reject]:
-        """Every request in the order of the prompts; two prompts that ask the same have the same key."""
+    @property
+    def budget(self) -> Budget:
+        """The caps over all teachers together; a price is there where one endpoint has one."""
+        return next((writer.budget for writer in self.writers if writer.api is not None), caps_of(self.generate))
+
+    @property
+    def optional(self) -> frozenset[str]:
+        """The teachers whose answers are whole without a finish_reason."""
+        return frozenset(writer.name for writer in self.writers if writer.finish_reason_optional)
+
+    def writer(self, name: str) -> Writer | None:
+        """The teacher of that name, if it is still one."""
+        return next((writer for writer in self.writers if writer.name == name), None)
+
+    @property
+    def base_url(self) -> str:
+        """Where it asks, for people."""
+        return ", ".join(dict.fromkeys(writer.place for writer in self.writers))
+
+    @property
+    def model(self) -> str:
+        """Whom it asks, for people."""
+        return ", ".join(dict.fromkeys(writer.model for writer in self.writers))
+
+    def by_prompt(self) -> Iterator[list[Request] | Reject]:
+        """The requests of each prompt, in the order of the prompts; two that ask the same have the same key."""
         for prompt in read_prompts(self.generate, self.asking):
-            if isinstance(prompt, Reject):
-                yield prompt
+            yield prompt if isinstance(prompt, Reject) else list(self._of_prompt(prompt))
+
+    def _of_prompt(self, prompt: Prompt) -> Iterator[Request]:
+        for writer in self.writers:
+            if prompt.teacher not in ("", writer.name):
                 continue
             for sample in range(self.generate.samples):
-                yield request_of(prompt, self.sampling, sample=sample)
+                yield request_of(prompt, writer.sampling, sample=sample, teacher=writer.name)
 
     def sound(self) -> Iterator[Request]:
-        """The requests alone."""
-        return (request for request in self.requests() if isinstance(request, Request))
+        """Every request, in the order of the prompts."""
+        return (request for asked in self.by_prompt() if isinstance(asked, list) for request in asked)
 
     def survey(self) -> Survey:
         """Counts everything; IntegrityError for prompts that are none, before a cent is spent."""
-        keys, rejects, n_prompts = set[str](), list[Reject](), 0
-        for item in self.requests():
-            if isinstance(item, Reject):
-                rejects.append(item)
-            else:
-                keys.add(item.key)
-                n_prompts += item.sample == 0
+        keys, rejects, n_prompts = dict[str, int](), list[Reject](), 0
+        budgets = {writer.name: writer.budget for writer in self.writers}
+        for asked in self.by_prompt():
+            if isinstance(asked, Reject):
+                rejects.append(asked)
+                continue
+            n_prompts += 1
+            for request in asked:
+                most = budgets[request.teacher].most(request.texts, max_tokens=request.sampling.max_tokens)
+                keys[request.key] = most
         found = f"{len(rejects)} of {n_prompts + len(rejects)} prompts rejected"
         first = f"first: {rejects[0].name}, {rejects[0].reason}" if rejects else ""
         if len(rejects) > self.recipe.data.max_reject * (n_prompts + len(rejects)):
@@ -79,60 +108,53 @@ class Task:
             raise IntegrityError("DATA_READ", "generate.prompts holds no prompt; check its files")
         return Survey(n_prompts=n_prompts, n_rejected=len(rejects), keys=keys)
 
+    def identity(self, survey: Survey) -> str:
+        """SHA-256 of everything that is asked and of the selection: what decides the rows once all is answered."""
+        steps = [step.model_dump(mode="json") for step in self.generate.select]
+        digest = hashlib.sha256(json.dumps([steps, dict(self.select_files)], sort_keys=True).encode())
+        for key in survey.keys:
+            digest.update(key.encode())
+        return digest.hexdigest()
 
-def open_task(recipe: Recipe, *, allow_private_host: bool = False) -> Task:
-    """The task of a recipe; ConfigError for what cannot be asked, before anything is sent."""
+
+def open_task(recipe: Recipe, *, asks: bool = True, allow_private_host: bool = False) -> Task:
+    """The task of a recipe; ConfigError for what cannot be asked, before anything is sent.
+
+    Without `asks` nothing will be sent: no key and no cap need to be there.
+    """
     teacher, wanted = recipe.teacher, recipe.generate
-    if teacher is None or teacher.api is None or teacher.answers is None:
-        raise ConfigError("CONFIG", "generate asks teacher.api and writes to teacher.answers; the recipe lacks one")
+    if teacher is None or teacher.answers is None:
+        raise ConfigError("CONFIG", "generate asks a teacher and writes to teacher.answers; the recipe lacks that")
     if wanted is None:
         raise ConfigError("CONFIG", "generate needs the section generate: with prompts and a cap")
-    api, folder = teacher.api, Path(teacher.answers)
+    folder = Path(teacher.answers)
     _require_ours(folder)
     if wanted.parquet:
         require_pyarrow()
     if wanted.top_logprobs is not None:
         named_student(recipe, "generate.top_logprobs is matched with the student's tokens")
-    endpoint = _endpoint_of(api, allow_private_host=allow_private_host)
-    Selection(wanted.select).close()  # a pattern or schema that is none is said before anything is paid
-    asking = Asking(system=wanted.system, interface=wanted.interface, beginning=_beginning(recipe, wanted))
-    sampling = Sampling(
-        model=api.model,
-        place="loopback" if endpoint.is_loopback else endpoint.base_url,
-        max_tokens=wanted.max_tokens,
-        temperature=wanted.temperature,
-        seed=wanted.seed,
-        top_logprobs=wanted.top_logprobs,
-        body=dict(api.body or {}),
-    )
-    budget, best = _budget(api, wanted), judging.settings_of(wanted.select)
-    judge = None
-    if best is not None and best.judge is not None:
-        judge_endpoint = _endpoint_of(best.judge.api, allow_private_host=allow_private_host)
-        judge = judging.open_judge(wanted.select, judge_endpoint, budget=budget)
+    writers = open_writers(recipe, wanted, asks=asks, allow_private_host=allow_private_host)
+    selection = Selection(wanted.select)  # a pattern or schema that is none is said before anything is paid
+    selection.close()
     return Task(
         recipe=recipe,
-        api=api,
         generate=wanted,
         folder=folder,
-        endpoint=endpoint,
-        asking=asking,
-        sampling=sampling,
-        budget=budget,
-        judge=judge,
+        asking=Asking(system=wanted.system, interface=wanted.interface, beginning=_beginning(recipe, wanted)),
+        writers=writers,
+        judge=_judge(wanted, asks=asks, allow_private_host=allow_private_host),
+        select_files=selection.files,
     )
 
 
-def _endpoint_of(api: Api, *, allow_private_host: bool) -> Endpoint:
-    return open_endpoint(
-        api.base_url,
-        key_env=api.key_env,
-        key_file=api.key_file,
-        key_header=api.key_header,
-        headers=api.headers,
-        query=api.query,
-        allow_private_host=allow_private_host,
-    )
+def _judge(wanted: Generate, *, asks: bool, allow_private_host: bool) -> Judge | None:
+    best = judging.settings_of(wanted.select)
+    if best is None or best.judge is None:
+        return None
+    if asks:
+        require_cap(wanted)
+    endpoint = endpoint_of(best.judge.api, asks=asks, allow_private_host=allow_private_host)
+    return judging.open_judge(wanted.select, endpoint, budget=caps_of(wanted))
 
 
 def named_student(recipe: Recipe, why: str) -> tuple[str, str | None]:
@@ -149,17 +171,6 @@ def _require_ours(folder: Path) -> None:
     if folder.is_file() or (others and not any((folder / name).exists() for name in _OURS)):
         found = f"holds {', '.join(others[:3])} and no answers" if others else "is a file"
         raise ConfigError("EXISTS", f"{folder} {found}; name an empty or new folder: teacher.answers=FOLDER")
-
-
-def _budget(api: Api, wanted: Generate) -> Budget:
-    if wanted.price is None:
-        if wanted.budget_usd is not None or wanted.max_requests is None:
-            found = f"no price for model {api.model}"
-            raise ConfigError("NO_PRICE", f"{found}; set generate.price, or cap by generate.max_requests alone")
-        return Budget(max_requests=wanted.max_requests)
-    price = Price.of(prompt_usd=wanted.price.prompt_usd, answer_usd=wanted.price.answer_usd)
-    cap = round(wanted.budget_usd * PICO) if wanted.budget_usd is not None else None
-    return Budget(price=price, cap=cap, max_requests=wanted.max_requests)
 
 
 def _beginning(recipe: Recipe, wanted: Generate) -> Beginning:

@@ -100,7 +100,7 @@ def _asked(task: Task, ledger: Ledger, journal: Path, verifier: Verifier) -> Ite
         seen.add(request.key)
         place = ledger.final[request.key][1]
         fields = fields_at(journal, place.offset, place.n_bytes)
-        optional = task.api.finish_reason_optional
+        optional = request.teacher in task.optional
         reply = replies.parse(body_of(fields), status=fields["status"], finish_reason_optional=optional)
         if group and group[0][0].prompt is not request.prompt:
             yield _verdict(group, verifier)

@@ -17,7 +17,7 @@ from functools import partial
 from tutelage import console
 from tutelage.errors import LimitError, RemoteError, TutelageError
 from tutelage.generation import reply as replies
-from tutelage.generation.budget import Budget
+from tutelage.generation.budget import Budget, exhausted
 from tutelage.generation.client import Client, Reply, Retry, Stop
 from tutelage.generation.journal import Fields, Journal, Record
 from tutelage.generation.ledger import PICO, Ledger
@@ -175,14 +175,7 @@ class Work:
         return number, self.committer.put("reserved", {"id": number, "key": request.key, "amount": amount})
 
     def _out_of_budget(self) -> LimitError:
-        ledger, budget = self.ledger, self.budget
-        if budget.cap is None or (budget.max_requests is not None and ledger.n_spent >= budget.max_requests):
-            found, field = f"{ledger.n_spent} of {budget.max_requests} requests are spent", "max_requests"
-        else:
-            used = (ledger.settled + ledger.reserved) / PICO
-            found = f"${used:.6g} of ${budget.cap / PICO:.6g} is spent or reserved"
-            found, field = f"{found}, and the next request may cost more than is left", "budget_usd"
-        return LimitError("BUDGET", f"{found}; {self.safe()}, raise generate.{field} and rerun")
+        return exhausted(self.budget, self.ledger, safe=self.safe())
 
     def safe(self) -> str:
         """How many answers cannot be lost any more."""
@@ -249,9 +242,10 @@ class Work:
 
     async def _take(self, outcome: Reply, request: Request, *, number: int, amount: int, last: bool) -> str:
         """Journals the raw reply, then reads it; the outcome when the request is to be sent again, else empty."""
-        price = self.budget.price
         answered = {"id": number, "key": request.key, "at": now(), "status": outcome.status}
-        answered["price"] = [price.prompt, price.answer] if price is not None else None
+        answered["price"] = self.budget.price.as_json() if self.budget.price is not None else None
+        if request.teacher:
+            answered["teacher"] = request.teacher
         await self.committer.put("answered", {**answered, **body_fields(outcome.body)})
         reply = replies.parse(outcome.body, status=outcome.status, finish_reason_optional=self.finish_reason_optional)
         final = reply.is_final or (last and reply.outcome == "incomplete")

@@ -9,7 +9,7 @@ rules.py, rules_models.py, text_rules.py  what spans fields, by way of tree.py
 sections, models, terms, sources, generation, fields .py  every field with its type, range and default
 """
 
-from tutelage.recipe.generation import Api, Generate, Step
+from tutelage.recipe.generation import Api, Generate, Step, TextTeacher
 from tutelage.recipe.load import load_recipe
 from tutelage.recipe.models import Layers, Pupil, Student, Teacher, TeacherTraining
 from tutelage.recipe.sections import (
@@ -46,6 +46,7 @@ __all__ = [
     "Student",
     "Teacher",
     "TeacherTraining",
+    "TextTeacher",
     "Training",
     "dump",
     "json_schema",

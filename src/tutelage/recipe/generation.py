@@ -6,8 +6,26 @@ from pydantic import BeforeValidator, Field, JsonValue
 
 from tutelage.recipe import short
 from tutelage.recipe.column_text import ColumnTextField
-from tutelage.recipe.fields import Count, FunctionText, Index, Listed, PathText, Section, Share
+from tutelage.recipe.fields import (
+    Count,
+    Device,
+    DtypeAlias,
+    FunctionText,
+    Index,
+    Listed,
+    ModelText,
+    PathText,
+    Section,
+    Share,
+)
 from tutelage.recipe.sources import Globs, PromptSources
+
+
+class Price(Section):
+    """Dollars for a million tokens, by which the budget is kept."""
+
+    prompt_usd: float = Field(ge=0, description="for a million tokens of prompts")
+    answer_usd: float = Field(ge=0, description="for a million tokens of answers, reasoning included")
 
 
 class Api(Section):
@@ -45,16 +63,31 @@ class Api(Section):
     timeout_s: float = Field(default=120.0, gt=0, description="deadline of one request, from first to last byte")
     retries: Index = Field(default=6, description="further tries of a request after a fault; rate limits do not count")
     concurrency: Count = Field(default=64, description="requests under way at most; how many are is found by measuring")
+    transport: Literal["direct", "batch"] = Field(
+        default="direct", description="batch: by the provider's batch jobs, which take up to a day and cost less"
+    )
+    batch_price: Price | None = Field(default=None, description="what tokens cost in batch jobs; null: generate.price")
     terms: str | None = Field(
         default=None, min_length=1, description="terms of use of the teacher's outputs, as you know them: for the card"
     )
 
 
-class Price(Section):
-    """Dollars for a million tokens, by which the budget is kept."""
+class TextTeacher(Section):
+    """One of several teachers that write text: exactly one of `api`, `model`."""
 
-    prompt_usd: float = Field(ge=0, description="for a million tokens of prompts")
-    answer_usd: float = Field(ge=0, description="for a million tokens of answers, reasoning included")
+    api: Api | None = Field(default=None, description="an endpoint")
+    model: ModelText | None = Field(default=None, description="a model on this machine: hub id, folder or GGUF file")
+    price: Price | None = Field(default=None, description="of an endpoint; null: generate.price")
+    terms: str | None = Field(default=None, min_length=1, description="as teacher.terms, of `model`")
+    revision: str | None = Field(default=None, description="commit, tag or branch of a hub id; null: its main branch")
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], DtypeAlias] = Field(
+        default="auto",
+        description="number format of its weights; auto: measured on a CPU, bfloat16 on a GPU that has it",
+    )
+    device: Device = Field(default="auto", description="where it runs; auto: a GPU when there is one")
+
+
+TeacherName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=40)]
 
 
 class Verify(Section):
@@ -211,7 +244,14 @@ class Generate(Section):
     parquet: bool = Field(
         default=False, description='also write answers.parquet (needs pip install "tutelage[parquet]")'
     )
-    budget_usd: float | None = Field(default=None, gt=0, description="cap on what is spent, in dollars; needs price")
+    batch: Count | None = Field(
+        default=None, description="of a model on this machine: answers that are written at once; null: 16"
+    )
+    budget_usd: float | None = Field(
+        default=None,
+        gt=0,
+        description="cap on what is spent, in dollars; needs price; with it or max_requests `train` buys too",
+    )
     max_requests: Count | None = Field(default=None, description="cap on requests that may have to be paid")
     price: Price | None = Field(default=None, description="what tokens cost; null: only max_requests is a cap")
     select: Annotated[
@@ -222,3 +262,8 @@ class Generate(Section):
         default=(Step(complete=True),),
         description="steps that drop answers, in this order; complete is the first unless it is named",
     )
+
+    @property
+    def has_cap(self) -> bool:
+        """Whether it says how much may be bought: without, nothing is."""
+        return self.budget_usd is not None or self.max_requests is not None

@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field, JsonValue
 
 from tutelage.recipe import short
 from tutelage.recipe.fields import Count, Device, DtypeAlias, Index, Listed, ModelText, PathText, Section, Share
-from tutelage.recipe.generation import Api
+from tutelage.recipe.generation import Api, TeacherName, TextTeacher
 from tutelage.recipe.sources import MEMORY
 from tutelage.recipe.terms import Loss
 
@@ -37,7 +37,8 @@ class Teacher(Section):
 
     It neither trains nor is saved, unless there is `train`.  With `cache`, `tutelage label` runs the model once and
     writes its outputs there; `tutelage train` learns from them, and needs the model only for a student made of its
-    layers.  With `answers`, `tutelage generate` asks `api` and writes what it answers there; `train` learns that text.
+    layers.  With `answers`, `tutelage generate` asks `api`, or `model` on this machine, and writes what it answers
+    there; `train` learns that text.
     """
 
     model: ModelText | None = Field(default=None, description="hub id, folder with safetensors, or GGUF file")
@@ -46,8 +47,18 @@ class Teacher(Section):
         default=None, description="folder of a teacher cache: `label` writes it, `train` learns from it; null: ask live"
     )
     api: Api | None = Field(default=None, description="an endpoint that writes text, for `generate`")
+    writers: Annotated[dict[TeacherName, TextTeacher], Field(min_length=1)] | None = Field(
+        default=None,
+        description="in place of `api`: several that write text, by name; each is asked every prompt, unless a source "
+        "of generate.prompts names its `teacher`",
+    )
     answers: PathText | None = Field(
         default=None, description="folder of answers: `generate` writes it, `train` learns from it"
+    )
+    terms: str | None = Field(
+        default=None,
+        min_length=1,
+        description="terms of use of what `model` writes for `generate`, as you know them: for the card",
     )
     revision: str | None = Field(default=None, description="commit, tag or branch of a hub id; null: its main branch")
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], DtypeAlias] = Field(

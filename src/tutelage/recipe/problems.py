@@ -90,14 +90,14 @@ def sections_of(annotation: Any) -> type[Section] | None:
     """The section inside Optional, tuple and Annotated, if there is one."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType, tuple, typing.Annotated):
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, tuple, dict, typing.Annotated):
         for part in typing.get_args(annotation):
             if found := sections_of(part):
                 return found
     return None
 
 
-_BY_NAME = ("students",)  # mappings of a user's names to sections
+_BY_NAME = ("students", "writers")  # mappings of a user's names to sections
 
 
 def section_at(path: Path) -> type[Section] | None:
@@ -108,7 +108,7 @@ def section_at(path: Path) -> type[Section] | None:
         if by_name:
             by_name = False
         elif isinstance(part, str):
-            by_name = section is Recipe and part in _BY_NAME
+            by_name = section in (Recipe, Teacher) and part in _BY_NAME
             section = _section_of_field(section, part)
     return section
 

@@ -26,7 +26,7 @@ def broken_models(tree: Tree) -> Iterator[Problem]:
 def _teacher(tree: Tree) -> Iterator[Problem]:
     teacher, path = section_of(tree, "teacher"), ("teacher",)
     model, is_cached = teacher.get("model"), teacher.get("cache") is not None
-    if not given_in(teacher, "cache", "api", "answers"):
+    if not given_in(teacher, "cache", "api", "answers", "writers"):
         yield from exactly_one(tree.get("teacher"), "model", "ensemble", "config", "memory", path=path)
     elif is_cached and model is None and teacher.get("memory") is None:
         yield from _without_weights(tree, teacher)

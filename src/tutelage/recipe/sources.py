@@ -58,6 +58,9 @@ class PromptSource(Source):
         description="the prompt, with {column} where a column of the JSON line is put in, and {{ }} for braces; "
         "null: the column that columns.prompt names",
     )
+    teacher: str | None = Field(
+        default=None, min_length=1, description="which of teacher.writers is asked; null: each of them"
+    )
 
 
 Sources = Annotated[

@@ -5,7 +5,7 @@ from contextlib import suppress
 
 from tutelage.recipe import column_text
 from tutelage.recipe.problems import Path, Problem, dotted, is_finite
-from tutelage.recipe.tree import Tree, all_students, all_terms, section_of
+from tutelage.recipe.tree import Tree, all_students, all_terms, dead, exactly_one, given_in, items_of, section_of
 
 _KEY_WORDS = ("key", "token", "secret", "auth", "password", "cookie")
 
@@ -16,27 +16,76 @@ def broken(tree: Tree) -> Iterator[Problem]:
     if isinstance(teacher, dict):
         yield from _teacher(teacher, tree)
     if isinstance(generate, dict):
-        yield from _generate(generate)
+        writers = section_of(teacher, "writers") if isinstance(teacher, dict) else {}
+        yield from _generate(generate, n_teachers=max(1, len(writers)))
         data = section_of(tree, "data")
         if generate.get("top_logprobs") is not None and data.get("train_on", "answers") != "answers":
             yield Problem(("data", "train_on"), "must be answers with generate.top_logprobs: prompts have no numbers")
+        yield from _who_writes(teacher if isinstance(teacher, dict) else {}, generate)
+
+
+def _who_writes(teacher: Tree, generate: Tree) -> Iterator[Problem]:
+    """What only an endpoint, or only a model on this machine, has a use for."""
+    writers = [w for w in section_of(teacher, "writers").values() if isinstance(w, dict)]
+    remote = teacher.get("api") is not None or any(w.get("api") is not None for w in writers)
+    alone = not writers and teacher.get("api") is None and teacher.get("answers") is not None
+    local = any(w.get("model") is not None for w in writers) or (alone and teacher.get("model") is not None)
+    if remote and not local and generate.get("batch") is not None:
+        yield dead(("generate", "batch"), "with teacher.api: how many it asks at once is found by measuring")
+    if local and not remote:
+        paid = ("price",) if _judges(generate.get("select")) else ("budget_usd", "max_requests", "price")
+        for name in given_in(generate, *paid):
+            yield dead(("generate", name), "with teacher.model: what it writes costs nothing")
+    if generate.get("top_logprobs") is not None and (local or writers):
+        why = "asks one endpoint, teacher.api; a model on this machine is asked whole by `tutelage label`"
+        yield Problem(("generate", "top_logprobs"), why)
+    named: list[object] = [source.get("teacher") for _, source in items_of(generate, "prompts")]
+    for i, wanted in enumerate(named):
+        if wanted is not None and wanted not in section_of(teacher, "writers"):
+            known = ", ".join(section_of(teacher, "writers")) or "there are none"
+            yield Problem(
+                ("generate", "prompts", i, "teacher"), f"must be one of teacher.writers ({known}), got {wanted!r}"
+            )
+    if named and None not in named:
+        for unused in section_of(teacher, "writers").keys() - set(named):
+            yield dead(("teacher", "writers", unused), "where every source of prompts names another teacher")
 
 
 def _teacher(teacher: Tree, tree: Tree) -> Iterator[Problem]:
-    api = teacher.get("api")
-    if api is not None and teacher.get("answers") is None:
+    api, writers = teacher.get("api"), teacher.get("writers")
+    if (api is not None or writers is not None) and teacher.get("answers") is None:
         yield Problem(("teacher", "answers"), "is missing: name the folder that generate writes and train reads")
     if isinstance(api, dict):
         yield from _api(api, ("teacher", "api"))
         if api.get("logprobs_temperature") not in (None, 1) and not section_of(tree, "generate").get("top_logprobs"):
             yield Problem(("teacher", "api", "logprobs_temperature"), "has no effect without generate.top_logprobs")
+    if api is not None and writers is not None:
+        yield Problem(("teacher", "writers"), "and teacher.api exclude each other: name the endpoint among the writers")
+    for name, writer in section_of(teacher, "writers").items():
+        if isinstance(writer, dict):
+            yield from _writer(writer, ("teacher", "writers", name))
+    if teacher.get("terms") is not None and (api is not None or writers is not None or tree.get("generate") is None):
+        yield dead(("teacher", "terms"), "where teacher.model writes no text: an endpoint has teacher.api.terms")
     if teacher.get("answers") is not None:
         yield from _answers(teacher, tree)
+
+
+def _writer(writer: Tree, path: Path) -> Iterator[Problem]:
+    yield from exactly_one(writer, "api", "model", path=path)
+    if isinstance(writer.get("api"), dict):
+        yield from _api(writer["api"], (*path, "api"))
+        for name in given_in(writer, "terms", "revision", "dtype", "device"):
+            if writer[name] != "auto":
+                yield dead((*path, name), "with an endpoint; its terms are api.terms")
+    elif writer.get("price") is not None:
+        yield dead((*path, "price"), "with a model on this machine: what it writes costs nothing")
 
 
 def _api(api: Tree, path: Path) -> Iterator[Problem]:
     if api.get("key_env") is not None and api.get("key_file") is not None:
         yield Problem((*path, "key_file"), "has no effect beside key_env; keep one of them")
+    if api.get("batch_price") is not None and api.get("transport") != "batch":
+        yield dead((*path, "batch_price"), "without transport: batch")
     for field in ("headers", "query"):
         for name in section_of(api, field):
             if any(word in str(name).lower() for word in _KEY_WORDS):
@@ -80,10 +129,8 @@ def _answers(teacher: Tree, tree: Tree) -> Iterator[Problem]:
             yield Problem(("teacher", name), "has no effect with answers alone: no teacher runs; remove it")
 
 
-def _generate(generate: Tree) -> Iterator[Problem]:
+def _generate(generate: Tree, *, n_teachers: int) -> Iterator[Problem]:
     path: Path = ("generate",)
-    if generate.get("budget_usd") is None and generate.get("max_requests") is None:
-        yield Problem(path, "needs a cap: budget_usd with price, or max_requests")
     temperature, samples = generate.get("temperature"), generate.get("samples", 1)
     if temperature == 0 and is_finite(samples) and samples > 1:
         yield Problem((*path, "samples"), f"must be 1 at temperature 0: {samples} samples would be the same answer")
@@ -101,7 +148,7 @@ def _generate(generate: Tree) -> Iterator[Problem]:
         if isinstance(step, dict):
             yield from _step(step, (*path, "select", i))
             if isinstance(step.get("best"), dict):
-                yield from _best(step["best"], (*path, "select", i, "best"), samples=samples)
+                yield from _best(step["best"], (*path, "select", i, "best"), samples=samples, n_teachers=n_teachers)
 
 
 def _all_continued(sources: object) -> bool:
@@ -167,10 +214,11 @@ def _verify(verify: Tree, path: Path) -> Iterator[Problem]:
         yield Problem((*path, "timeout_s"), "has no effect without function; remove it")
 
 
-def _best(best: Tree, path: Path, *, samples: object) -> Iterator[Problem]:
+def _best(best: Tree, path: Path, *, samples: object, n_teachers: int) -> Iterator[Problem]:
     keep, by = best.get("keep", 1), best.get("by")
-    if is_finite(keep) and is_finite(samples) and keep >= samples:
-        yield Problem((*path, "keep"), f"must be below generate.samples ({samples}): else nothing is chosen")
+    if is_finite(keep) and is_finite(samples) and keep >= samples * n_teachers:
+        each = " a teacher" if n_teachers > 1 else ""
+        yield Problem((*path, "keep"), f"must be below generate.samples ({samples}{each}): else nothing is chosen")
     if by == "verify" and best.get("verify") is None:
         yield Problem((*path, "verify"), "is missing: say by which verifier, such as {function: path.py:name}")
     if by == "judge" and best.get("judge") is None:
@@ -184,9 +232,7 @@ def _best(best: Tree, path: Path, *, samples: object) -> Iterator[Problem]:
 
 def _judge(generate: Tree, steps: object) -> Iterator[Problem]:
     """What spans the judge and the rest: one of them at most, and priced where the answers are."""
-    all_steps = enumerate(steps if isinstance(steps, list) else ())
-    bests = [(i, section_of(step, "best")) for i, step in all_steps if isinstance(step, dict)]
-    judges = [(i, best["judge"]) for i, best in bests if isinstance(best.get("judge"), dict)]
+    judges = _judges(steps)
     for n, (i, judge) in enumerate(judges):
         path: Path = ("generate", "select", i, "best", "judge")
         if n:
@@ -195,5 +241,12 @@ def _judge(generate: Tree, steps: object) -> Iterator[Problem]:
             yield from _api(judge["api"], (*path, "api"))
         if generate.get("price") is not None and judge.get("price") is None:
             yield Problem((*path, "price"), "is missing: generate has a price, and the cap counts the judge too")
-        if generate.get("price") is None and judge.get("price") is not None:
+        if generate.get("price") is None and judge.get("price") is not None and generate.get("budget_usd") is None:
             yield Problem((*path, "price"), "has no effect without generate.price; give both or none")
+
+
+def _judges(steps: object) -> list[tuple[int, Tree]]:
+    """The models that judge, with the numbers of their steps."""
+    all_steps = enumerate(steps if isinstance(steps, list) else ())
+    bests = [(i, section_of(step, "best")) for i, step in all_steps if isinstance(step, dict)]
+    return [(i, best["judge"]) for i, best in bests if isinstance(best.get("judge"), dict)]

@@ -1,36 +1,32 @@
 """The verb `generate`: asks a teacher behind an API, pays no answer twice, and writes the set that students learn."""
 
-import asyncio
 import hashlib
-import signal
-import threading
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tutelage import __version__, console, io
 from tutelage.data.answers import PARQUET, ROWS, SOFT, Card
-from tutelage.errors import Stopped
 from tutelage.generation import judging
 from tutelage.generation import reply as replies
-from tutelage.generation.budget import Budget, Price
-from tutelage.generation.client import Client
-from tutelage.generation.endpoint import Endpoint
+from tutelage.generation.accounts import asked, compute_paths
+from tutelage.generation.batch_work import BatchWork
+from tutelage.generation.budget import Price
 from tutelage.generation.journal import Fields, Journal
 from tutelage.generation.judging import Scores
 from tutelage.generation.ledger import JUDGE, PICO, Ledger
-from tutelage.generation.pace import Pace
 from tutelage.generation.parquet import write_parquet
 from tutelage.generation.product import Product, write_card, write_rows
 from tutelage.generation.request import TEMPLATE_VERSION, Request
 from tutelage.generation.select import FAILED
 from tutelage.generation.selection import shown
+from tutelage.generation.sending import Sender, cap_of, money
 from tutelage.generation.task import Survey, Task, open_task
 from tutelage.generation.verdicts import write_verdicts
-from tutelage.generation.work import Committer, Work, body_of, now
-from tutelage.recipe import Api, Recipe, load_recipe
+from tutelage.generation.work import body_of, now
+from tutelage.generation.writers import Writer
+from tutelage.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
     from tutelage.generation.soft_cache import SoftLabels
@@ -55,6 +51,8 @@ class Generated:
     def __str__(self) -> str:
         card = self.card
         cost = f", ${card.spent_usd:.6g} spent" if card.spent_usd is not None else ""
+        if all(teacher.weights for teacher in card.teachers.values()):
+            cost = "nothing, it was written on this machine"
         lines = [
             f"answers: {self.path / ROWS}  ({card.rows:,} rows of {card.asked:,} answers to {card.prompts:,} prompts)",
             f"cost:    {card.requests:,} requests{cost}; {self.n_sent:,} of them in this call",
@@ -77,7 +75,7 @@ def generate(
     ask: bool = True,
     allow_private_host: bool = False,
 ) -> Generated:
-    """Ask `teacher.api` what `generate` says and write the answers that are kept to `teacher.answers`.
+    """Ask the teacher what `generate` says and write the answers that are kept to `teacher.answers`.
 
     Goes on where an earlier call stopped: what the journal holds is never asked again, and the cap counts all calls.
     With `ask=False` nothing is sent: the set is written anew from the answers that are there.
@@ -85,7 +83,7 @@ def generate(
     Raises RemoteError when the endpoint says no for good, LimitError[BUDGET] at the cap, Stopped after a signal;
     every answer that came is safe then.
     """
-    task = open_task(load_recipe(recipe, overrides), allow_private_host=allow_private_host)
+    task = open_task(load_recipe(recipe, overrides), asks=ask, allow_private_host=allow_private_host)
     survey = task.survey()
     ledger = Ledger()
     journal = Journal(task.folder, ledger.apply)
@@ -102,7 +100,7 @@ def generate(
             ledger=ledger,
             journal=journal.path,
             steps=task.generate.select,
-            optional=task.api.finish_reason_optional,
+            optional=task.optional,
             scores=scores,
         )
         io.remove_tree(task.folder / SOFT)  # of the set before this one
@@ -123,23 +121,24 @@ def generate(
 def _begin(journal: Journal, ledger: Ledger, task: Task, survey: Survey) -> None:
     """A process begins; replies that the one before journalled and did not read are read now."""
     budget = task.budget
+    n_done = sum(key in ledger.final for key in survey.keys)
     run: dict[str, Any] = {
         "at": now(),
         "tutelage": __version__,
-        "base_url": task.endpoint.base_url,
-        "model": task.api.model,
+        "base_url": task.base_url,
+        "model": task.model,
+        "compute": compute_paths(task.writers, ledger, is_finished=n_done == len(survey.keys)),
         "total": len(survey.keys),
-        "done": sum(key in ledger.final for key in survey.keys),
+        "done": n_done,
         "cap": budget.cap,
         "max_requests": budget.max_requests,
     }
     records: list[tuple[str, Fields]] = [("run", run)]
     for key, (number, place) in ledger.raw.items():
         fields = journal.fields_at(place.offset, place.n_bytes)
-        api = task.judge.settings.api if task.judge is not None and key.startswith(JUDGE) else task.api
-        optional = api.finish_reason_optional
+        optional = _ends_without_reason(task, key, fields)
         reply = replies.parse(body_of(fields), status=fields["status"], finish_reason_optional=optional)
-        price = fields.get("price")  # of the one who answered: the judge's is another than the teacher's
+        price = fields.get("price")  # of the one who answered: each teacher, and the judge, has its own
         own = replace(budget, price=Price(prompt=price[0], answer=price[1]) if price is not None else None)
         paid = own.cost(reply.usage, reserved=ledger.open.get(number, 0)) if fields["status"] == 200 else 0
         parsed = {"id": number, "key": key, "paid": paid, "outcome": reply.outcome, "final": reply.is_final}
@@ -147,6 +146,16 @@ def _begin(journal: Journal, ledger: Ledger, task: Task, survey: Survey) -> None
         records.append(("parsed", parsed))
     for record in journal.commit(records):
         ledger.apply(record)
+    settled = [mark for mark, job in ledger.jobs.items() if not job.ids & ledger.open.keys()]
+    for record in journal.commit([("closed", {"job": mark}) for mark in settled]) if settled else ():
+        ledger.apply(record)
+
+
+def _ends_without_reason(task: Task, key: str, fields: Fields) -> bool:
+    """Whether a reply is whole without a finish_reason, by who gave it."""
+    if key.startswith(JUDGE):
+        return task.judge is not None and task.judge.settings.api.finish_reason_optional
+    return fields.get("teacher", "") in task.optional
 
 
 def _say_what_is_there(ledger: Ledger, survey: Survey, *, n_lost: int) -> None:
@@ -168,25 +177,53 @@ def _ask(task: Task, journal: Journal, ledger: Ledger, survey: Survey) -> int:
     if not n_open:
         console.note("NOTHING_TO_DO", f"{task.folder}: every answer is there; none is asked for")
         return 0
-    console.tell(f"asking {task.endpoint.base_url} for {n_open:,} answers of {task.api.model}")
-    total = len(survey.keys)
-    with console.Progress("answers", total=total, done=total - n_open) as bar:
+    console.tell(f"asking {task.base_url} for {n_open:,} answers of {task.model}")
+    if any(writer.api is not None for writer in task.writers):
+        most = sum(survey.keys[key] for key in survey.keys if key not in ledger.final)
+        console.tell(cap_of(task.budget, ledger, most=most))
+    n_sent = 0
+    with console.Progress("answers", total=len(survey.keys), done=len(survey.keys) - n_open) as bar:
+        for writer in task.writers:
+            ask = _ask_local if writer.local is not None else _ask_remote
+            n_sent += ask(task, writer, journal, ledger, bar=bar)
+    return n_sent
 
-        def on_answer() -> None:
-            bar.advance(text=_money(ledger, task.budget))
 
-        sender = _Sender(
-            api=task.api,
-            endpoint=task.endpoint,
-            budget=task.budget,
-            total=total,
-            on_answer=on_answer,
-            top_logprobs=task.generate.top_logprobs,
-        )
-        work = _run_to_its_end(lambda: _run(sender, task.sound(), journal, ledger))
-    if work.error is not None:
-        raise work.error
-    return work.n_sent
+def _ask_local(task: Task, writer: Writer, journal: Journal, ledger: Ledger, *, bar: console.Progress) -> int:
+    def requests() -> Iterator[Request]:
+        return (request for request in task.sound() if request.teacher == writer.name)
+
+    if all(request.key in ledger.final for request in requests()):
+        return 0
+    from tutelage.generation.local import LocalWork
+
+    work = LocalWork(writer, compute=ledger.compute[writer.name], rows=task.generate.batch)
+    return work.run(requests(), journal=journal, ledger=ledger, bar=bar)
+
+
+def _ask_remote(task: Task, writer: Writer, journal: Journal, ledger: Ledger, *, bar: console.Progress) -> int:
+    def on_answer() -> None:
+        bar.advance(text=money(ledger, writer.budget))
+
+    def requests() -> Iterator[Request]:
+        return (request for request in task.sound() if request.teacher == writer.name)
+
+    api, endpoint = writer.api, writer.endpoint
+    assert api is not None and endpoint is not None
+    n_sent, by_batch = 0, api.transport == "batch"
+    if by_batch or BatchWork.open_jobs(writer, ledger):
+        n_sent = BatchWork(writer, journal=journal, ledger=ledger, bar=bar).run(requests, only_fetch=not by_batch)
+    if by_batch:
+        return n_sent
+    sender = Sender(
+        api=api,
+        endpoint=endpoint,
+        budget=writer.budget,
+        total=bar.total,
+        on_answer=on_answer,
+        top_logprobs=task.generate.top_logprobs,
+    )
+    return n_sent + sender.send(requests(), journal=journal, ledger=ledger)
 
 
 def _ask_judge(task: Task, journal: Journal, ledger: Ledger) -> int:
@@ -194,7 +231,7 @@ def _ask_judge(task: Task, journal: Journal, ledger: Ledger) -> int:
     judge = task.judge
     if judge is None:
         return 0
-    optional, path = task.api.finish_reason_optional, journal.path
+    optional, path = task.optional, journal.path
     keys = judging.wanted(judge, task.sound(), ledger=ledger, journal=path, optional=optional)
 
     def requests() -> Iterator[Request]:
@@ -209,90 +246,16 @@ def _ask_judge(task: Task, journal: Journal, ledger: Ledger) -> int:
     with console.Progress("judged", total=len(wanted), done=len(wanted) - n_open) as bar:
 
         def on_answer() -> None:
-            bar.advance(text=_money(ledger, judge.budget))
+            bar.advance(text=money(ledger, judge.budget))
 
         total = len(ledger.final) + n_open
-        sender = _Sender(api=api, endpoint=judge.endpoint, budget=judge.budget, total=total, on_answer=on_answer)
-        work = _run_to_its_end(lambda: _run(sender, requests(), journal, ledger))
-    if work.error is not None:
-        raise work.error
-    return work.n_sent
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Sender:
-    """Who is asked, at which price, and who hears of it."""
-
-    api: Api
-    endpoint: Endpoint
-    budget: Budget
-    total: int
-    on_answer: Callable[[], None]
-    top_logprobs: int | None = None
-
-
-def _run_to_its_end(begin: Callable[[], Coroutine[Any, Any, Work]]) -> Work:
-    """Runs it here, or in a thread of its own where a loop runs already, as in a notebook."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(begin())
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(lambda: asyncio.run(begin())).result()
-
-
-async def _run(sender: _Sender, requests: Iterable[Request], journal: Journal, ledger: Ledger) -> Work:
-    api = sender.api
-    most = api.concurrency
-    async with Client(
-        sender.endpoint, timeout_s=api.timeout_s, most_connections=most, limit_field=api.limit_field
-    ) as client:
-        work = Work(
-            committer=Committer(journal, ledger),
-            ledger=ledger,
-            budget=sender.budget,
-            client=client,
-            pace=Pace(most=most),
-            host=sender.endpoint.host,
-            total=sender.total,
-            retries=api.retries,
-            finish_reason_optional=api.finish_reason_optional,
-            top_logprobs=sender.top_logprobs,
-            on_answer=sender.on_answer,
-        )
-        _stop_on_signals(work)
-        await work.run(requests)
-    return work
-
-
-def _stop_on_signals(work: Work) -> None:
-    """The first signal sends nothing more and waits for what is paid for; a second one ends at once."""
-    if threading.current_thread() is not threading.main_thread():
-        return
-    loop = asyncio.get_running_loop()
-
-    def stop(number: int) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(each)
-        n_open = len(work.ledger.open)
-        console.tell(f"stopping: {n_open} answers under way are waited for; once more to stop at once")
-        work.halt(lambda: Stopped(f"{work.safe()}; rerun the same command to continue", signal_number=number))
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop, number)
-
-
-def _money(ledger: Ledger, budget: Budget) -> str:
-    """What is spent, reserved and left, for the progress line."""
-    left = budget.left_usd(ledger)
-    if left is None:
-        return f"{ledger.n_spent} of {budget.max_requests} requests" if budget.max_requests else ""
-    return f"${ledger.settled / PICO:.4g} spent, ${ledger.reserved / PICO:.4g} reserved, ${left:.4g} left"
+        sender = Sender(api=api, endpoint=judge.endpoint, budget=judge.budget, total=total, on_answer=on_answer)
+        return sender.send(requests(), journal=journal, ledger=ledger)
 
 
 # --- afterwards ---
 def _card(task: Task, survey: Survey, ledger: Ledger, product: Product, *, scores: Scores | None) -> Card:
-    wanted, api = task.generate, task.api
+    wanted, single = task.generate, task.writers[0] if len(task.writers) == 1 else None
     templates = [source.template for source in wanted.prompts]
     how = {"version": TEMPLATE_VERSION, "system": wanted.system, "interface": wanted.interface, "templates": templates}
     sampling = wanted.model_dump(
@@ -310,17 +273,24 @@ def _card(task: Task, survey: Survey, ledger: Ledger, product: Product, *, score
     )
     return Card(
         tutelage=__version__,
-        base_url=task.endpoint.base_url,
-        model=api.model,
+        base_url=task.base_url,
+        model=task.model,
+        teachers={writer.name: asked(writer, ledger, product) for writer in task.writers},
         models=product.models,
-        terms=api.terms,
-        sampling={**sampling, "templates": [t for t in templates if t], "body": dict(api.body or {})},
+        terms=single.terms if single is not None else None,
+        sampling={
+            **sampling,
+            "templates": [t for t in templates if t],
+            "body": dict(single.sampling.body) if single is not None else {},
+        },
         template=hashlib.sha256(repr(sorted(how.items())).encode()).hexdigest(),
         select=tuple(shown(step.model_dump(mode="json")) for step in wanted.select),
         select_files=product.files,
         judge=scores.for_card() if scores is not None else None,
         price=wanted.price.model_dump() if wanted.price is not None else None,
-        spent_usd=ledger.settled / PICO if wanted.price is not None else None,
+        spent_usd=ledger.settled / PICO
+        if any(each.budget.price for each in (*task.writers, task.judge) if each)
+        else None,
         requests=ledger.n_spent,
         lost=ledger.n_lost,
         first_answer=ledger.first_at,
@@ -328,6 +298,7 @@ def _card(task: Task, survey: Survey, ledger: Ledger, product: Product, *, score
         prompts=survey.n_prompts,
         rejected_prompts=survey.n_rejected,
         samples=wanted.samples,
+        identity=task.identity(survey),
         asked=product.n_asked,
         outcomes=product.outcomes,
         dropped=product.dropped,
@@ -363,6 +334,8 @@ def _warn(task: Task, card: Card, ledger: Ledger) -> None:
             more = f" {first['about']}" if "about" in first else ""
             again = "the answers are safe; repair it and rerun, nothing is asked again"
             console.warning("FUNCTION", f"{step.step}: {found} (first: {first['prompt']}{more}); {again}")
-    if card.terms is None:
-        found = f"no terms of use recorded for the outputs of {card.model}"
-        console.warning("TERMS_UNKNOWN", f"{found}; the card says so (teacher.api.terms)")
+    for writer in task.writers:
+        if writer.terms is None:
+            found = f"no terms of use recorded for the outputs of {writer.model}"
+            field = "teacher.api.terms" if writer.api is not None else "teacher.terms"
+            console.warning("TERMS_UNKNOWN", f"{found}; the card says so ({field})")

@@ -28,6 +28,7 @@ class Status:
     requests: int  # that were paid, or may have been
     max_requests: int | None
     lost: int
+    jobs: tuple[str, ...]  # batch jobs whose replies are still to be fetched; empty text: not known to be created
     spent_usd: float
     reserved_usd: float
     left_usd: float | None
@@ -46,6 +47,8 @@ class Status:
             f"outcomes: {_counts(self.outcomes) or 'none yet'}",
             f"requests: {self.requests:,}" + (f" of {self.max_requests:,}" if self.max_requests is not None else ""),
         ]
+        if self.jobs:
+            lines.append(f"batch:    {', '.join(job or 'one may be there' for job in self.jobs)} (rerun to fetch)")
         if self.retried:
             lines.append(f"again:    {_counts(self.retried)}")
         if self.lost:
@@ -101,8 +104,8 @@ def _status(folder: Path, ledger: Ledger, *, running: bool) -> Status:
     reserved, settled = ledger.reserved, ledger.settled
     requests, lost = ledger.n_spent, ledger.n_lost
     if not running and ledger.open:  # what a dead process left under way counts as spent
-        waiting = {number for number, _ in ledger.raw.values()}
-        gone = [amount for number, amount in ledger.open.items() if number not in waiting]
+        waited_for = ledger.waited_for
+        gone = [amount for number, amount in ledger.open.items() if number not in waited_for]
         reserved, settled = reserved - sum(gone), settled + sum(gone)
         requests, lost = requests + len(gone), lost + len(gone)
     cap = run.get("cap")
@@ -118,6 +121,7 @@ def _status(folder: Path, ledger: Ledger, *, running: bool) -> Status:
         requests=requests,
         max_requests=run.get("max_requests"),
         lost=lost,
+        jobs=tuple(job.batch for job in ledger.jobs.values()),
         spent_usd=settled / PICO,
         reserved_usd=reserved / PICO,
         left_usd=max(0, cap - settled - reserved) / PICO if cap is not None else None,

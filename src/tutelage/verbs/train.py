@@ -24,9 +24,11 @@ from tutelage.training.fit import Fitted, fit
 from tutelage.training.member import Member
 from tutelage.training.plan import GROUND_TRUTH, fit_plan, n_steps_of, student_member, teacher_member
 from tutelage.training.prepare import Prepared, prepare
+from tutelage.training.teachers import tokenizer_of
 from tutelage.training.trainer import Trainer
 from tutelage.types import CausalLM
 from tutelage.verbs import fork as forks
+from tutelage.verbs.bring import bring_answers
 from tutelage.verbs.evaluate import Measured, evaluate, in_order, measure, on_path
 from tutelage.verbs.given import given_objects
 
@@ -100,11 +102,16 @@ def train(
     tokenizer: Any = None,
     data: Sequence[object] | None = None,
     prompts: Sequence[Prompt] = (),
+    ask: bool = True,
+    allow_private_host: bool = False,
 ) -> Run:
     """Train as a recipe says and measure the result; an unfinished run of the same recipe goes on by itself.
 
     `teacher`, `student`, `tokenizer` and `data` (strings, or mappings with the columns of a JSON line) are objects
     already in memory; the recipe, then a dict, leaves them out.  `run_dir` is by default runs/NAME of the recipe file.
+
+    Answers that teacher.answers lacks are asked first, where the recipe holds a cap (generate.budget_usd or
+    generate.max_requests); with `ask=False` it learns from those that are there.
 
     Raises ConfigError for a wrong recipe or a folder that holds something else, Stopped after a signal, and whatever
     `docs/errors.md` lists for files, memory and numbers; nothing that was finished is lost.
@@ -114,6 +121,11 @@ def train(
     earlier = _earlier(folder, checked, force=force, fork=fork, resume=resume)
     if earlier == "finished":
         return Run(folder)
+    if earlier is None:  # a run that goes on has its answers
+        RunDirectory(folder).refuse_strangers()
+        lacking = memory.tokenizer is None
+        before = (lambda: tokenizer_of(checked)) if lacking else (lambda: None)
+        bring_answers(checked, ask=ask, allow_private_host=allow_private_host, before=before)
     prepared = prepare(checked, memory=memory, earlier=earlier)
     resolved = checked.resolved()
     with opened(folder, resolved, prepared.provenance, force=force, fork=fork, resume=resume) as started:

@@ -1,0 +1,71 @@
+"""Before a training: the answers of a teacher that writes text, brought here as far as the recipe allows to ask."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tutelage import console
+from tutelage.data.answers import CARD, read_card
+from tutelage.errors import ConfigError, LimitError
+from tutelage.generation import journal as journals
+from tutelage.generation.ledger import Ledger
+from tutelage.generation.task import Survey, Task, open_task
+from tutelage.recipe import Recipe
+from tutelage.verbs.generate import generate
+
+
+def bring_answers(recipe: Recipe, *, ask: bool, allow_private_host: bool, before: Callable[[], object]) -> None:
+    """Makes teacher.answers hold what the recipe asks for; nothing that was bought is bought again.
+
+    Buys what is missing only under a cap of the recipe, after `before` found nothing that would stop the training
+    anyway; else ConfigError[ANSWERS_ABSENT] with the command that buys.  With `ask=False` the set is what is there.
+    """
+    teacher = recipe.teacher
+    if teacher is None or teacher.answers is None or recipe.generate is None:
+        return  # who reads the answers says whether they are there
+    folder = Path(teacher.answers)
+    has_journal = (folder / journals.NAME).is_file()
+    if (folder / CARD).is_file() and not has_journal:
+        return  # a finished set from elsewhere
+    task = open_task(recipe, asks=False)
+    survey = task.survey()
+    n_there, n_asked = _count_there(task, survey) if has_journal else 0, len(survey.keys)
+    if n_there == n_asked or not ask:
+        if not n_there:
+            raise ConfigError("ANSWERS_ABSENT", f"{folder} holds no answers, and --no-ask buys none{_way(cap=False)}")
+        if not _is_written(task, survey, n_there=n_there):
+            generate(recipe, ask=False)
+        return
+    if any(writer.api for writer in task.writers) and not recipe.generate.has_cap:
+        found = f"{folder} holds {n_there} of the {n_asked} answers"
+        raise ConfigError("ANSWERS_ABSENT", f"{found}, and train buys none without a cap{_way(cap=True)}")
+    if (folder / CARD).is_file() and not n_there and not any(writer.api for writer in task.writers):
+        found = f"{folder} holds answers of {read_card(folder).model} to other requests, none that the recipe asks"
+        way = "leave generate out to learn them, or write others over them: tutelage generate RECIPE"
+        raise ConfigError("ANSWERS_ABSENT", f"{found}; {way}")
+    before()
+    try:
+        card = generate(recipe, allow_private_host=allow_private_host).card
+        console.tell(f"{folder}: {card.rows:,} rows of {card.asked:,} answers are what is learned")
+    except LimitError as error:
+        raise LimitError(error.code, f"{error.message}, or train on what is there: --no-ask") from error
+
+
+def _way(*, cap: bool) -> str:
+    return (
+        f"; type: tutelage generate RECIPE{' generate.budget_usd=DOLLARS, or set a cap in the recipe' if cap else ''}"
+    )
+
+
+def _count_there(task: Task, survey: Survey) -> int:
+    ledger = Ledger()
+    path = task.folder / journals.NAME
+    journals.require_undamaged(path, journals.read(path, ledger.apply))
+    return sum(key in ledger.final for key in survey.keys)
+
+
+def _is_written(task: Task, survey: Survey, *, n_there: int) -> bool:
+    """Whether the set is the one that the recipe asks for, from every answer that is there: then it stays as it is."""
+    if not (task.folder / CARD).is_file():
+        return False
+    card = read_card(task.folder)
+    return card.identity == task.identity(survey) and card.asked == n_there

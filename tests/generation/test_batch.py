@@ -218,6 +218,35 @@ def test_the_cap_decides_what_goes_into_a_job(tmp_path):
         ledger_of(tmp_path / "b", max_requests=4)
 
 
+def test_a_job_is_settled_at_the_price_it_was_reserved_at(tmp_path):
+    """The recipe of a later call may hold another: the direct way's, which is higher."""
+    half = {"prompt_usd": 0.5, "answer_usd": 1.0}
+    with Provider(plans=[Plan(polls=10**6)]) as provider:
+
+        def action() -> None:
+            batch.BatchClient.look = lambda *_: os._exit(faults.DIED)
+            ask(tmp_path, provider, api={"batch_price": half})
+
+        assert faults.in_child(action) == faults.DIED
+        provider.jobs["batch-0"]["polls"] = 1
+        made = outcome(tmp_path, provider.url, n=N, api={"transport": "direct"})
+        assert made.card.rows == N
+    (tmp_path / "b").mkdir()
+    with Provider() as provider:
+        usual = ask(tmp_path / "b", provider, api={"batch_price": half})
+    assert made.card.spent_usd == pytest.approx(usual.card.spent_usd)
+
+
+def test_a_job_of_a_teacher_that_is_gone_is_named_counted_and_not_handed_in_again(tmp_path, capsys):
+    with Provider(plans=[Plan(polls=10**6)]) as old, Provider() as new:
+        dies_waiting(tmp_path, old)
+        failed = ask(tmp_path, new, n=3 * N, budget_usd=None, price=None, max_requests=N + 2)
+        assert isinstance(failed, LimitError), "those of the open job may have to be paid"
+        said = capsys.readouterr().err
+        assert "warning[API_BATCH]: batch job batch-0 of teacher" in said and old.url in said
+        assert len(new.worked_on) == 2 and not set(new.worked_on) & set(old.worked_on)
+
+
 def test_an_open_job_is_fetched_before_anything_is_asked_directly(tmp_path):
     with Provider(plans=[Plan(polls=10**6)]) as provider:
         dies_waiting(tmp_path, provider)

@@ -17,7 +17,7 @@ CHECK = """
 import os, sys, time
 
 def right(prompt, answer, reference):
-    print("noise on stdout")
+    print("noise on stdout", flush=True)
     number = int(prompt.split()[2])
     if number == 0:
         return "0" in answer and reference == "0"

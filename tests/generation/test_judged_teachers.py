@@ -77,3 +77,53 @@ def test_a_model_on_this_machine_is_judged_under_a_cap(local_teacher, judge, tmp
 def test_log_probabilities_are_asked_of_one_endpoint_alone(server, other, tmp_path):
     with pytest.raises(ConfigError, match=r"top_logprobs asks one endpoint.*tutelage label"):
         tutelage.load_recipe(test_teachers.recipe(tmp_path, test_teachers.two(server, other), top_logprobs=5))
+
+
+def test_a_judge_without_a_price_is_refused_under_a_cap_in_dollars(server, other, judge, tmp_path):
+    """Its requests would count as nothing."""
+    unpriced = {"by": "judge", "judge": {"api": best(judge)["judge"]["api"]}}
+    writers = test_teachers.two(server, other)
+    for writer in writers.values():
+        writer["price"] = {"prompt_usd": 1.0, "answer_usd": 2.0}
+    asked = test_teachers.recipe(tmp_path, writers, price=None, select=["complete", {"best": unpriced}])
+    with pytest.raises(ConfigError, match=r"no price for the judge") as refused:
+        tutelage.generate(asked)
+    assert refused.value.code == "NO_PRICE" and not server.seen and not judge.seen
+
+
+def test_what_a_judge_cannot_use_is_refused(server, other, judge, tmp_path):
+    for name, value in (("transport", "batch"), ("logprobs_temperature", 0.7)):
+        step = best(judge)
+        step["judge"]["api"] = {**step["judge"]["api"], name: value}
+        asked = test_teachers.recipe(tmp_path, test_teachers.two(server, other), samples=2, select=[{"best": step}])
+        with pytest.raises(ConfigError, match=rf"judge.api.{name} has no effect"):
+            tutelage.load_recipe(asked)
+
+
+def test_two_servers_on_this_machine_with_models_of_one_name_are_both_asked(server, other, tmp_path):
+    same = {"a": {"api": test_teachers.api(server)}, "b": {"api": test_teachers.api(other)}}
+    tutelage.generate(test_teachers.recipe(tmp_path, same))
+    assert len(server.seen) == len(other.seen) == test_teachers.N
+
+
+def test_one_model_named_twice_is_refused(server, tmp_path):
+    same = {"a": {"api": test_teachers.api(server)}, "b": {"api": test_teachers.api(server)}}
+    with pytest.raises(ConfigError, match=r"teacher.writers: a and b would be asked the same"):
+        tutelage.generate(test_teachers.recipe(tmp_path, same))
+    assert not server.seen
+
+
+def test_a_parquet_row_names_its_own_teacher_price_and_terms(server, other, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    writers = test_teachers.two(server, other)
+    writers["small"]["price"] = {"prompt_usd": 3.0, "answer_usd": 4.0}
+    tutelage.generate(test_teachers.recipe(tmp_path, writers, parquet=True))
+    found = parquet.read_table(tmp_path / "answers" / "answers.parquet").to_pylist()
+    assert [row["teacher"] for row in found[:2]] == ["big", "small"]
+    assert ['"prompt_usd": 1.0' in found[0]["price"], '"prompt_usd": 3.0' in found[1]["price"]] == [True, True]
+    assert [row["terms"] for row in found[:2]] == ["none", "mine"]
+
+
+def test_what_a_local_teacher_cost_is_said_in_words(local_teacher, tmp_path):
+    made = tutelage.generate(test_local.recipe(tmp_path, local_teacher))
+    assert f"cost:    nothing, written on this machine; {test_local.N} answers in this call" in str(made)

@@ -65,7 +65,7 @@ def test_it_writes_journals_and_accounts_for_every_answer(teacher, tmp_path, cap
     ledger_of(tmp_path)
     before = row_bytes(tmp_path)
     assert generate(tmp_path, teacher, samples=2).n_sent == 0 and row_bytes(tmp_path) == before
-    assert "nothing, it was written on this machine" in str(made)
+    assert "nothing, written on this machine" in str(made)
 
 
 def test_an_answer_depends_on_its_prompt_sample_and_seed_not_on_its_neighbours(teacher, tmp_path):

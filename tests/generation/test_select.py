@@ -147,3 +147,13 @@ def test_a_wrong_step_is_said_with_its_path(select, message, tmp_path):
     with pytest.raises(ConfigError) as caught:
         load_recipe(recipe(tmp_path, "http://127.0.0.1:1/v1", select=[select]))
     assert message in caught.value.message and "generate.select" in caught.value.message
+
+
+def test_an_article_is_no_choice_and_the_answer_goes_before_an_option():
+    found = {
+        "The answer is a carbon atom, so it is (B).": "B",
+        "Answer: C. Option A is wrong because of the sign.": "C",
+        "My choice is D, I believe.": "D",
+        "the ANSWER is **E**": "E",
+    }
+    assert {text: choice(text) for text in found} == found

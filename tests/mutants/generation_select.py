@@ -10,6 +10,7 @@ LANGUAGE = "tests/generation/test_language.py::"
 JUDGING = "tests/generation/test_judge.py::"
 FUNCTION = "tests/generation/test_function.py::"
 
+JUDGED = "tests/generation/test_judged_teachers.py::"
 SELECTION = (
     Mutant(
         id="M330",
@@ -170,5 +171,47 @@ SELECTION = (
         old="done=len(ledger.final) - ledger.n_judged,",
         new="done=len(ledger.final),",
         oracles=(JUDGING + "test_the_judges_best_answer_is_kept_and_paid_at_its_own_price",),
+    ),
+    Mutant(
+        id="M390",
+        what="a judge without a price under a cap in dollars",
+        file="generation/task.py",
+        old="if wanted.budget_usd is not None and best.judge.price is None:",
+        new="if wanted.price is not None and best.judge.price is None:",
+        oracles=(JUDGED + "test_a_judge_without_a_price_is_refused_under_a_cap_in_dollars",),
+    ),
+    Mutant(
+        id="M391",
+        what="a corrected reference that changes nothing",
+        file="generation/task.py",
+        old="own = [request.key, request.teacher, request.prompt.source, request.prompt.reference]",
+        new="own = [request.key, request.teacher, request.prompt.source]",
+        oracles=("tests/verbs/test_bring.py::test_a_corrected_reference_makes_the_set_anew_without_asking",),
+    ),
+    Mutant(
+        id="M392",
+        what="one of two servers on this machine is never asked",
+        file="generation/writers.py",
+        old='place = "loopback" if endpoint.is_loopback and not name else endpoint.base_url',
+        new='place = "loopback" if endpoint.is_loopback else endpoint.base_url',
+        oracles=(JUDGED + "test_two_servers_on_this_machine_with_models_of_one_name_are_both_asked",),
+    ),
+    Mutant(
+        id="M393",
+        what="a batch job settled at the price of today",
+        file="generation/batch_work.py",
+        old="own = replace(self._writer.budget, price=price)",
+        new="own = self._writer.budget",
+        oracles=("tests/generation/test_batch.py::test_a_job_is_settled_at_the_price_it_was_reserved_at",),
+    ),
+    Mutant(
+        id="M394",
+        what="what is in an open job handed in again",
+        file="generation/batch_work.py",
+        old="under_way = set(ledger.keys.values())  # in a job that is open under another name of the teacher",
+        new="under_way = set[str]()",
+        oracles=(
+            "tests/generation/test_batch.py::test_a_job_of_a_teacher_that_is_gone_is_named_counted_and_not_handed_in_again",
+        ),
     ),
 )

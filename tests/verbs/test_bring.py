@@ -10,7 +10,7 @@ import yaml
 import tutelage
 from tests.generation.asking import ledger_of, rows
 from tests.instruments import faults
-from tests.instruments.endpoint import Endpoint
+from tests.instruments.endpoint import Action, Endpoint
 from tests.verbs import tiny_runs
 from tests.verbs.test_answers import answering, written
 from tests.verbs.tiny_runs import call
@@ -117,6 +117,38 @@ def test_a_changed_selection_is_followed_without_asking(server, student, tmp_pat
     kept = [r for r in rows(tmp_path) if "cat" in r["messages"][-1]["content"]]
     bring(path, "generate.select=[{verify: {regex: cat}}]")
     assert rows(tmp_path) == kept and 0 < len(kept) < N and len(server.seen) == N
+
+
+def test_a_corrected_reference_makes_the_set_anew_without_asking(server, student, tmp_path):
+    path = written(tmp_path, student, server.url, samples=1, select=[{"verify": {"regex": "."}}, {"verify": "exact"}])
+    prompts = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
+
+    def write(answer: str) -> None:
+        rows_ = [{**prompt, "answer": answer.format(prompt["prompt"].split()[1])} for prompt in prompts]
+        (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_))
+
+    asked = ["generate.prompts={jsonl: prompts.jsonl, prompt: prompt, answer: answer}"]
+    write("It was another.")
+    tutelage.generate(path, overrides=asked)
+    assert rows(tmp_path) == []
+    write("It was the {} .")
+    bring(path, *asked)
+    assert len(rows(tmp_path)) == len(server.seen) == N
+
+
+def test_answers_that_are_not_judged_yet_are_judged_before_the_training(server, student, tmp_path):
+    with Endpoint(lambda n, body: Action(text="Score: 5")) as judge:
+        path = written(tmp_path, student, server.url, samples=2, seed=0, max_requests=2 * N + 5)
+        tutelage.generate(path)
+        api = f"{{base_url: '{judge.url}', model: j}}"
+        step = f"generate.select=[{{best: {{by: judge, judge: {{api: {api}}}}}}}]"
+        with pytest.raises(LimitError, match="max_requests"):
+            bring(path, step)
+        assert 0 < len(judge.seen) <= 5
+        bring(path, step, "generate.max_requests=1000")
+        assert len(judge.seen) == 2 * N and len(rows(tmp_path)) == N and len(server.seen) == 2 * N
+        bring(path, step, "generate.max_requests=1000")
+        assert len(judge.seen) == 2 * N
 
 
 def test_what_would_stop_the_training_is_said_before_anything_is_bought(server, student, tmp_path):

@@ -10,7 +10,7 @@ import json
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import httpx2
 
@@ -18,7 +18,7 @@ from tutelage import console
 from tutelage.errors import LimitError, RemoteError
 from tutelage.generation import reply as replies
 from tutelage.generation.batch import BatchClient, Job, MaybeCreated
-from tutelage.generation.budget import exhausted
+from tutelage.generation.budget import Price, exhausted
 from tutelage.generation.journal import Fields, Journal
 from tutelage.generation.ledger import PICO, Ledger, OpenJob
 from tutelage.generation.pace import backoff_s
@@ -83,14 +83,18 @@ class BatchWork:
         chosen: dict[str, Request] = {}
         total = n_bytes = 0
         budget, ledger = self._writer.budget, self._ledger
+        under_way = set(ledger.keys.values())  # in a job that is open under another name of the teacher
         for request in requests:
-            if request.key in chosen or request.key in ledger.final or tries.get(request.key, 0) > self._api.retries:
+            if request.key in chosen or request.key in ledger.final or request.key in under_way:
+                continue
+            if tries.get(request.key, 0) > self._api.retries:
                 continue
             first = next(iter(chosen.values()), request)
             amount, size = self._amount(request), len(request.as_body()) + 200
             if request.path != first.path:
                 continue
-            full = budget.max_requests is not None and ledger.n_spent + len(chosen) >= budget.max_requests
+            n_taken = ledger.n_spent + len(ledger.open) + len(chosen)
+            full = budget.max_requests is not None and n_taken >= budget.max_requests
             if full or not budget.admits(ledger, total + amount):
                 if not chosen:
                     raise exhausted(budget, ledger, safe=self._safe())
@@ -105,9 +109,11 @@ class BatchWork:
 
     def _hand_in(self, chosen: Sequence[Request]) -> None:
         mark, first_id = secrets.token_hex(16), self._ledger.next_id
+        own = self._writer.budget.price
+        price = own.as_json() if own is not None else None
         ids = list(range(first_id, first_id + len(chosen)))
         records: list[tuple[str, Fields]] = [
-            ("job", {"job": mark, "url": self._url, "teacher": self._writer.name, "ids": ids})
+            ("job", {"job": mark, "url": self._url, "teacher": self._writer.name, "ids": ids, "price": price})
         ]
         for number, request in zip(ids, chosen, strict=True):
             records.append(("reserved", {"id": number, "key": request.key, "amount": self._amount(request)}))
@@ -189,9 +195,8 @@ class BatchWork:
         numbers = {self._ledger.keys[number]: number for number in job.ids if number in self._ledger.keys}
         known = {line.key: line for line in lines if line.key in numbers}
         told = [line for line in known.values() if line.status == 200 or replies.row_defect(line.body) is not None]
-        price = self._writer.budget.price
         named: Fields = {"teacher": self._writer.name} if self._writer.name else {}
-        named = {**named, "price": price.as_json() if price is not None else None}
+        named = {**named, "price": list(job.price) if job.price is not None else None}
         self._commit(
             [
                 ("answered", {"id": numbers[line.key], "key": line.key, "at": now(), "status": line.status, **named,
@@ -199,7 +204,7 @@ class BatchWork:
                 for line in told
             ]
         )  # fmt: skip
-        records = [self._parsed(line, numbers[line.key]) for line in told]
+        records = [self._parsed(line, numbers[line.key], job=job) for line in told]
         refused = [line for line in known.values() if line not in told]
         for line in refused:
             why = f"batch {line.status}"
@@ -208,10 +213,12 @@ class BatchWork:
             )
         self._commit(records)
 
-    def _parsed(self, line: _Line, number: int) -> tuple[str, Fields]:
+    def _parsed(self, line: _Line, number: int, *, job: OpenJob) -> tuple[str, Fields]:
         optional, amount = self._api.finish_reason_optional, self._ledger.open[number]
         reply = replies.parse(line.body, status=line.status, finish_reason_optional=optional)
-        paid = self._writer.budget.cost(reply.usage, reserved=amount) if line.status == 200 else 0
+        price = Price(prompt=job.price[0], answer=job.price[1]) if job.price is not None else None
+        own = replace(self._writer.budget, price=price)
+        paid = own.cost(reply.usage, reserved=amount) if line.status == 200 else 0
         if paid > amount:
             found = f"${paid / PICO:.6g} for a request that could cost ${amount / PICO:.6g} at most"
             self._overcharged = f"{self._url} charged {found}: the price is not its price, or max_tokens is not kept"

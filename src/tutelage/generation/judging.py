@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ NAMES = ("question", "answer", "reference")
 _REFERENCE = "The right answer is known: {reference}\n"
 _SCORE = re.compile(r"\bscore\b[^\w\-\u2212]{0,6}(\d{1,4}(?:\.\d+)?)(?!\d)", re.IGNORECASE)
 _BEST = 10.0
+NOT_YET = "not judged yet"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +139,22 @@ def requests_of(
         yield judge.request(one.as_candidate())
 
 
+def n_open(
+    judge: Judge | None,
+    requests: Callable[[], Iterable[Request]],
+    *,
+    ledger: Ledger,
+    journal: Path,
+    optional: frozenset[str],
+) -> int:
+    """How many answers it is still to be asked about."""
+    if judge is None or not ledger.final:
+        return 0
+    keys = wanted(judge, requests(), ledger=ledger, journal=journal, optional=optional)
+    asked = requests_of(judge, keys, requests(), ledger=ledger, journal=journal, optional=optional)
+    return sum(key not in ledger.final for key in {request.key for request in asked})
+
+
 @dataclass(slots=True, kw_only=True)
 class Scores:
     """What the judge has said, from the journal."""
@@ -151,7 +168,7 @@ class Scores:
         """The score of an answer, or why there is none."""
         key = self.judge.request(candidate).key
         if key not in self.ledger.final:
-            return Verdict(why="not judged yet")
+            return Verdict(why=NOT_YET)
         _, place = self.ledger.final[key]
         reply = reply_at(self.journal, place, optional=self.judge.settings.api.finish_reason_optional)
         self.models[reply.model] += 1

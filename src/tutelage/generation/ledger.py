@@ -54,6 +54,7 @@ class OpenJob:
     url: str
     teacher: str
     ids: frozenset[int]
+    price: tuple[int, int] | None  # picodollars a token, as reserved: what a recipe says later does not settle it
     batch: str = ""
 
 
@@ -98,11 +99,13 @@ class Ledger:
             self.keys[fields["id"]] = fields["key"]
             self.next_id = max(self.next_id, fields["id"] + 1)
         elif record.kind == "job":
+            price = tuple(fields["price"]) if fields["price"] is not None else None
             self.jobs[fields["job"]] = OpenJob(
-                url=fields["url"], teacher=fields["teacher"], ids=frozenset(fields["ids"])
+                url=fields["url"], teacher=fields["teacher"], ids=frozenset(fields["ids"]), price=price
             )
         elif record.kind == "submitted":
-            self.jobs[fields["job"]].batch = fields["batch"]
+            if fields["job"] in self.jobs:  # not after a repair that dropped the record of the job
+                self.jobs[fields["job"]].batch = fields["batch"]
         elif record.kind == "closed":
             self.jobs.pop(fields["job"], None)
         elif record.kind == "released":

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from tutelage import io
-from tutelage.data.answers import PARQUET, ROWS, Card
+from tutelage.data.answers import PARQUET, ROWS, Asked, Card
 from tutelage.errors import ConfigError
 
 GROUP_ROWS = 10_000
@@ -70,13 +70,8 @@ class _Sink:
 def _pieces(rows: Path, card: Card) -> Iterator[bytes]:
     pa = require_pyarrow()
     sink, schema, digest = _Sink(), _schema(pa), hashlib.sha256()
-    same = {
-        "teacher": card.model,
-        "sampling": json.dumps(card.sampling, sort_keys=True),
-        "price": json.dumps(card.price, sort_keys=True) if card.price is not None else None,
-        "template": card.template,
-        "terms": card.terms,
-    }
+    same = {"sampling": json.dumps(card.sampling, sort_keys=True), "template": card.template}
+    own = {name: _of_teacher(name or asked.model, asked) for name, asked in card.teachers.items()}
     writer = pa.parquet.ParquetWriter(
         pa.PythonFile(sink, mode="w"), schema, compression="zstd", write_page_checksum=True, store_schema=False
     )
@@ -84,12 +79,19 @@ def _pieces(rows: Path, card: Card) -> Iterator[bytes]:
         while lines := list(islice(file, GROUP_ROWS)):
             for line in lines:
                 digest.update(line)
-            found = [{**json.loads(line), **same} for line in lines]
+            read = (json.loads(line) for line in lines)
+            found = [{**row, **same, **own[row.get("teacher", "")]} for row in read]
             writer.write_table(pa.Table.from_pylist([_row(row, schema.names) for row in found], schema=schema))
             yield sink.taken()
     writer.close()
     assert digest.hexdigest() == card.sha256, "the rows that the card is of"
     yield sink.taken()
+
+
+def _of_teacher(name: str, asked: Asked) -> dict[str, str | None]:
+    """Who wrote a row, at which price and under which terms."""
+    price = json.dumps(asked.price, sort_keys=True) if asked.price is not None else None
+    return {"teacher": name, "price": price, "terms": asked.terms}
 
 
 def _schema(pa: Any) -> Any:

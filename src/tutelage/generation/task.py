@@ -31,6 +31,7 @@ class Survey:
     n_prompts: int
     n_rejected: int
     keys: Mapping[str, int]  # of every request: the most that it can cost, in picodollars
+    sha256: str  # of every request with all that stands in its row beside the reply
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +88,7 @@ class Task:
 
     def survey(self) -> Survey:
         """Counts everything; IntegrityError for prompts that are none, before a cent is spent."""
-        keys, rejects, n_prompts = dict[str, int](), list[Reject](), 0
+        keys, rejects, n_prompts, digest = dict[str, int](), list[Reject](), 0, hashlib.sha256()
         budgets = {writer.name: writer.budget for writer in self.writers}
         for asked in self.by_prompt():
             if isinstance(asked, Reject):
@@ -97,6 +98,8 @@ class Task:
             for request in asked:
                 most = budgets[request.teacher].most(request.texts, max_tokens=request.sampling.max_tokens)
                 keys[request.key] = most
+                own = [request.key, request.teacher, request.prompt.source, request.prompt.reference]
+                digest.update(json.dumps(own).encode())
         found = f"{len(rejects)} of {n_prompts + len(rejects)} prompts rejected"
         first = f"first: {rejects[0].name}, {rejects[0].reason}" if rejects else ""
         if len(rejects) > self.recipe.data.max_reject * (n_prompts + len(rejects)):
@@ -106,15 +109,13 @@ class Task:
             console.warning("REJECTED", f"{found} ({first})")
         if not keys:
             raise IntegrityError("DATA_READ", "generate.prompts holds no prompt; check its files")
-        return Survey(n_prompts=n_prompts, n_rejected=len(rejects), keys=keys)
+        return Survey(n_prompts=n_prompts, n_rejected=len(rejects), keys=keys, sha256=digest.hexdigest())
 
     def identity(self, survey: Survey) -> str:
         """SHA-256 of everything that is asked and of the selection: what decides the rows once all is answered."""
         steps = [step.model_dump(mode="json") for step in self.generate.select]
-        digest = hashlib.sha256(json.dumps([steps, dict(self.select_files)], sort_keys=True).encode())
-        for key in survey.keys:
-            digest.update(key.encode())
-        return digest.hexdigest()
+        what = [survey.sha256, steps, dict(self.select_files), sorted(self.optional)]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
 def open_task(recipe: Recipe, *, asks: bool = True, allow_private_host: bool = False) -> Task:
@@ -153,6 +154,9 @@ def _judge(wanted: Generate, *, asks: bool, allow_private_host: bool) -> Judge |
         return None
     if asks:
         require_cap(wanted)
+    if wanted.budget_usd is not None and best.judge.price is None:
+        found = f"no price for the judge {best.judge.api.model}: generate.budget_usd counts what it costs too"
+        raise ConfigError("NO_PRICE", f"{found}; set judge.price, or cap by generate.max_requests alone")
     endpoint = endpoint_of(best.judge.api, asks=asks, allow_private_host=allow_private_host)
     return judging.open_judge(wanted.select, endpoint, budget=caps_of(wanted))
 

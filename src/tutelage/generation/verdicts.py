@@ -9,26 +9,27 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tutelage import io
 from tutelage.data.answers import VERDICTS, Card
+from tutelage.errors import IntegrityError
 from tutelage.generation import reply as replies
 from tutelage.generation.journal import fields_at
 from tutelage.generation.ledger import Ledger
 from tutelage.generation.product import row_of
 from tutelage.generation.request import Request
 from tutelage.generation.select import Candidate, Step, each
-from tutelage.generation.select.verify import build
+from tutelage.generation.select.verify import build, is_json
 from tutelage.generation.task import Task
 from tutelage.generation.work import body_of
 from tutelage.recipe.generation import Verify
 
 FORMAT = 1
-NOT_JSON = "is not JSON"  # as the verifier says it
 _FIELDS = ("messages", "prompt", "answer")
+Line = TypeVar("Line", bound=BaseModel)
 Verifier: TypeAlias = Callable[[Candidate], str]
 _ANSWER = "x"  # stands where an answer will: prompts are kept in the shape of rows
 
@@ -124,7 +125,7 @@ def _verdict(group: list[tuple[Request, replies.Reply]], verifier: Verifier) -> 
         reference=prompt.reference,
         answers=len(group),
         right=sum(not why and text for why, text in zip(found, is_text, strict=True)),
-        json_texts=sum(why != NOT_JSON and text for why, text in zip(found, is_text, strict=True)),
+        json_texts=sum(text and is_json(reply.text) for text, (_, reply) in zip(is_text, group, strict=True)),
     )
 
 
@@ -134,12 +135,20 @@ def read_verdicts(folder: Path, card: Card) -> tuple[Head, Iterator[Asked]] | No
     if not path.is_file():
         return None
     with path.open("rb") as file:
-        head = Head.model_validate_json(file.readline())
+        head = _read_as(Head, file.readline(), where=f"{path}:1")
     return (head, _read(path)) if head.answers == card.sha256 else None
 
 
 def _read(path: Path) -> Iterator[Asked]:
     with path.open("rb") as file:
         file.readline()
-        for line in file:
-            yield Asked.model_validate_json(line)
+        for number, line in enumerate(file, start=2):
+            yield _read_as(Asked, line, where=f"{path}:{number}")
+
+
+def _read_as(kind: type[Line], line: bytes, *, where: str) -> Line:
+    try:
+        return kind.model_validate_json(line)
+    except ValidationError as error:
+        found = f"{where} is no verdict ({error.error_count()} mistakes in it): the file is damaged"
+        raise IntegrityError("DATA_READ", f"{found}; write it anew: tutelage generate RECIPE --no-ask") from error

@@ -1,7 +1,7 @@
 """Who is asked: the teachers of a recipe that write text, each checked and with what its requests share."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def open_writers(recipe: Recipe, wanted: Generate, *, asks: bool, allow_private_
     teacher = recipe.teacher
     assert teacher is not None
     if teacher.writers is not None:
-        return tuple(
+        return _different(
             _named(name, section, wanted, asks=asks, allow_private_host=allow_private_host)
             for name, section in teacher.writers.items()
         )
@@ -68,6 +68,19 @@ def open_writers(recipe: Recipe, wanted: Generate, *, asks: bool, allow_private_
         raise ConfigError("CONFIG", "generate asks teacher.api, writers or model; the recipe has none of them")
     local = _local(teacher.model, revision=teacher.revision, dtype=teacher.dtype, device=teacher.device)
     return (_at_home("", local, wanted, terms=teacher.terms),)
+
+
+def _different(writers: Iterable[Writer]) -> tuple[Writer, ...]:
+    """ConfigError for two that would be asked the same: their answers could not be told apart."""
+    known = list[Writer]()
+    for writer in writers:
+        if twin := next((other for other in known if other.sampling == writer.sampling), None):
+            found = f"teacher.writers: {twin.name} and {writer.name} would be asked the same"
+            raise ConfigError(
+                "CONFIG", f"{found} ({writer.model}, {writer.place}); use generate.samples, or leave one out"
+            )
+        known.append(writer)
+    return tuple(known)
 
 
 def _named(name: str, section: TextTeacher, wanted: Generate, *, asks: bool, allow_private_host: bool) -> Writer:
@@ -85,7 +98,8 @@ def _remote(name: str, api: Api, wanted: Generate, *, asks: bool, allow_private_
         require_cap(wanted)
     if api.transport == "batch" and api.batch_price is not None:
         wanted = wanted.model_copy(update={"price": api.batch_price})
-    place = "loopback" if endpoint.is_loopback else endpoint.base_url
+    # One server on this machine stays the same on another port; of several the port says which.
+    place = "loopback" if endpoint.is_loopback and not name else endpoint.base_url
     return Writer(
         name=name,
         model=api.model,

@@ -74,6 +74,10 @@ def _writer(writer: Tree, path: Path) -> Iterator[Problem]:
     yield from exactly_one(writer, "api", "model", path=path)
     if isinstance(writer.get("api"), dict):
         yield from _api(writer["api"], (*path, "api"))
+        if writer["api"].get("logprobs_temperature") not in (None, 1):
+            yield dead(
+                (*path, "api", "logprobs_temperature"), "among several teachers: none is asked for probabilities"
+            )
         for name in given_in(writer, "terms", "revision", "dtype", "device"):
             if writer[name] != "auto":
                 yield dead((*path, name), "with an endpoint; its terms are api.terms")
@@ -239,6 +243,9 @@ def _judge(generate: Tree, steps: object) -> Iterator[Problem]:
             yield Problem(path, f"is the second one; only select[{judges[0][0]}] may ask a judge")
         if isinstance(judge.get("api"), dict):
             yield from _api(judge["api"], (*path, "api"))
+            for name, usual in (("transport", "direct"), ("batch_price", None), ("logprobs_temperature", 1)):
+                if judge["api"].get(name, usual) not in (None, usual):
+                    yield dead((*path, "api", name), "with a judge: it is asked directly, for text")
         if generate.get("price") is not None and judge.get("price") is None:
             yield Problem((*path, "price"), "is missing: generate has a price, and the cap counts the judge too")
         if generate.get("price") is None and judge.get("price") is not None and generate.get("budget_usd") is None:

@@ -50,12 +50,12 @@ class Generated:
 
     def __str__(self) -> str:
         card = self.card
-        cost = f", ${card.spent_usd:.6g} spent" if card.spent_usd is not None else ""
-        if all(teacher.weights for teacher in card.teachers.values()):
-            cost = "nothing, it was written on this machine"
+        cost = f"{card.requests:,} requests" + (f", ${card.spent_usd:.6g} spent" if card.spent_usd is not None else "")
+        if not card.requests and all(teacher.weights for teacher in card.teachers.values()):
+            cost = "nothing, written on this machine"
         lines = [
             f"answers: {self.path / ROWS}  ({card.rows:,} rows of {card.asked:,} answers to {card.prompts:,} prompts)",
-            f"cost:    {card.requests:,} requests{cost}; {self.n_sent:,} of them in this call",
+            f"cost:    {cost}; {self.n_sent:,} answers in this call",
         ]
         for step in card.dropped:
             if step.n:
@@ -108,8 +108,8 @@ def generate(
         card = _card(task, survey, ledger, product, scores=scores)
         if task.generate.parquet:
             write_parquet(task.folder, card)
-        card = write_card(task.folder, card)
         write_verdicts(task, ledger, journal.path, card)
+        card = write_card(task.folder, card)  # with it the set is there
         soft = _soft(task, ledger, journal.path) if task.generate.top_logprobs is not None else None
     finally:
         journal.close()
@@ -183,10 +183,24 @@ def _ask(task: Task, journal: Journal, ledger: Ledger, survey: Survey) -> int:
         console.tell(cap_of(task.budget, ledger, most=most))
     n_sent = 0
     with console.Progress("answers", total=len(survey.keys), done=len(survey.keys) - n_open) as bar:
+        _fetch_jobs(task, journal, ledger, bar=bar)
         for writer in task.writers:
             ask = _ask_local if writer.local is not None else _ask_remote
             n_sent += ask(task, writer, journal, ledger, bar=bar)
     return n_sent
+
+
+def _fetch_jobs(task: Task, journal: Journal, ledger: Ledger, *, bar: console.Progress) -> None:
+    """Open batch jobs of all teachers, before anybody is asked: what they reserve may turn out cheaper."""
+    for writer in task.writers:
+        if writer.api is not None and BatchWork.open_jobs(writer, ledger):
+            BatchWork(writer, journal=journal, ledger=ledger, bar=bar).run(task.sound, only_fetch=True)
+    for job in ledger.jobs.values():
+        whose = f"of teacher {job.teacher or '(the only one)'} at {job.url}"
+        found = (
+            f"batch job {job.batch or 'that was being handed in'} {whose} is open, and the recipe asks no such teacher"
+        )
+        console.warning("API_BATCH", f"{found}; its answers stay unasked until it is named so again")
 
 
 def _ask_local(task: Task, writer: Writer, journal: Journal, ledger: Ledger, *, bar: console.Progress) -> int:
@@ -210,11 +224,8 @@ def _ask_remote(task: Task, writer: Writer, journal: Journal, ledger: Ledger, *,
 
     api, endpoint = writer.api, writer.endpoint
     assert api is not None and endpoint is not None
-    n_sent, by_batch = 0, api.transport == "batch"
-    if by_batch or BatchWork.open_jobs(writer, ledger):
-        n_sent = BatchWork(writer, journal=journal, ledger=ledger, bar=bar).run(requests, only_fetch=not by_batch)
-    if by_batch:
-        return n_sent
+    if api.transport == "batch":
+        return BatchWork(writer, journal=journal, ledger=ledger, bar=bar).run(requests, only_fetch=False)
     sender = Sender(
         api=api,
         endpoint=endpoint,
@@ -223,7 +234,7 @@ def _ask_remote(task: Task, writer: Writer, journal: Journal, ledger: Ledger, *,
         on_answer=on_answer,
         top_logprobs=task.generate.top_logprobs,
     )
-    return n_sent + sender.send(requests(), journal=journal, ledger=ledger)
+    return sender.send(requests(), journal=journal, ledger=ledger)
 
 
 def _ask_judge(task: Task, journal: Journal, ledger: Ledger) -> int:

@@ -18,7 +18,8 @@ from tutelage.evaluation.tasks import Judged, TaskResult
 from tutelage.evaluation.written import write_answers
 from tutelage.generation.reply import split_reasoning
 from tutelage.generation.select import Candidate
-from tutelage.generation.verdicts import NOT_JSON, Asked, Head, Verifier, read_verdicts, verifier_of
+from tutelage.generation.select.verify import is_json
+from tutelage.generation.verdicts import Asked, Head, Verifier, read_verdicts, verifier_of
 from tutelage.models.template import Renderer
 from tutelage.recipe import Recipe
 from tutelage.recipe.generation import Verify
@@ -146,6 +147,6 @@ def _of_model(questions: Sequence[_Question], texts: Sequence[str], verifier: Ve
         reference = question.asked.reference
         why = verifier(Candidate(text=answer, outcome="answer", reference=reference, asked=asked))
         why = why if answer.strip() else why or "empty"
-        is_json = bool(answer.strip()) and why != NOT_JSON
-        found.append(Judged(prompt=n, n=1, right=int(not why), json_texts=int(is_json), text=text, why=why))
+        right, json_texts = int(not why), int(is_json(answer))
+        found.append(Judged(prompt=n, n=1, right=right, json_texts=json_texts, text=text, why=why))
     return found

@@ -12,8 +12,13 @@ from tutelage.generation.select._json_schema import mistake, refuse_unknown
 from tutelage.recipe.generation import Verify
 
 _NUMBER = re.compile(r"[-+\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|[-+\u2212]?\.\d+")
-_CHOSEN = re.compile(r"(?:answer|option|choice)\s*(?:is|:)?\s*[:\s]*[*(\[\"']*([A-J])\b", re.IGNORECASE)
-_LETTER = re.compile(r"(?<![A-Za-z'])\(?([A-J])\b(?!['\u2019])")
+_CHOSEN = tuple(  # a small letter only where nothing follows it: "the answer is a number" chooses none
+    re.compile(
+        rf"(?i:{word})\s*(?i:is|:)?[:\s]*[*(\[\"']*(?P<letter>[A-J]\b(?!['\u2019])|[a-j](?=[*)\]\"'.]*\s*(?:\n|$)))"
+    )
+    for word in ("answer", "choice|option")
+)
+_LETTER = re.compile(r"(?<![A-Za-z'])\(?(?P<letter>[A-J])\b(?!['\u2019])")
 _FENCE = re.compile(r"\s*```(?:json)?\s*\n(.*?)\n?```\s*", re.DOTALL)
 
 
@@ -75,9 +80,9 @@ def last_number(text: str) -> Decimal | None:
 
 
 def choice(text: str) -> str | None:
-    """The letter that a text chooses: after `answer`, `option` or `choice` if there is one, else the last alone."""
-    found = _CHOSEN.findall(text) or _LETTER.findall(text)
-    return found[-1].upper() if found else None
+    """The letter that a text chooses: after `answer`, else after `choice` or `option`, else the last capital alone."""
+    found = next((found for said in (*_CHOSEN, _LETTER) if (found := list(said.finditer(text)))), None)
+    return found[-1]["letter"].upper() if found else None
 
 
 def _matching(pattern: str) -> Judge:
@@ -88,10 +93,22 @@ def _matching(pattern: str) -> Judge:
     return lambda candidate: "" if compiled.search(candidate.text) else "does not match"
 
 
-def _json_mistake(text: str, schema: object) -> str:
+def is_json(text: str) -> bool:
+    """Whether a text is JSON, also in a fence of Markdown."""
+    return _json_in(text) is not None
+
+
+def _json_in(text: str) -> tuple[object] | None:
     fenced = _FENCE.fullmatch(text)
     try:
-        value = json.loads(fenced[1] if fenced else text)
+        return (json.loads(fenced[1] if fenced else text),)
     except (ValueError, RecursionError):
+        return None
+
+
+def _json_mistake(text: str, schema: object) -> str:
+    found = _json_in(text)
+    if found is None:
         return "is not JSON"
+    (value,) = found
     return "does not fit the schema" if mistake(value, schema) else ""

@@ -2,8 +2,8 @@
 
 Importing torch and transformers takes seconds, so this process imports them once (never tutelage) and forks: a child
 puts its copy of src first on sys.path and runs pytest in itself.  OUT.json: {id: {"exit": pytest's status, "output",
-"seconds"}}; "unchanged" is the run of one oracle of each test file on an unchanged copy, which must pass: all of them
-run on the unchanged package in the rest of the suite.  It comes first, by itself: the others copy what it compiled.
+"seconds"}}; "unchanged" is the run of one oracle of each test file on src itself, which must pass: all of them run
+there in the rest of the suite.  It comes first, by itself: the others copy what it compiled, and so does the suite.
 """
 
 import gc
@@ -29,9 +29,10 @@ TIMEOUT_S = 240.0  # of one mutant (some are compiled anew)
 WARM = (
     *("hypothesis", "hypothesis.strategies", "jinja2", "numba", "numpy", "pydantic", "pytest", "rich.console"),
     *("rich.progress", "rich.table", "safetensors.torch", "tokenizers", "torch"),
-    *("torch._dynamo", "transformers", "yaml", "transformers.models.llama.modeling_llama"),
+    *("httpx2", "regex", "torch._dynamo", "transformers", "yaml", "transformers.models.llama.modeling_llama"),
     *("transformers.models.gpt2.modeling_gpt2", "transformers.models.gemma2.modeling_gemma2"),
 )
+_HALF_WRITTEN = shutil.ignore_patterns("*.tmp.*", "*.pyc.*")  # by another process of the suite
 PYTEST = ("-x", "--tb=short", "-p", "no:cacheprovider")
 
 
@@ -60,7 +61,7 @@ def _only(lines: list[str], mutant: Mutant, fits: Callable[[str], bool]) -> int:
 def copy_of_source(folder: Path, mutant: Mutant | None, *, of: Path = SOURCE) -> Path:
     """`folder`/src with a copy of the package, mutated if a mutant is given; compiled files come along."""
     package = folder / "src" / "tutelage"
-    shutil.copytree(of, package)
+    shutil.copytree(of, package, ignore=_HALF_WRITTEN)
     if mutant is not None:
         target = package / mutant.file
         text = patched(mutant)
@@ -109,10 +110,11 @@ def run(mutants: list[Mutant], *, n_processes: int) -> dict[str, dict[str, objec
     of_each_file = {oracle.partition("::")[0]: oracle for m in mutants for oracle in m.oracles}
     with tempfile.TemporaryDirectory(prefix="tutelage-mutants-") as folder:
         place = Path(folder, UNCHANGED)
-        source = copy_of_source(place, None)
+        place.mkdir()
         started = time.monotonic()
-        pid = oracle_in_child(source, sorted(of_each_file.values()), place / "output")
+        pid = oracle_in_child(SOURCE.parent, sorted(of_each_file.values()), place / "output")
         first = _result(place, os.waitpid(pid, 0)[1], started)
+        source = copy_of_source(place, None)  # with what has been compiled by now, here or by the rest of the suite
         return {UNCHANGED: first} | _run_mutants(mutants, Path(folder), source / "tutelage", n_processes=n_processes)
 
 

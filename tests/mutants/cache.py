@@ -72,12 +72,4 @@ CACHE = (
         new='terms = [term for term in terms_of(learner.loss) if term.source == "none"]',
         oracles=(LABEL + "test_doctor_looks_at_the_cache_too",),
     ),
-    Mutant(
-        id="M294",
-        what="two processes label the same shard",
-        file="cache/writer.py",
-        old="if (handle := io.take_lock(_lock_path(folder, str(number)))) is None:",
-        new="if (handle := os.open(os.devnull, os.O_RDONLY)) is None:",
-        oracles=(WRITER + "test_three_processes_share_the_work_and_end_in_the_same_bytes",),
-    ),
 )

@@ -122,13 +122,18 @@ def _text(value: object, column: str, *, may_be_empty: bool = False) -> str:
         raise RowDefectError(f"{column} must be a string, this is {_kind(value)}")
     if not may_be_empty and not value.strip():
         raise RowDefectError(f"empty {column}")
-    if "\x00" in value:
+    return sound(value, column)
+
+
+def sound(text: str, column: str) -> str:
+    """The text; RowDefectError where no tokenizer and no file could take it."""
+    if "\x00" in text:
         raise RowDefectError(f"NUL character in {column}")
     try:
-        value.encode()
+        text.encode()
     except UnicodeEncodeError:
         raise RowDefectError(f"lone surrogate in {column}") from None
-    return value
+    return text
 
 
 def _messages(value: object) -> tuple[Message, ...]:

@@ -105,3 +105,13 @@ def paired(a: Sequence[SequenceScore], b: Sequence[SequenceScore]) -> tuple[list
 def _stderr(influence_n: Array) -> float:
     n = len(influence_n)
     return math.sqrt(float((influence_n**2).sum()) * n / (n - 1)) if n > 1 else math.inf
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """One metric of two models on the sequences or prompts that both have: `difference` is first minus second."""
+
+    metric: str
+    first: str
+    second: str
+    difference: Difference

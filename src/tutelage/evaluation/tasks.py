@@ -34,16 +34,6 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Compared:
-    """One metric of two models on the same prompts: `difference` is first minus second."""
-
-    metric: str
-    first: str
-    second: str
-    difference: stats.Difference
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskResult:
     """What was measured; `models` keeps the order of the table, the teacher first where it was asked."""
 
@@ -52,7 +42,7 @@ class TaskResult:
     max_tokens: int
     verify: tuple[dict[str, Any], ...]
     estimates: dict[str, dict[str, Estimate]]  # model -> metric -> estimate
-    compared: tuple[Compared, ...]
+    compared: tuple[stats.Compared, ...]
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -96,7 +86,7 @@ def result_of(
             for name, by_metric in measured.items()
         },
         compared=tuple(
-            Compared(
+            stats.Compared(
                 metric=metric,
                 first=first,
                 second=second,

@@ -31,16 +31,6 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Compared:
-    """One metric of two models on the sequences that both scored: `difference` is first minus second."""
-
-    metric: str
-    first: str
-    second: str
-    difference: stats.Difference
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SetResult:
     """The results on one set of text; `n_unscored` counts the sequences that a model gave no number for."""
 
@@ -48,7 +38,7 @@ class SetResult:
     n_tokens: int
     n_unscored: dict[str, int]
     estimates: dict[str, dict[str, Estimate]]  # model -> metric -> estimate
-    compared: tuple[Compared, ...]
+    compared: tuple[stats.Compared, ...]
 
     def difference(self, metric: str, *, first: str, second: str) -> stats.Difference | None:
         """metric(first) - metric(second), paired; None when the two were not compared."""
@@ -149,10 +139,12 @@ def _has_scores(scores: Sequence[SequenceScore]) -> bool:
     return any(s.n_unscored == 0 and s.n_tokens > 0 for s in scores)
 
 
-def _compare(metric: str, by_model: dict[str, list[SequenceScore]], *, first: str, second: str) -> Compared:
+def _compare(metric: str, by_model: dict[str, list[SequenceScore]], *, first: str, second: str) -> stats.Compared:
     measure = plugins.load(METRICS, metric).measure
     a, b = stats.paired(by_model[first], by_model[second])
-    return Compared(metric=metric, first=first, second=second, difference=stats.difference(measure(a), measure(b)))
+    return stats.Compared(
+        metric=metric, first=first, second=second, difference=stats.difference(measure(a), measure(b))
+    )
 
 
 def _finite(value: Any) -> Any:

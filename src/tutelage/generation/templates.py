@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from tutelage.data.example import N_NAMED_COLUMNS, Reject, RowDefectError
+from tutelage.data.example import N_NAMED_COLUMNS, Reject, RowDefectError, sound
 from tutelage.errors import ConfigError
 from tutelage.recipe.column_text import ColumnText
 
@@ -35,13 +35,7 @@ def _value(row: Mapping[str, object], column: str) -> str:
     if not isinstance(value, str):
         kind = "null" if value is None else "a list" if isinstance(value, list) else "an object"
         raise RowDefectError(f"column {column!r} must be text or a number, this is {kind}")
-    if "\x00" in value:
-        raise RowDefectError(f"NUL character in {column!r}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise RowDefectError(f"lone surrogate in {column!r}") from None
-    return value
+    return sound(value, repr(column))
 
 
 class LacksColumnError(RowDefectError):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import tutelage
 from tests.cache.labelled import Place, sign
@@ -17,7 +18,7 @@ from tutelage.cache.codecs import _threshold_mixture
 from tutelage.cache.ensemble import held_out_of
 from tutelage.cache.merging import merge_seeds
 from tutelage.cache.mixture import Mixture, mixed
-from tutelage.cache.reader import TeacherCache
+from tutelage.cache.reader import TeacherCache, read_tensors
 from tutelage.cache.tokens import Tokens, find, stored_rows, tokens_of
 from tutelage.errors import ConfigError, IntegrityError, TutelageError
 from tutelage.models.load import load_model
@@ -121,6 +122,45 @@ def _live_average(place: Place, tokens: Tokens, *, weights: tuple[float, float])
         p_TV = sum(w * torch.softmax(m(ids_BT).logits[0].double(), -1) for w, m in zip(weights, models, strict=True))
         found.append(p_TV[:-1])
     return torch.cat(found)
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+@pytest.mark.parametrize("codec", ["topk", pytest.param("threshold", marks=pytest.mark.slow)])
+def test_its_error_is_measured_against_the_average_of_the_live_teachers(
+    place: Place, tmp_path: Path, codec: str, held_out: bool
+):
+    """Through the head of the teacher with the most weight, as the definition says; without held-out rows as well."""
+    path = tutelage.cache.merge(parts(place, codec, held_out=held_out), tmp_path / "both", weights="1,3").path
+    found, cache = tutelage.cache.inspect(path).error, TeacherCache(path)
+    assert found is not None
+    kept = read_tensors(path, "probe-1.safetensors", cache.manifest)
+    tokens = tokens_of(find(stored_rows([cache.manifest]), kept["keys"].numpy()))
+    p_NV, rows_VD = _live_average(place, tokens, weights=(0.25, 0.75)), model_of(place, 1).lm_head.weight.double()
+    stored_NV = dense(stored(path, tokens))
+    tail_N = 1 - stored_NV.sum(-1, keepdim=True)
+    q_V = p_NV.mean(0)
+    if codec == "topk":  # the tail is spread over the tokens that are not kept, as the student has them
+        rest_NV = torch.where(stored_NV > 0, 0.0, q_V.expand_as(p_NV))
+        stored_NV = stored_NV + tail_N * rest_NV / rest_NV.sum(-1, keepdim=True)
+    error_ND, gradient_ND = (stored_NV - p_NV) @ rows_VD[:V], (q_V - p_NV) @ rows_VD[:V]
+    rms = gradient_ND.square().sum(-1).mean().sqrt()
+    assert found.n == len(p_NV) > 500
+    assert found.per_position == pytest.approx(float(error_ND.square().sum(-1).mean().sqrt() / rms), rel=1e-3)
+    assert found.batch == pytest.approx(float(error_ND.mean(0).norm() / rms), rel=1e-2)
+
+
+def test_parts_that_kept_other_rows_in_full_are_not_measured(place: Place, tmp_path: Path):
+    both = parts(place, "topk", held_out=False)
+    less = place.copy(both[1], tmp_path / "less")
+    kept = load_file(less / "probe.safetensors")
+    n = int(kept["counts"][0])
+    save_file({k: v[: {"keys": 1, "counts": 1}.get(k, n)].contiguous() for k, v in kept.items()},
+              less / "probe.safetensors")  # fmt: skip
+    files = TeacherCache(less).manifest.files
+    sign(less, files={**files, "probe.safetensors": io.sha256_file(less / "probe.safetensors")})
+    found = tutelage.cache.inspect(tutelage.cache.merge([both[0], less], tmp_path / "both").path)
+    assert found.error is None
+    assert "different rows" in found.why_no_error
 
 
 def model_of(place: Place, seed: int):

@@ -72,4 +72,15 @@ CACHE = (
         new='terms = [term for term in terms_of(learner.loss) if term.source == "none"]',
         oracles=(LABEL + "test_doctor_looks_at_the_cache_too",),
     ),
+    Mutant(
+        id="M295",
+        what="the error of an average is measured with every teacher at the same weight",
+        file="cache/measured.py",
+        old="parts, weights=[member.weight for member in members], temperature=cache.manifest.asked.temperature",
+        new="parts, weights=[1 / len(members)] * len(members), temperature=cache.manifest.asked.temperature",
+        oracles=(
+            "tests/cache/test_merging.py::"
+            + "test_its_error_is_measured_against_the_average_of_the_live_teachers[topk-True]",
+        ),
+    ),
 )

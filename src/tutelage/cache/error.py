@@ -15,11 +15,13 @@ the denominator of `batch`.  For what the student sees of a target that does not
     top-k + tail   the tail's mass is spread over the tokens that are not kept, in proportion to q_i
     top-k          with a tail of -inf, the kept probabilities alone, as stored
 
-Soft-capping of the head is left out of W (its slope is between 0 and 1); both sides of the ratio lack it.
+Soft-capping of the head is left out of W (its slope is between 0 and 1); both sides of the ratio lack it.  Of several
+teachers p_i is the weighted average and W the head of the one with the most weight: a space to measure in.
 
 Shape legend: N positions, C positions of a chunk, V vocabulary, D hidden size, K kept ids, M entries of all positions.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -70,6 +72,21 @@ class _Model:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Average:
+    """Several teachers as one; `pull_ND` is through `head`, that of the one with the most weight."""
+
+    models: tuple[_Model, ...]
+    weights: tuple[float, ...]
+    head: Head
+    pull_ND: Tensor
+
+    def at(self, ids_M: Tensor, position_M: Tensor) -> Tensor:
+        """Probabilities of some tokens at some positions, shape [M]."""
+        parts = [w * model.at(ids_M, position_M) for w, model in zip(self.weights, self.models, strict=True)]
+        return torch.stack(parts).sum(0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Unigram:
     """A student that always says the same."""
 
@@ -85,7 +102,7 @@ class _Unigram:
 class Probe:
     """Teacher and student at N positions: made once, for any number of targets there."""
 
-    teacher: _Model
+    teacher: _Model | _Average
     student: _Model | _Unigram
 
 
@@ -111,7 +128,34 @@ def probe(
         pull_ND = _pull_through(student, head=head, temperature=temperature)
         return Probe(teacher=teacher, student=replace(other, pull_ND=pull_ND))
     q_V = mean_V if student is None else student.to(mean_V)
-    return Probe(teacher=teacher, student=_Unigram(q_V=q_V, pull_ND=(q_V @ _real_rows(head))[None]))
+    return Probe(teacher=teacher, student=_unigram_of(q_V, head=head))
+
+
+@torch.no_grad()
+def probe_of_average(parts: Sequence[DenseTargets], *, weights: Sequence[float], temperature: float = 1.0) -> Probe:
+    """The positions of a measurement where the teacher is a weighted average; weights sum to 1.
+
+    The student is the unigram of these positions.
+    """
+    made = [_model(part.hidden_ND, head=part.head, temperature=temperature) for part in parts]
+    heaviest = max(range(len(parts)), key=lambda n: weights[n])
+    head = parts[heaviest].head
+    pulls = [
+        model.pull_ND if n == heaviest else _pull_through(parts[n], head=head, temperature=temperature)
+        for n, (model, _) in enumerate(made)
+    ]
+    average = _Average(
+        models=tuple(model for model, _ in made),
+        weights=tuple(weights),
+        head=head,
+        pull_ND=torch.stack([w * pull for w, pull in zip(weights, pulls, strict=True)]).sum(0),
+    )
+    q_V = torch.stack([w * mean_V for w, (_, mean_V) in zip(weights, made, strict=True)]).sum(0)
+    return Probe(teacher=average, student=_unigram_of(q_V, head=head))
+
+
+def _unigram_of(q_V: Tensor, *, head: Head) -> _Unigram:
+    return _Unigram(q_V=q_V, pull_ND=(q_V @ _real_rows(head))[None])
 
 
 def _model(hidden_ND: Tensor, *, head: Head, temperature: float) -> tuple[_Model, Tensor]:
@@ -154,6 +198,7 @@ class Accumulator:
     def add(self, targets: CachedTargets, *, probe: Probe) -> None:
         """Take in the targets at the positions of a probe."""
         if isinstance(targets, (DenseTargets, LogitTargets)):
+            assert isinstance(probe.teacher, _Model), "averages are stored as samples or top-k"
             error_ND, kl_nats = _dense_error(targets, teacher=probe.teacher)
             self._kl, self._has_kl, kept = self._kl + kl_nats, True, float(len(error_ND))
         else:

@@ -12,16 +12,24 @@ from tutelage.types import DenseTargets, Head
 
 
 def full_head(cache: TeacherCache) -> Head | None:
-    """What turns the probe's hidden states into logits; None where no head is stored (a merged cache)."""
+    """What turns the probe's hidden states into logits; None where no head is stored."""
     if manifests.HEAD in cache.manifest.files:
-        return _beside_probe(cache)
+        return _beside_probe(cache, manifests.HEAD)
     if cache.codec.KIND == "hidden":
         return _in_tables(cache)
     return full_head(cache.held_out) if cache.held_out is not None else None
 
 
-def _beside_probe(cache: TeacherCache) -> Head:
-    tensors = read_tensors(cache.folder, manifests.HEAD, cache.manifest)
+def head_of_part(cache: TeacherCache, n: int) -> Head | None:
+    """Of a merged cache, the head of its part n: beside that part's probe or its held-out rows."""
+    name, held_out = manifests.of_part(manifests.HEAD, n), cache.manifest.members[n].held_out
+    if name in cache.manifest.files:
+        return _beside_probe(cache, name)
+    return full_head(TeacherCache(cache.folder / held_out)) if held_out else None
+
+
+def _beside_probe(cache: TeacherCache, name: str) -> Head:
+    tensors = read_tensors(cache.folder, name, cache.manifest)
     scale, soft_cap = tensors["form"].tolist()
     return Head(
         weight_VD=tensors["weight"],

@@ -183,9 +183,16 @@ def require_ours(path: Path) -> None:
         )
 
 
+def of_part(name: str, n: int) -> str:
+    """Of a merged cache, the file that part n kept as `name`: probe-0.safetensors."""
+    stem, _, suffix = name.partition(".")
+    return f"{stem}-{n}.{suffix}"
+
+
 def remove_cache(path: Path) -> None:
     """Remove a cache, its manifest first; whatever else lies in the folder stays."""
-    for place in [*(path / name for name in _OURS), *sorted(path.glob(f"{HELD_OUT}-*"))]:
+    of_parts = [f"{HELD_OUT}-*", *(of_part(name, 0).replace("0", "*") for name in (PROBE, HEAD))]
+    for place in [*(path / name for name in _OURS), *(p for pattern in of_parts for p in sorted(path.glob(pattern)))]:
         io.remove_tree(place)
     if path.is_dir():
         io.remove_leftovers(path)

@@ -205,13 +205,15 @@ class _Work:
         if start.is_dir():
             _copy(start, folder / manifests.START)
         fitted = self.fitted()
-        tables = io.write_pieces(folder / manifests.TABLES, tensor_file.pieces(dict(fitted.tables))).sha256
+        files = {manifests.TABLES: io.write_pieces(folder / manifests.TABLES, tensor_file.pieces(dict(fitted.tables)))}
+        for n, cache in enumerate(self.caches):
+            files |= _copy_probe(cache, folder, n=n)
         manifest = Manifest(
             format_version=manifests.FORMAT_VERSION,
             asked=self.asked,
             settings=dict(fitted.settings),
             why=fitted.why,
-            files={manifests.TABLES: tables},
+            files={name: digest.sha256 for name, digest in files.items()},
             start=calibrate.start_files(folder),
             members=members,
             made_with=self.caches[0].manifest.made_with,
@@ -288,6 +290,13 @@ def _copy_member(cache: TeacherCache, folder: Path, *, n: int, weight: float) ->
         _copy(cache.folder / manifests.HELD_OUT, folder / name)
     manifest = cache.manifest
     return Member(weight=weight, identity=manifest.identity(), teacher=manifest.asked.teacher, held_out=name)
+
+
+def _copy_probe(cache: TeacherCache, folder: Path, *, n: int) -> dict[str, io.Digest]:
+    """The positions that a part kept in full, and its head where it lies beside them: to measure the average by."""
+    kept = [name for name in (manifests.PROBE, manifests.HEAD) if name in cache.manifest.files]
+    targets = {name: manifests.of_part(name, n) for name in kept}
+    return {target: io.write_pieces(folder / target, _pieces(cache.folder / name)) for name, target in targets.items()}
 
 
 def _copy(source: Path, target: Path) -> None:

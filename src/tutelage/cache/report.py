@@ -1,7 +1,4 @@
-"""The verb `cache inspect`: what a cache holds, what it costs, and how wrong it is, measured now.
-
-Shape legend: N positions of the probe, R rows, D hidden size.
-"""
+"""The verb `cache inspect`: what a cache holds, what it costs, and how wrong it is, measured now."""
 
 import math
 import textwrap
@@ -9,15 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tutelage import visible
 from tutelage.cache import manifest as manifests
-from tutelage.cache.error import CacheError, measure
+from tutelage.cache.error import CacheError
 from tutelage.cache.given import is_given
-from tutelage.cache.head import full_head
 from tutelage.cache.manifest import Manifest
-from tutelage.cache.reader import TeacherCache, read_tensors
+from tutelage.cache.measured import measured
+from tutelage.cache.reader import TeacherCache
 
 _WIDTH, _NAMES = 100, 10  # columns of the table, and of the names at its left
 _HEATED = ("threshold", "topk")  # codecs that store the distribution at one temperature
@@ -103,7 +98,7 @@ def inspect(path: str | Path) -> Inspected:
     Raises what `TeacherCache` raises when there is none, or it is unfinished or damaged.
     """
     cache = TeacherCache(path)
-    error, why_none = _measured(cache)
+    error, why_none = measured(cache)
     return Inspected(
         path=cache.folder,
         manifest=cache.manifest,
@@ -136,26 +131,6 @@ def _beside(cache: TeacherCache) -> dict[str, int]:
         if folder.is_dir():
             sizes[folder.name] = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     return sizes
-
-
-def _measured(cache: TeacherCache) -> tuple[CacheError | None, str]:
-    """The error on the probe, or why there is none."""
-    if is_given(cache.manifest):
-        return None, "not measured: an endpoint gave the numbers, and no position is known in full"
-    if manifests.PROBE not in cache.manifest.files:
-        return None, "not measured: no positions were kept in full here (held-out rows, or a merged cache)"
-    head = full_head(cache)
-    if head is None:
-        return None, "not measured: no head is stored; label again with this version"
-    probe = read_tensors(cache.folder, manifests.PROBE, cache.manifest)
-    keys = [key.numpy().tobytes() for key in probe["keys"]]
-    targets = cache.targets(
-        keys,
-        current_ids_N=probe["current_ids"].numpy().astype(np.int64),
-        next_ids_N=probe["next_ids"].numpy().astype(np.int64),
-        draws=[0] * len(keys),
-    )
-    return measure(targets, hidden_ND=probe["hidden"], head=head, temperature=cache.manifest.asked.temperature), ""
 
 
 def _loss_nats(manifest: Manifest) -> float:

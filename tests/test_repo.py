@@ -20,7 +20,7 @@ MOST_LINES, MOST_FUNCTION_LINES, MOST_FOLDERS = 400, 60, 3
 
 # A room may import from its own level and from those above it in this list.
 LEVELS = (
-    {"errors", "types", "io", "plugins", "randomness", "console", "home", "roles", "tensor_file", "visible"},
+    {"errors", "types", "io", "plugins", "randomness", "console", "home", "locks", "roles", "tensor_file", "visible"},
     {"recipe", "data", "losses"},
     {"models", "rundir"},
     {"losses.family", "cache"},  # the seam, where models, heads and losses meet; the teacher's outputs on disk

@@ -1,6 +1,8 @@
 """`cache merge`: the average of several teachers, unbiased where its parts are, refused where it has no meaning."""
 
 import itertools
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -275,6 +277,31 @@ def test_killed_anywhere_it_leaves_no_cache_and_the_next_call_makes_the_same(pla
         monkeypatch.setattr(io, "FAULTS", None)
         assert not output.exists()
     assert folder_bytes(tutelage.cache.merge(both, output).path) == whole
+
+
+def test_two_at_once_make_one_cache_and_the_second_is_told_that_it_is_there(place: Place, tmp_path: Path, monkeypatch):
+    """The first waits in the middle of its work until the second waits for it: neither takes the other's files away."""
+    both, output, ended = parts(place, "topk"), tmp_path / "both", []
+    whole = folder_bytes(tutelage.cache.merge(both, tmp_path / "whole").path)
+
+    def second() -> None:
+        try:
+            tutelage.cache.merge(both, output)
+        except TutelageError as error:
+            ended.append(error.code)
+
+    other, count = threading.Thread(target=second), itertools.count()
+
+    def begin_the_second(_operation) -> None:
+        if threading.current_thread() is threading.main_thread() and next(count) == 10:
+            other.start()
+            time.sleep(0.3)
+
+    monkeypatch.setattr(io, "FAULTS", begin_the_second)
+    tutelage.cache.merge(both, output)
+    other.join()
+    assert ended == ["EXISTS"]
+    assert folder_bytes(output) == whole
 
 
 def _operations(monkeypatch, action) -> int:

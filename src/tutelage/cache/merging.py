@@ -31,6 +31,7 @@ from tutelage.cache.tokens import Tokens, find, groups, stored_rows, tokens_of
 from tutelage.cache.witness import next_logp
 from tutelage.cache.writer import SHARD_LEAST, SHARD_MOST, SHARDS_PLANNED
 from tutelage.errors import ConfigError
+from tutelage.locks import exclusive, lock_path
 
 _COPY_BYTES = 16 << 20
 
@@ -105,17 +106,23 @@ def merge(
     ConfigError or IntegrityError for caches that cannot be averaged.
     """
     final = Path(output)
-    if final.exists():
-        raise ConfigError("EXISTS", f"{final} is already there; give another --output, or rm -r '{final}'")
+    _require_absent(final)
     caches = [TeacherCache(path) for path in paths]
     require_mergeable(caches)
     work = _Work.of(caches, weights=weights_of(weights, n=len(caches)), bytes_per_token=bytes_per_token)
     partial = final.with_name(f"{final.name}.partial")
-    io.remove_tree(partial)
-    io.make_directory(partial / manifests.SHARDS)
-    manifest = work.write(partial)
-    io.commit_directory(partial, final)
+    with exclusive(lock_path(final, "merge"), what=f"{final}"):
+        _require_absent(final)  # another process may have made it meanwhile
+        io.remove_tree(partial)
+        io.make_directory(partial / manifests.SHARDS)
+        manifest = work.write(partial)
+        io.commit_directory(partial, final)
     return Merged(path=final, manifest=manifest)
+
+
+def _require_absent(final: Path) -> None:
+    if final.exists():
+        raise ConfigError("EXISTS", f"{final} is already there; give another --output, or rm -r '{final}'")
 
 
 # --- the work --------------------------------------------------------------------------------------------------------

@@ -9,10 +9,7 @@ Shape legend: R rows.
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +25,7 @@ from tutelage.cache.reader import KeyIndex, read_tables
 from tutelage.cache.rows import RowSet
 from tutelage.cache.shard import Rows, shard_name, write_shard
 from tutelage.errors import ConfigError, IntegrityError
-from tutelage.home import home
+from tutelage.locks import exclusive, lock_path
 
 SHARDS_PLANNED, SHARD_LEAST, SHARD_MOST = 64, 8_192, 1 << 20  # positions of a shard lie between least and most
 _POLL_S = 0.2
@@ -50,12 +47,12 @@ def write(folder: Path, job: Job) -> Written:
     Raises ConfigError[CACHE_MISMATCH] when what is there was asked for otherwise.
     """
     started = time.perf_counter()
-    with _alone(folder, "plan"):
+    with exclusive(lock_path(folder, "plan"), what=f"the plan of {folder}"):
         plan = _plan(folder, job)
     own: list[Shard] = []
     if plan is not None:
         own = _write_shards(folder, job, plan=plan)
-        with _alone(folder, "plan"):
+        with exclusive(lock_path(folder, "plan"), what=f"the plan of {folder}"):
             _finish(folder, plan)
     return Written(
         manifest=manifests.read_manifest(folder),
@@ -133,7 +130,7 @@ def _write_shards(folder: Path, job: Job, *, plan: Plan) -> list[Shard]:
                 number = plan.first_shard + n
                 part = rows.take(slice(plan.edges[n], plan.edges[n + 1]))
                 if not _is_there(folder, plan, number):
-                    if (handle := io.take_lock(_lock_path(folder, str(number)))) is None:
+                    if (handle := io.take_lock(lock_path(folder, str(number)))) is None:
                         continue
                     try:
                         if not _is_there(folder, plan, number):
@@ -271,26 +268,3 @@ def _is_there(folder: Path, plan: Plan, number: int) -> bool:
 def _record_path(folder: Path, number: int) -> Path:
     """The line of the manifest that a shard will be, written after it."""
     return (folder / manifests.SHARDS / shard_name(number)).with_suffix(".json")
-
-
-# --- several processes ---
-def _lock_path(folder: Path, name: str) -> Path:
-    """Locks lie in our own cache folder: a finished cache holds nothing but the cache."""
-    locks = home() / "locks" / sha256(str(folder.resolve()).encode()).hexdigest()[:32]
-    io.make_directory(locks)
-    return locks / f"{name}.lock"
-
-
-@contextmanager
-def _alone(folder: Path, name: str) -> Iterator[None]:
-    """The body while no other process of this machine is in it; waits as long as that takes."""
-    told = False
-    while (handle := io.take_lock(_lock_path(folder, name))) is None:
-        if not told:
-            console.tell(f"{folder}: another process plans the work; waiting for it")
-        told = True
-        time.sleep(_POLL_S)
-    try:
-        yield
-    finally:
-        os.close(handle)

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -18,6 +16,7 @@ from tutelage.data.store import Manifest, Store
 from tutelage.data.tokenize import Encoder, Renderer, Tokenizer, TokenRow, TrainOn, windows
 from tutelage.errors import IntegrityError
 from tutelage.home import home
+from tutelage.locks import exclusive
 
 ControlText = Literal["encode", "reject"]
 Progress = Callable[[int, int], None]  # documents and tokens so far
@@ -58,8 +57,7 @@ def build(
     }
     path = home() / "data" / store.key_of(settings)
     rejects_to = reject_path or path.with_name(f"{path.name}.{store.REJECTS}")
-    with_lock = _locked(path)
-    try:
+    with exclusive(path.with_name(f"{path.name}.lock"), what="the same text"):
         if not path.is_dir():
             partial = _fresh(path)
             writer = _Writer(
@@ -74,8 +72,6 @@ def build(
                 raise IntegrityError("DATA_READ", "an input file changed while it was read; run the same command again")
             writer.finish(settings, [spec.label for spec in specs])
             io.commit_directory(partial, path)
-    finally:
-        os.close(with_lock)
     built = store.open_store(path)
     _report(built, rejects_to=rejects_to, max_reject=max_reject)
     return built
@@ -84,14 +80,6 @@ def build(
 def _stamps(specs: Sequence[SourceSpec]) -> list[tuple[int, int]]:
     stats = [path.stat() for path in sources.input_files(specs)]
     return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
-
-
-def _locked(path: Path) -> int:
-    """A handle while this process alone builds the store; the other one then finds it ready."""
-    io.make_directory(path.parent)
-    while (handle := io.take_lock(path.with_name(f"{path.name}.lock"))) is None:
-        time.sleep(0.1)
-    return handle
 
 
 def _fresh(path: Path) -> Path:

@@ -17,7 +17,7 @@ from torch import Tensor
 from tutelage import console, io
 from tutelage.errors import IntegrityError
 from tutelage.home import home
-from tutelage.models.exclusive import exclusive
+from tutelage.locks import exclusive
 from tutelage.models.gguf import GgufHeader, GgufTensor, Value, read_header
 from tutelage.models.quiet import quiet_transformers
 

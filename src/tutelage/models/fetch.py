@@ -21,7 +21,7 @@ from typing import IO
 from tutelage import console, io
 from tutelage.errors import ConfigError, IntegrityError, RemoteError, TutelageError
 from tutelage.home import home
-from tutelage.models.exclusive import exclusive
+from tutelage.locks import exclusive
 
 _DOWNLOAD_S = 900
 _MOST_MEMBERS, _MOST_BYTES = 10_000, 8 << 30

@@ -1,5 +1,6 @@
-"""One process at a time makes a thing that several may want (a download, a conversion)."""
+"""One process of this machine at a time makes a thing that several may want: a download, a store, a cache."""
 
+import hashlib
 import os
 import time
 from collections.abc import Iterator
@@ -7,8 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tutelage import console, io
+from tutelage.home import home
 
-_ASK_AGAIN_S = 0.2
+_ASK_AGAIN_S = 0.1
 
 
 @contextmanager
@@ -25,3 +27,10 @@ def exclusive(path: Path, *, what: str) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def lock_path(folder: Path, name: str) -> Path:
+    """A lock of `folder` that lies in our own folder: a finished cache holds nothing but the cache."""
+    locks = home() / "locks" / hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
+    io.make_directory(locks)
+    return locks / f"{name}.lock"

@@ -27,7 +27,7 @@ LEVELS = (
     {"teachers"},
     {"training"},
     {"evaluation", "generation"},
-    {"reports"},
+    {"reports", "planning"},
     {"verbs"},
     {"cli"},
     {"__init__", "__main__", "_docs"},

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tutelage.verbs.evaluate import evaluate
     from tutelage.verbs.generate import Generated, generate
     from tutelage.verbs.label import Labelled, label
+    from tutelage.verbs.plan import Numbers, Planned, plan
     from tutelage.verbs.show import show
     from tutelage.verbs.status import Status, status
     from tutelage.verbs.train import Run, train
@@ -29,6 +30,8 @@ __version__ = "0.1.0"
 _PLACES = {
     "Generated": "verbs.generate:Generated",
     "Labelled": "verbs.label:Labelled",
+    "Numbers": "verbs.plan:Numbers",
+    "Planned": "verbs.plan:Planned",
     "Recipe": "recipe:Recipe",
     "Run": "verbs.train:Run",
     "Status": "verbs.status:Status",
@@ -42,6 +45,7 @@ _PLACES = {
     "label": "verbs.label:label",
     "load_recipe": "recipe:load_recipe",
     "losses": "losses:",
+    "plan": "verbs.plan:plan",
     "show": "verbs.show:show",
     "status": "verbs.status:status",
     "train": "verbs.train:train",
@@ -50,6 +54,8 @@ _PLACES = {
 __all__ = [
     "Generated",
     "Labelled",
+    "Numbers",
+    "Planned",
     "Recipe",
     "Run",
     "Status",
@@ -64,6 +70,7 @@ __all__ = [
     "label",
     "load_recipe",
     "losses",
+    "plan",
     "show",
     "status",
     "train",

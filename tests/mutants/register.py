@@ -15,6 +15,7 @@ from tests.mutants.generation_teachers import GENERATION_TEACHERS
 from tests.mutants.grey import GREY_BOX
 from tests.mutants.losses import DIVERGENCES, FUSED
 from tests.mutants.mutant import Mutant
+from tests.mutants.planning import PLANNING
 from tests.mutants.stored_targets import COMPILED_SAMPLED, STORED_TARGETS
 from tests.mutants.training import LOOP, STEP
 from tests.mutants.verbs import RUNS
@@ -37,5 +38,6 @@ MUTANTS: tuple[Mutant, ...] = (
     *SELECTION,
     *GREY_BOX,
     *GENERATION_TEACHERS,
+    *PLANNING,
     *RUNS,
 )

@@ -87,6 +87,15 @@ class Codec(Protocol):
 
     KIND: Kind
 
+    def expected_bytes(
+        self, budget: Budget, *, n_vocabulary: int, hidden_size: int, row_positions: float
+    ) -> float | None:
+        """Bytes a token of targets, witness and checksums, before anything is asked: rows of so many positions.
+
+        None where the data alone can tell.
+        """
+        ...
+
     def fit(self, sample: Sample, *, budget: Budget, temperature: float) -> Fitted:
         """Settings and tables for a budget; ConfigError when it cannot be met, naming what can."""
         ...

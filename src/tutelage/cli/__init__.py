@@ -17,6 +17,7 @@ import typer
 from tutelage.cli.cache import cache_app
 from tutelage.cli.guard import check_platform, guarded
 from tutelage.cli.options import Debug, Json, Quiet, RunDir, print_result, set_quiet, show_result, tell
+from tutelage.cli.plan import plan
 from tutelage.errors import ConfigError
 
 __all__ = ["app", "check_platform", "guarded", "main"]
@@ -342,6 +343,7 @@ def schema(as_json: Json = False, debug: Debug = False) -> None:
     print_result(json.dumps(json_schema(), indent=2))
 
 
+app.command(short_help="What each technique costs, before it does.")(plan)
 app.add_typer(cache_app, name="cache")
 
 

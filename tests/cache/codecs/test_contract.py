@@ -8,7 +8,7 @@ import torch
 
 from tests.cache import synthetic
 from tutelage import plugins
-from tutelage.cache.codec import CODECS, Mismatch, Positions
+from tutelage.cache.codec import CODECS, Budget, Mismatch, Positions
 from tutelage.cache.error import measure
 from tutelage.types import DenseTargets, LogitTargets, SampledTargets, TopKTargets
 
@@ -64,6 +64,25 @@ def test_a_codec_says_its_kind_its_bytes_and_its_error(name):
     assert all(callable(getattr(codec, function)) for function in ("fit", "encode", "decode"))
     said = codec.__doc__.lower()
     assert re.search(r"bytes a token", said) and "error" in said
+
+
+def test_the_bytes_are_known_before_anything_is_asked(case):
+    """Where they follow from the settings alone; of a sample the budget is what the fit aims at."""
+    said = case.codec.expected_bytes(
+        Budget(), n_vocabulary=V, hidden_size=case.hidden_ND.shape[1],
+        row_positions=sum(COUNTS) / len(COUNTS),
+    )  # fmt: skip
+    if case.codec.KIND == "sample":
+        assert said == 16.0
+    else:
+        assert said == pytest.approx(sum(map(len, case.data)) / sum(COUNTS), rel=0.002)
+
+
+def test_bytes_that_the_data_alone_can_tell_are_not_guessed():
+    for name, budget in (("topk", Budget(error=0.1)), ("threshold", Budget(error=0.1)),
+                         ("threshold", Budget(fixed={"threshold": 0.04}))):  # fmt: skip
+        codec = plugins.load(CODECS, name)
+        assert codec.expected_bytes(budget, n_vocabulary=V, hidden_size=8, row_positions=100) is None
 
 
 # --- round trip ---

@@ -18,7 +18,16 @@ import torch
 from torch import Tensor
 
 from tutelage.cache.codec import Budget, Encoded, Fitted, Kind, Mismatch, Positions, Sample, Settings, Tables
-from tutelage.cache.codecs._row import distributions, next_logp, opened, row_of, sealed, slices_of, witness_codes
+from tutelage.cache.codecs._row import (
+    SEAL_BYTES,
+    distributions,
+    next_logp,
+    opened,
+    row_of,
+    sealed,
+    slices_of,
+    witness_codes,
+)
 from tutelage.errors import ConfigError
 from tutelage.types import Head, LogitTargets
 
@@ -45,6 +54,12 @@ def fit(sample: Sample, *, budget: Budget, temperature: float) -> Fitted:
         )
     why = f"{name} log-probabilities: {n_bytes} bytes a token" + (_rounding(sample) if name == "float16" else "")
     return Fitted(settings={"dtype": name}, tables={}, why=why)
+
+
+def expected_bytes(budget: Budget, *, n_vocabulary: int, hidden_size: int, row_positions: float) -> float:
+    """What a position takes, and the row's seal."""
+    dtype = str(budget.fixed.get("dtype", "float16"))
+    return _position_bytes(n_vocabulary, dtype) + SEAL_BYTES / row_positions
 
 
 def rounding_bound(logp: Tensor) -> Tensor:

@@ -88,6 +88,11 @@ def fit(sample: Sample, *, budget: Budget, temperature: float) -> Fitted:
     return Fitted(settings={**settings, "tolerance_nats": tolerance}, tables=tables, why=why)
 
 
+def expected_bytes(budget: Budget, *, n_vocabulary: int, hidden_size: int, row_positions: float) -> float:
+    """A byte a number, two for the position's scale, one for its witness, and the row's seal."""
+    return hidden_size + 3 + _row.SEAL_BYTES / row_positions
+
+
 def _columns(sample: Sample) -> dict[str, Tensor]:
     hidden_ND = sample.hidden_ND.float()
     offset_D = hidden_ND.mean(0)

@@ -22,17 +22,24 @@ from torch import Tensor
 
 from tutelage.cache._coder_cpu import STATIC
 from tutelage.cache._set_coder_cpu import ROW_WITNESS, Model
-from tutelage.cache.codec import Encoded, Kind, Positions, Settings, Tables
+from tutelage.cache.codec import Budget, Encoded, Kind, Positions, Settings, Tables
 from tutelage.cache.codecs import _row
-from tutelage.cache.codecs._threshold_fit import fit
+from tutelage.cache.codecs._threshold_fit import DEFAULT_BYTES, fit
 from tutelage.cache.sampling import Drawn, sample
 from tutelage.cache.set_coder import Ints, Sets, decode_row, encode_row
 from tutelage.cache.set_tables import model_of, sets_between, spans
 from tutelage.types import Head, SampledTargets
 
-__all__ = ["KIND", "decode", "encode", "fit"]
+__all__ = ["KIND", "decode", "encode", "expected_bytes", "fit"]
 
 KIND: Kind = "sample"
+
+
+def expected_bytes(budget: Budget, *, n_vocabulary: int, hidden_size: int, row_positions: float) -> float | None:
+    """The budget, which the fit keeps; None where a threshold or an error is given instead."""
+    if budget.error is not None or budget.fixed:
+        return None
+    return budget.bytes_per_token or DEFAULT_BYTES
 
 
 def encode(

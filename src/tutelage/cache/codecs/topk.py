@@ -69,6 +69,18 @@ def fit(sample: Sample, *, budget: Budget, temperature: float) -> Fitted:
     return Fitted(settings={"k": k, "tail": tail}, tables={}, why=_why(measured, k=k, tail=tail, sample=sample))
 
 
+def expected_bytes(budget: Budget, *, n_vocabulary: int, hidden_size: int, row_positions: float) -> float | None:
+    """Of k ids with their log-probabilities; None where an error says how many they are."""
+    if "k" not in budget.fixed and budget.error is not None:
+        return None
+    tail = budget.fixed.get("tail", True) is not False
+    entry, framing = _row.id_bits(n_vocabulary) / 8 + 2, 1 + 2 * tail + (_row.SEAL_BYTES + 7 / 16) / row_positions
+    if "k" not in budget.fixed and budget.bytes_per_token is not None:
+        return framing + entry * min(n_vocabulary, max(1, math.floor((budget.bytes_per_token - framing) / entry)))
+    k = budget.fixed.get("k", DEFAULT_K)
+    return framing + entry * min(n_vocabulary, k if isinstance(k, int) else DEFAULT_K)
+
+
 def _fixed_k(k: object, *, n_vocabulary: int) -> int:
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= n_vocabulary:
         raise ConfigError("CONFIG", f"cache.k: {k}, expected 1 to {n_vocabulary} (the vocabulary); set cache.k=64")

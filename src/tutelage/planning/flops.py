@@ -1,0 +1,83 @@
+"""Floating-point operations of a model, by formula; one multiplication and one addition count 2.
+
+    forward, a token     2 * (weights that multiply) + 4 * layers * attention width * tokens that are looked at
+    training, a token    3 * forward: the backward pass makes two products for each one of the forward
+
+The weights that multiply are all matrices, the head's included, tied or not; looking up an embedding, norms,
+activations and softmax are left out, as in PyTorch's own counter (`torch.utils.flop_counter`), which a test compares
+with.  Of experts, the share that a token is sent to.  The attention counts every token of the window on both sides, as
+a masked product computes it; see Kaplan et al., arXiv:2001.08361, and Hoffmann et al., arXiv:2203.15556, appendix F.
+"""
+
+from dataclasses import dataclass
+from typing import Any  # configs of transformers are untyped
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """What a model's cost follows from; `attention_width` is heads times the head's dimension."""
+
+    parameters: int  # tied ones once
+    multiplying: int  # weights that multiply for each token, the head's included
+    head: int  # of these, the head's
+    layers: int
+    attention_width: int
+    hidden: int
+    vocabulary: int
+
+    def forward_flops(self, *, context: float, with_head: bool = True) -> float:
+        """Of one token in a window of `context` tokens; without the head where logits are not asked for."""
+        weights = self.multiplying - (0 if with_head else self.head)
+        return 2.0 * weights + 4.0 * self.layers * self.attention_width * context
+
+    def training_flops(self, *, context: float) -> float:
+        """Forward and backward of one token."""
+        return 3.0 * self.forward_flops(context=context)
+
+
+def size_of(config: Any, *, n_vocabulary: int | None = None) -> Size:
+    """The size of the causal LM that a transformers config describes; nothing of it is made in memory.
+
+    `n_vocabulary`: the tokenizer's real size, where the config has padding.
+    """
+    with torch.device("meta"):
+        return size_of_model(AutoModelForCausalLM.from_config(config), n_vocabulary=n_vocabulary)
+
+
+def size_of_model(model: nn.Module, *, n_vocabulary: int | None = None) -> Size:
+    """The size of a causal LM of transformers, on any device (meta too)."""
+    config: Any = model.config
+    text = config.get_text_config()
+    head = model.get_output_embeddings()  # type: ignore[operator]  # a method of every causal LM
+    looked_up = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)} | {id(head.weight)}
+    matrices = sum(p.numel() for p in model.parameters() if p.dim() == 2 and id(p) not in looked_up)
+    experts, share = _experts(model, text)
+    rows = min(head.weight.shape[0], n_vocabulary or head.weight.shape[0])
+    n_head = rows * head.weight.shape[1]
+    heads = text.num_attention_heads
+    return Size(
+        parameters=sum(p.numel() for p in model.parameters()),
+        multiplying=matrices + round(experts * share) + n_head,
+        head=n_head,
+        layers=text.num_hidden_layers,
+        attention_width=heads * (getattr(text, "head_dim", None) or text.hidden_size // heads),
+        hidden=head.weight.shape[1],
+        vocabulary=rows,
+    )
+
+
+def _experts(model: nn.Module, config: Any) -> tuple[int, float]:
+    """(weights of all experts, the share of them that a token meets): of a model without experts (0, 1).
+
+    transformers keeps the experts of a layer as tensors [experts, …] of one module.
+    """
+    n_experts = next((n for name in ("num_local_experts", "num_experts", "n_routed_experts")
+                      if (n := getattr(config, name, None))), None)  # fmt: skip
+    if n_experts is None:
+        return 0, 1.0
+    stacked = [p.numel() for p in model.parameters() if p.dim() == 3 and p.shape[0] == n_experts]
+    return sum(stacked), getattr(config, "num_experts_per_tok", n_experts) / n_experts

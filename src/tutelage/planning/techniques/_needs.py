@@ -1,0 +1,18 @@
+"""What techniques have in common: whom they need."""
+
+from tutelage.planning.facts import Facts
+
+_NO_WEIGHTS = "needs the teacher's whole distribution, and this teacher is behind an endpoint"
+_NO_TEACHER = "needs a teacher, and the recipe has none"
+
+
+def weights(facts: Facts) -> str:
+    """Why a technique that asks for whole distributions cannot be done, "" when it can."""
+    if facts.teacher is not None:
+        return ""
+    return _NO_TEACHER if facts.endpoint is None else _NO_WEIGHTS
+
+
+def a_teacher(facts: Facts) -> str:
+    """Why a technique that asks for text cannot be done, "" when it can."""
+    return _NO_TEACHER if facts.teacher is None and facts.endpoint is None else ""

@@ -1,0 +1,30 @@
+"""Text that the teacher writes, with the log-probabilities of its likeliest tokens: soft labels from an endpoint."""
+
+from tutelage.planning.facts import Facts
+from tutelage.planning.techniques import hard
+from tutelage.planning.techniques._needs import a_teacher
+from tutelage.planning.work import Work
+
+TITLE = "text with the log-probabilities of an endpoint"
+
+
+def work(facts: Facts) -> Work:
+    """As hard labels; what came with the answers is stored."""
+    written = hard.work(facts)
+    return Work(
+        student_training=written.student_training,
+        prompt=written.prompt,
+        answer=written.answer,
+        stored=written.answer,
+    )
+
+
+def impossible(facts: Facts) -> str:
+    """An endpoint has to give log-probabilities; of a teacher that is here they are whole (soft, cached)."""
+    if reason := a_teacher(facts):
+        return reason
+    if facts.endpoint is None:
+        return "is for a teacher behind an endpoint; this one gives whole distributions: soft, cached"
+    if not facts.endpoint.top_logprobs:
+        return "needs log-probabilities from the endpoint; where it gives them, set generate.top_logprobs"
+    return ""

@@ -1,0 +1,173 @@
+"""`tutelage plan`: the arithmetic, what is refused, and disk against what a cache then takes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import tutelage
+from tests.cache.labelled import Place, home
+from tutelage import plugins
+from tutelage.cli import main
+from tutelage.errors import ConfigError
+from tutelage.planning.advice import advise
+from tutelage.planning.estimate import plan_of
+from tutelage.planning.facts import Endpoint, Facts, Text
+from tutelage.planning.flops import Size
+from tutelage.planning.machines import FORWARD_SHARE, TRAINING_SHARE, Machine, device_of
+from tutelage.planning.pace import described
+from tutelage.planning.storage import Form
+from tutelage.planning.work import TECHNIQUES
+from tutelage.verbs.plan import Numbers
+
+LLAMA_4 = Numbers(tokens=15e12, vocabulary=202_048, parameters=2e12, hidden_size=5_120)
+CACHE_FORMAT = Path(__file__).parents[2] / "docs" / "cache-format.md"
+FORM = Form(name="threshold", codec="threshold")
+
+
+def size(parameters: int) -> Size:
+    return Size(parameters=parameters, multiplying=parameters, head=0, layers=0, attention_width=0, hidden=64,
+                vocabulary=1000)  # fmt: skip
+
+
+TEXT = Text(trained=3e6, unique=1e6, held_out=1e4, window=500.0)
+FACTS = Facts(text=TEXT, students={"student": size(1_000)}, teacher=size(4_000))
+
+
+# --- numbers alone ---
+def test_the_page_of_the_cache_format_ends_with_the_same_arithmetic():
+    """`docs/cache-format.md` gives million GB; the plan gives bytes."""
+    lines = [line.split("|")[1:-1] for line in CACHE_FORMAT.read_text().splitlines() if "million GB |" in line]
+    rows = [(name, each.split()[0], total.split()[0]) for name, each, total in lines]
+    plan = tutelage.plan(LLAMA_4).plan
+    said = [("the whole distribution", plan.whole_bytes)] + [(s.name, s.total_bytes) for s in plan.stored]
+    assert len(rows) == len(said) == 6
+    for (name, each, total), (own, found) in zip(rows, said, strict=True):
+        assert own.split(",")[0] in name.replace("`", "")
+        assert float(total.replace(",", "")) * 1e15 == pytest.approx(found, rel=0.02)
+        assert float(each.replace(",", "")) * LLAMA_4.tokens == pytest.approx(found, rel=0.01)
+
+
+def test_every_technique_is_its_tokens_times_the_formula():
+    plan = plan_of(FACTS, form=FORM)
+    t, s = 2 * 4_000, 2 * 1_000  # operations of a forward pass a token; no attention in these sizes
+    flops = {e.name: (e.flops.teacher, e.flops.students) for e in plan.estimates if e.flops is not None}
+    students = 3e6 * 3 * s
+    assert flops == {
+        "control": (0, students),
+        "soft": (3e6 * t, students),
+        "argmax": (3e6 * t, students),
+        "cached": (1.01e6 * t, students),
+        "co": (3e6 * 3 * t, students),
+        "hard": (pytest.approx(1e6 * t), students),
+    }
+    assert {e.name for e in plan.estimates} == set(plugins.names(TECHNIQUES))
+
+
+def test_the_hours_of_a_described_machine_are_operations_over_its_share_of_the_peak():
+    machine = Machine(device=device_of("h100"), count=2, price_usd=3.0)
+    plan = plan_of(FACTS, form=FORM, machine=machine, pace=described(machine, FACTS))
+    soft = plan.possible["soft"]
+    seconds = soft.flops.students / (2 * 989e12 * TRAINING_SHARE) + soft.flops.teacher / (2 * 989e12 * FORWARD_SHARE)
+    assert soft.seconds == pytest.approx(seconds)
+    assert soft.usd == pytest.approx(seconds / 3600 * 3.0 * 2)
+    better = Machine(device=device_of("h100"), count=2, utilisation=2 * TRAINING_SHARE)
+    assert plan_of(FACTS, form=FORM, machine=better, pace=described(better, FACTS)).possible[
+        "soft"
+    ].seconds == pytest.approx(seconds / 2)
+
+
+def test_behind_an_endpoint_text_is_paid_by_the_token_and_distributions_are_not_possible():
+    endpoint = Endpoint(usd_per_prompt_token=1e-6, usd_per_answer_token=4e-6)
+    plan = plan_of(Facts(text=TEXT, students=FACTS.students, endpoint=endpoint), form=FORM)
+    assert set(plan.possible) == {"control", "hard"}
+    assert plan.possible["hard"].usd == pytest.approx(1e6 * (0.125 * 1e-6 + 0.875 * 4e-6))
+    why = {e.name: e.impossible for e in plan.estimates if e.impossible}
+    assert all("endpoint" in reason for reason in why.values())
+    assert "generate.top_logprobs" in why["grey"]
+    assert advise(plan).technique == "hard"
+
+
+def test_log_probabilities_of_an_endpoint_are_advised_and_stored():
+    endpoint = Endpoint(top_logprobs=5)
+    plan = plan_of(Facts(text=TEXT, students=FACTS.students, endpoint=endpoint), form=FORM)
+    assert plan.possible["grey"].work.stored == plan.possible["grey"].work.answer > 0
+    assert plan.possible["grey"].usd is None  # no price is known
+    assert advise(plan).technique == "grey"
+
+
+@pytest.mark.parametrize(("trained", "expected"), [(1e6, "soft"), (3e6, "cached")])
+def test_the_cache_is_advised_where_text_is_read_again(trained: float, expected: str):
+    text = Text(trained=trained, unique=1e6, held_out=0.0, window=500.0)
+    assert advise(plan_of(Facts(text=text, students=FACTS.students, teacher=FACTS.teacher), form=FORM)).technique == (
+        expected
+    )
+
+
+def test_a_student_far_below_its_teacher_is_told_and_a_near_one_is_not():
+    far = Facts(text=TEXT, students={"tiny": size(300), "near": size(1_000)}, teacher=size(4_000))
+    doubts = [d for d in advise(plan_of(far, form=FORM)).doubts if "parameters" in d]
+    assert len(doubts) == 1
+    assert "tiny has 1/13.3" in doubts[0]
+
+
+# --- a recipe ---
+@pytest.mark.parametrize("codec", ["topk", "hidden", "dense"])
+def test_the_disk_of_a_cache_is_within_5_percent_of_what_label_then_writes(tmp_path: Path, codec: str):
+    place = Place(tmp_path)
+    recipe = place.recipe(tmp_path / "cache", codec=codec)
+    with home(place.home):
+        planned = tutelage.plan(recipe).plan.possible["cached"].disk_bytes
+        path = tutelage.label(recipe).path
+    written = [p for p in path.rglob("*.safetensors") if p.parent.name != "start"]
+    assert planned == pytest.approx(sum(p.stat().st_size - _header_bytes(p) for p in written), rel=0.05)
+
+
+def _header_bytes(path: Path) -> int:
+    """Names, types and shapes at the head of a file: nothing where data are large."""
+    return 8 + int.from_bytes(path.read_bytes()[:8], "little")
+
+
+def test_the_student_and_the_teacher_have_their_real_sizes(tmp_path: Path):
+    place = Place(tmp_path)
+    recipe = place.recipe(tmp_path / "cache")
+    with home(place.home):
+        facts = tutelage.plan(recipe).plan.facts
+        run = tutelage.train({**recipe, "teacher": str(place.teacher())} | {"cache": None}, run_dir=tmp_path / "run")
+    assert facts.students["student"].parameters == sum(p.numel() for p in run.student().parameters())
+    assert 0 < facts.text.held_out < facts.text.unique
+
+
+# --- the command ---
+def test_the_command_needs_no_model_and_prints_json(capsys):
+    arguments = ["plan", "--tokens", "15e12", "--vocabulary", "202048", "--parameters", "2e12", "--hidden-size", "5120"]
+    assert main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["whole_bytes"] == pytest.approx(6.06e18, rel=0.01)
+    assert found["techniques"]["soft"]["flops"]["teacher"] == 15e12 * 2 * 2e12
+    assert main([*arguments, "--gpu", "h100", "--count", "1000", "--price", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 100
+    assert "6.06 EB" in printed and "240 TB" in printed and "advice" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--tokens", "5"], "--vocabulary, --parameters"),
+        (["--tokens", "-1", "--vocabulary", "10", "--parameters", "10"], "--tokens above 0"),
+        (["--gpu", "h10"], "h100?"),
+        (["--gpu", "h100", "--flops", "1e12"], "one of them"),
+        (["--flops", "1e12"], "--memory"),
+        (["--count", "2"], "give --gpu"),
+        (["--gpu", "h100", "--utilisation", "3"], "--utilisation 3"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused_with_what_to_type(capsys, arguments: list[str], said: str):
+    assert main(["plan", *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_technique_that_is_no_file_is_refused():
+    with pytest.raises(ConfigError, match="soft"):
+        plugins.load(TECHNIQUES, "sofd")

@@ -80,20 +80,20 @@ def excerpt(tokenizer: Any, ids: Sequence[int], position: int) -> str:
 
 
 def token_facts(tokenizer: Any, store: Store, *, training_rows: NDArray[np.int64], n_vocabulary: int) -> TokenFacts:
-    """Bytes and rarity of each token; rarity by the training rows' tokens, of large data their first 20 million.
-
-    Bytes are None for a tokenizer that spells its tokens in no way that is known.
-    """
+    """Bytes and rarity of each token; rarity by the training rows' tokens, of large data their first 20 million."""
     n_seen_V = np.zeros(n_vocabulary, dtype=np.int64)
     ends = np.cumsum(store.lengths[training_rows])
     counted = training_rows[: int(np.searchsorted(ends, _COUNTED_TOKENS)) + 1]
     for begin in range(0, len(counted), _GROUP):  # a group at a time: each count of ids goes over the vocabulary
         ids = [store.row(int(number)).ids for number in counted[begin : begin + _GROUP]]
         n_seen_V += np.bincount(np.concatenate(ids), minlength=n_vocabulary)
-    return TokenFacts(n_bytes_V=_bytes(tokenizer, n_vocabulary), rarity_V=rarity_classes(n_seen_V))
+    return TokenFacts(
+        n_bytes_V=bytes_of_tokens(tokenizer, n_vocabulary=n_vocabulary), rarity_V=rarity_classes(n_seen_V)
+    )
 
 
-def _bytes(tokenizer: Any, n_vocabulary: int) -> NDArray[np.int64] | None:
+def bytes_of_tokens(tokenizer: Any, *, n_vocabulary: int) -> NDArray[np.int64] | None:
+    """How many bytes each token stands for, [V]; None for a tokenizer that spells its tokens in no way that is known."""
     try:
         spelled = token_bytes(tokenizer)
     except ConfigError:

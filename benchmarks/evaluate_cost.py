@@ -2,7 +2,8 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.evaluate_cost --teacher HuggingFaceTB/SmolLM2-135M-Instruct
 
-The student has 20 of the teacher's 30 layers; both bfloat16.  The text is this benchmark's own package, 512 tokens a row.
+The student has 20 of the teacher's 30 layers; both bfloat16.  The text is the package's own
+source, 512 tokens a row.
 
     forward         both trunks and both heads' products of a chunk at a time, in a buffer that is kept: the least
     forward_logits  the models' own `model(ids).logits`

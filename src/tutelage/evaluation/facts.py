@@ -93,7 +93,7 @@ def token_facts(tokenizer: Any, store: Store, *, training_rows: NDArray[np.int64
 
 
 def bytes_of_tokens(tokenizer: Any, *, n_vocabulary: int) -> NDArray[np.int64] | None:
-    """How many bytes each token stands for, [V]; None for a tokenizer that spells its tokens in no way that is known."""
+    """How many bytes each token stands for, [V]; None for a tokenizer that spells them in no way that is known."""
     try:
         spelled = token_bytes(tokenizer)
     except ConfigError:

@@ -47,6 +47,7 @@ def sentences(transfer: Transfer) -> list[str]:
         if roles.control(name) in result.estimates:
             of_it = [_loss(result, name), _imitation(result, name)]
         of_it += [_progress(result, name), _domains(transfer, name), _calibration(result, name)]
+        of_it += [_weakest(result)] if len(names) == 1 else []
         said += [s if len(names) == 1 else f"{name}, {s[0].lower()}{s[1:]}" for s in of_it if s]
     return [visible.line(s) for s in (*said, *_unscored(transfer))]
 
@@ -134,6 +135,17 @@ def _calibration(result: SetResult, name: str) -> str:
         f"Calibration: the student is {verdict}: dividing its logits by {found.value:.2f} ± {found.stderr:.2f} would "
         f"lower its held-out loss by {saved.value:.3f} nats."
     )
+
+
+def _weakest(result: SetResult) -> str:
+    """The slices that are worse than the whole by more than noise, at most three; of a family nothing is said."""
+    found = [result.slices[i] for i in result.worst]
+    gaps = [(s.name, s.against_whole) for s in found if s.against_whole is not None and s.against_whole.is_sure]
+    if not gaps:
+        return ""
+    named = "; ".join(f"{name} (+{_size(gap)})" for name, gap in gaps[:3])
+    measure = "KL to the teacher" if any("kl_to_teacher" in by for by in result.estimates.values()) else "loss"
+    return f"Weakest, in {measure} above its mean: {named}; nats, more than noise among {len(result.slices)} slices."
 
 
 def _unscored(transfer: Transfer) -> list[str]:

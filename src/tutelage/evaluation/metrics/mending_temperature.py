@@ -23,7 +23,8 @@ SUMS = ("heated_nats", "heated_slopes")
 def measure(scores: Sequence[SequenceScore]) -> Measured:
     """The value and each sequence's influence on it, by leaving each one out of the pooled losses."""
     found = jackknife(best_temperature, heated_sums(scores, "mending_temperature"))
-    return Measured(found.value, np.full_like(found.influence_n, math.inf)) if is_at_an_end(found.value) else found
+    unknown_n = np.full_like(found.influence_n, math.inf)
+    return Measured(found.value, unknown_n) if is_at_an_end(found.value) else found
 
 
 def compute(scores: Sequence[SequenceScore]) -> Estimate:

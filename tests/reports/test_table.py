@@ -12,7 +12,7 @@ from tests.reports.conftest import MODELS, transfer
 from tutelage.evaluation.positions import INVERSE_TEMPERATURES
 from tutelage.evaluation.transfer import transfer_of
 from tutelage.reports import headline, numbers
-from tutelage.reports.table import table_of, to_html, to_markdown, to_rich
+from tutelage.reports.table import _cell, table_of, to_html, to_markdown, to_rich
 from tutelage.reports.text import printed
 from tutelage.types import Estimate
 
@@ -117,6 +117,13 @@ def test_what_is_weakest_and_miscalibrated_is_said_only_beyond_noise():
 def test_the_table_shows_what_one_needs_first_and_all_of_it_on_demand():
     few, every = (len([r for r in table_of(transfer(), every=e).rows if r.section == "Held-out text"]) for e in (0, 1))
     assert (few, every) == (5, 6)  # the fixture's sequences lack the other sums
+
+
+@pytest.mark.parametrize(
+    ("unit", "value", "shown"), [("share", 1.0, "100"), ("correlation", 1.0, "1"), ("nats", 0.0, "0")]
+)
+def test_what_is_exact_is_shown_without_decimals(unit, value, shown):
+    assert _cell(Estimate(value=value, stderr=0.0, n=5, unit=unit), 3, best=False).value == shown
 
 
 def test_unscored_sequences_are_said_and_shown():

@@ -172,8 +172,8 @@ def best_of(result: SetResult, metric: str, *, models: Sequence[str], higher: bo
 def _cell(found: Estimate | None, n_decimals: int, *, best: bool) -> Cell:
     if found is None:
         return Cell()
-    if found.value == found.stderr == 0 or (found.value == 1 and found.stderr == 0):  # the teacher against itself
-        return Cell(value="100" if found.unit == "share" and found.value == 1 else "0", best=best)
+    if found.stderr == 0 and found.value in (0, 1):  # the teacher against itself
+        return Cell(value=f"{found.value * (100 if found.unit == 'share' else 1):.0f}", best=best)
     value, error = estimate(found, n_decimals=n_decimals)
     return Cell(value=value, error=error, best=best)
 

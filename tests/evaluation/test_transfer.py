@@ -79,13 +79,15 @@ def test_a_metric_that_some_sequence_has_no_number_for_is_left_out(scores):
     assert "acceptance" in result.estimates["student"]
 
 
-def test_a_changed_record_or_number_is_found(scores, tmp_path):
+@pytest.mark.parametrize("name", ["nll_nats", "kl_nats", "brier"])
+@pytest.mark.parametrize("changed", [lambda x: x + 1e-9, lambda _: math.nan], ids=["a little", "NaN"])
+def test_a_changed_record_or_number_is_found(scores, tmp_path, name, changed):
     transfer = transfer_of(scores, "teacher")
     records.write(tmp_path, scores, transfer=transfer)
     path = tmp_path / "records.jsonl"
     lines = path.read_text().splitlines()
     record = json.loads(lines[5])
-    record["nll_nats"] += 1e-9
+    record[name] = changed(record[name])
     path.write_text("\n".join([*lines[:5], json.dumps(record), *lines[6:]]) + "\n")
     with pytest.raises(IntegrityError, match="REPORT_CHECK"):
         records.read(tmp_path)

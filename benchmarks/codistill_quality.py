@@ -38,7 +38,7 @@ from benchmarks import measure
 from tutelage import plugins
 from tutelage.data.standard_library import read_docs
 from tutelage.evaluation import stats
-from tutelage.evaluation.records import RECORDS
+from tutelage.evaluation.records import RECORDS, score_of
 from tutelage.evaluation.score import SequenceScore
 from tutelage.evaluation.transfer import HELD_OUT, METRICS
 
@@ -153,8 +153,8 @@ def scores_of(run: Path, model: str) -> list[SequenceScore]:
     scores = []
     for line in (run / "evaluation" / RECORDS).read_text().splitlines()[1:]:
         record = json.loads(line)
-        if record.pop("set") == HELD_OUT and record.pop("model") == model:
-            scores.append(SequenceScore(**{k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}))
+        if record.pop("set") == HELD_OUT and record.pop("model", None) == model:
+            scores.append(score_of(record))
     return scores
 
 

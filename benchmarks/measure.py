@@ -20,9 +20,15 @@ PACKAGES = ("tutelage", "torch", "transformers", "numba", "trl", "liger-kernel",
 
 
 def interleaved(
-    contenders: Mapping[str, Callable[[], object]], *, rounds: int, seed: int = 0
+    contenders: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    seed: int = 0,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of each call: `rounds` rounds after one to warm up, each in a random order of its own.
+
+    On a machine in use `clock=time.process_time`, with one thread.
 
     Neighbours on the same cores then slow every contender alike; ratios are taken inside a round (`paired`).
     """
@@ -33,9 +39,9 @@ def interleaved(
     for number in range(rounds):
         draw.shuffle(order)
         for name in order:
-            started = time.perf_counter()
+            started = clock()
             contenders[name]()
-            samples[name].append(time.perf_counter() - started)
+            samples[name].append(clock() - started)
         print(f"round {number + 1}/{rounds}: " + _round_line(samples), file=sys.stderr)
     return samples
 

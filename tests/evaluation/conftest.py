@@ -40,6 +40,16 @@ def batches_of(rows: Sequence[Tensor], *, size: int) -> list[tuple[Batch, Tensor
     return made
 
 
+def rows_written_by(model: nn.Module, n: int, *, length: int = 12, seed: int = 0) -> list[Tensor]:
+    """n sequences of different lengths, drawn from the model itself."""
+    generator = torch.Generator().manual_seed(seed)
+    ids_BT = torch.randint(1, N_VOCABULARY, (n, 1), generator=generator)
+    for _ in range(length - 1):
+        p_BV = model(input_ids=ids_BT).logits[:, -1].double().softmax(-1)
+        ids_BT = torch.cat([ids_BT, torch.multinomial(p_BV, 1, generator=generator)], dim=1)
+    return [row[: length - i % 4] for i, row in enumerate(ids_BT)]
+
+
 @pytest.fixture(scope="session")
 def teacher() -> nn.Module:
     return tiny_model(1)

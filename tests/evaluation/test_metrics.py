@@ -3,11 +3,13 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from tests.evaluation.conftest import N_VOCABULARY, batches_of, rows_of_ids
+from tests.evaluation.conftest import N_VOCABULARY, batches_of, rows_written_by
 from tutelage import plugins
 from tutelage.errors import IntegrityError
+from tutelage.evaluation.cells import TokenFacts
 from tutelage.evaluation.score import score_models
 from tutelage.types import Estimate
 
@@ -17,18 +19,20 @@ pytestmark = pytest.mark.parametrize("name", METRICS)
 
 @pytest.fixture(scope="module")
 def scores(teacher, student):
-    batches = batches_of(rows_of_ids(12), size=4)
+    """Of rows that the student wrote, so that a temperature near 1 suits it."""
+    batches = batches_of(rows_written_by(student, 12), size=4)
+    tokens = TokenFacts(n_bytes_V=np.arange(N_VOCABULARY) % 4)
     return score_models(
-        {"teacher": teacher, "student": student}, batches, teacher="teacher", n_vocabulary=N_VOCABULARY
+        {"teacher": teacher, "student": student}, batches, teacher="teacher", n_vocabulary=N_VOCABULARY, tokens=tokens
     )["student"]
 
 
 def test_a_metric_is_labelled_and_knows_its_direction_and_unit(name):
     module = plugins.load("evaluation/metrics", name)
     assert ":" in module.__doc__.splitlines()[0]
-    assert isinstance(module.HIGHER_IS_BETTER, bool)
+    assert module.HIGHER_IS_BETTER in (True, False, None)
     assert isinstance(module.NEEDS_TEACHER, bool)
-    assert module.UNIT in {"nats", "share", "perplexity", "score"}
+    assert module.UNIT in {"nats", "share", "perplexity", "score", "bits", "correlation", "temperature"}
 
 
 def test_a_metric_gives_a_finite_estimate_that_counts_sequences(name, scores):

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -10,9 +11,10 @@ from torch import nn
 
 from tests.evaluation.conftest import N_VOCABULARY, batches_of, rows_of_ids, tiny_model
 from tutelage.errors import IntegrityError
+from tutelage.evaluation import score as score_module
 from tutelage.evaluation.metrics import brier, ece, held_out_loss, kl_to_teacher, perplexity, top1_agreement
 from tutelage.evaluation.score import N_BINS, SequenceScore, score_models
-from tutelage.types import IGNORED, Batch, TokenView
+from tutelage.types import IGNORED, Batch, LogitTargets, MixtureTargets, TokenView
 
 ROWS = rows_of_ids(9)
 
@@ -92,6 +94,60 @@ def test_scores_do_not_depend_on_batch_size_chunk_or_order(teacher, student, siz
     for a, b in zip(found, expected, strict=True):
         assert (a.n_tokens, a.n_agree, a.n_correct, a.bin_n) == (b.n_tokens, b.n_agree, b.n_correct, b.bin_n)
         assert (a.nll_nats, a.kl_nats) == pytest.approx((b.nll_nats, b.kl_nats), rel=1e-12)
+
+
+@dataclass(frozen=True)
+class _StoredLogits:
+    """A teacher that answers with logits, as a small cache does."""
+
+    model: nn.Module
+    n_parameters: int = 0
+    parameter_bytes: int = 0
+
+    def targets(self, batch: Batch) -> LogitTargets:
+        answer = score_module._answer(self.model, batch, n_vocabulary=N_VOCABULARY)
+        return LogitTargets(logits_NV=answer.head.logits(answer.hidden_ND))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_teacher_of_stored_logits_scores_as_the_live_one(dtype):
+    teacher, student = tiny_model(1, dtype=dtype), tiny_model(2, dtype=dtype)
+    live, stored = (score({"teacher": t, "student": student}) for t in (teacher, _StoredLogits(teacher)))
+    assert live == stored
+
+
+def test_a_mixture_of_two_copies_is_its_model():
+    model = tiny_model(1, dtype=torch.float32)
+
+    @dataclass(frozen=True)
+    class Pair:
+        n_parameters: int = 0
+        parameter_bytes: int = 0
+
+        def targets(self, batch: Batch) -> MixtureTargets:
+            part = score_module._answer(model, batch, n_vocabulary=N_VOCABULARY)
+            return MixtureTargets(parts=(part, part), weights=(0.5, 0.5))
+
+    found = score({"teacher": Pair(), "student": model})["student"]
+    assert kl_to_teacher.compute(found).value == pytest.approx(0.0, abs=1e-6)
+    assert top1_agreement.compute(found).value == 1.0
+
+
+def test_a_soft_capped_head_is_scored_by_its_capped_logits(teacher, student):
+    capped = copy.deepcopy(student)
+    capped.config.final_logit_softcapping = 2.0
+    found = score({"teacher": teacher, "capped": capped})["capped"]
+    nll = 0.0
+    for ids in ROWS:
+        logits_TV = 2.0 * torch.tanh(student(input_ids=ids[None]).logits[0].double() / 2.0)
+        nll += float(torch.nn.functional.cross_entropy(logits_TV[:-1], ids[1:], reduction="sum"))
+    assert sum(s.nll_nats for s in found) == pytest.approx(nll, rel=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_scores_do_not_depend_on_batch_chunk_or_threads(dtype):
+    models = {"teacher": tiny_model(1, dtype=dtype), "student": tiny_model(2, dtype=dtype)}
+    assert score(models, size=4, chunk=7)["student"] == score(models, size=4, chunk=3)["student"]
 
 
 def test_padded_rows_of_a_head_take_no_part(teacher):

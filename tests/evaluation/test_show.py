@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerFast
 
 from tests import tiny
 from tutelage import visible
-from tutelage.evaluation import score
 from tutelage.evaluation.show import Candidate, ModelView, Prompt, PromptView, Shown, render, show_models
 
 HOSTILE = "\x1b[31mred\x07\u202egnp.exe\u2066\u200b[bold]\u2028\ud800\x00\u009b31m\ue000"
@@ -134,8 +133,3 @@ def test_an_escape_is_never_mistaken_for_text():
     assert visible.token("") == "∅"
     assert visible.text("a\n\tb") == "a\n    b"
     assert visible.line("a\nb\xa0c") == "a\\nb\\xa0c"
-
-
-def test_a_token_the_teacher_rules_out_adds_nothing_to_kl():
-    p = torch.tensor([[0.5, 0.5, 0.0]], dtype=torch.float64)
-    assert float(score._dot(p, p.log())) == pytest.approx(-0.6931471805599453)

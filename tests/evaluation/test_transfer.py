@@ -7,9 +7,11 @@ import pytest
 from tests.evaluation.conftest import N_VOCABULARY, batches_of, rows_of_ids, tiny_model
 from tests.evaluation.test_stats import sequence
 from tutelage.errors import IntegrityError
-from tutelage.evaluation import records
+from tutelage.evaluation import records, stats
+from tutelage.evaluation.facts import Excerpt, SetFacts
 from tutelage.evaluation.speed import forward_rates
-from tutelage.evaluation.transfer import check_unscored, cost_of, evaluate_models, transfer_of
+from tutelage.evaluation.sums import N_BINS
+from tutelage.evaluation.transfer import check_unscored, cost_of, evaluate_models, transfer_of, with_texts
 
 
 @pytest.fixture(scope="module")
@@ -34,21 +36,75 @@ def test_every_number_recomputes_exactly_from_the_records(scores, models, tmp_pa
     assert records.read(tmp_path) == transfer
 
 
-def test_a_changed_record_or_number_is_found(scores, tmp_path):
+def test_sources_lengths_and_excerpts_are_in_the_records_too(scores, tmp_path):
+    facts = {
+        "held_out": SetFacts(sources=("a", "b"), source=(0, 1) * 4, length=(40, 90) * 4),
+        "out_of_domain": SetFacts(sources=("c",), source=(0,) * 6, length=(9,) * 6),
+    }
+    found = transfer_of(scores, "teacher", facts=facts)
+    assert {"source", "length"} < {s.kind for s in found.sets["held_out"].slices}
+    for name, result in found.sets.items():
+        excerpts = [Excerpt(row=r, position=p, text=f"text {r} <b>\u2028 {p}") for r, p in result.places()]
+        facts[name] = replace(facts[name], excerpts=tuple(excerpts))
+    found = with_texts(found, facts)
+    assert found.sets["held_out"].hardest[0].text.startswith("text ")
+    assert all(found.sets["held_out"].slices[i].example for i in found.sets["held_out"].worst)
+    records.write(tmp_path, scores, transfer=found, facts=facts)
+    assert records.read(tmp_path) == found
+
+
+def test_reliability_is_the_pooled_bins_and_gives_the_ece_again(scores):
+    result = transfer_of(scores, "teacher").sets["held_out"]
+    for model, found in result.reliability.items():
+        gaps = [abs(c - ok) * n for n, c, ok in zip(found.n, found.confidence, found.correct, strict=True)]
+        assert sum(found.n) == result.n_tokens
+        assert sum(gaps) / result.n_tokens == pytest.approx(result.estimates[model]["ece"].value, rel=1e-12)
+        for k, (n, confidence) in enumerate(zip(found.n, found.confidence, strict=True)):
+            assert n == 0 or k / N_BINS <= confidence <= (k + 1) / N_BINS
+
+
+def test_every_comparison_of_a_set_is_corrected_for_all_of_them(scores):
+    compared = transfer_of(scores, "teacher").sets["held_out"].compared
+    held = stats.holm([c.difference.p for c in compared])
+    assert [c.difference.corrected for c in compared] == held
+    assert {c.metric for c in compared} >= {"kl_to_teacher", "reverse_kl", "acceptance", "runner_up_order"}
+
+
+def test_a_metric_that_some_sequence_has_no_number_for_is_left_out(scores):
+    by_model = {model: list(found) for model, found in scores["held_out"].items()}
+    lacking = {k: v for k, v in by_model["student"][2].sums.items() if k != "reverse_kl_nats"}
+    by_model["student"][2] = replace(by_model["student"][2], sums=lacking)
+    result = transfer_of({"held_out": by_model}, "teacher").sets["held_out"]
+    assert "reverse_kl" not in result.estimates["student"]
+    assert "acceptance" in result.estimates["student"]
+
+
+@pytest.mark.parametrize("name", ["nll_nats", "kl_nats", "brier"])
+@pytest.mark.parametrize("changed", [lambda x: x + 1e-9, lambda _: math.nan], ids=["a little", "NaN"])
+def test_a_changed_record_or_number_is_found(scores, tmp_path, name, changed):
     transfer = transfer_of(scores, "teacher")
     records.write(tmp_path, scores, transfer=transfer)
     path = tmp_path / "records.jsonl"
     lines = path.read_text().splitlines()
     record = json.loads(lines[5])
-    record["nll_nats"] += 1e-9
+    record[name] = changed(record[name])
     path.write_text("\n".join([*lines[:5], json.dumps(record), *lines[6:]]) + "\n")
     with pytest.raises(IntegrityError, match="REPORT_CHECK"):
         records.read(tmp_path)
 
 
-def test_records_of_a_newer_format_are_refused():
+@pytest.mark.parametrize(("version", "what_to_type"), [(99, "pip install -U"), (1, "tutelage evaluate RUN --force")])
+def test_records_of_another_format_are_refused_with_what_to_type(version, what_to_type):
+    with pytest.raises(IntegrityError, match=rf"FORMAT_VERSION.*{what_to_type}"):
+        records.recompute([json.dumps({"format": version, "teacher": None})])
+
+
+def test_records_whose_cells_mean_something_else_are_refused(scores):
+    head, *others = records.lines(scores, "teacher")
+    changed = json.loads(head)
+    changed["cells"]["position"][0] = "positions 0-7"
     with pytest.raises(IntegrityError, match="FORMAT_VERSION"):
-        records.recompute(['{"format": 99, "teacher": null}'])
+        records.recompute([json.dumps(changed), *others])
 
 
 def test_transfer_is_json_without_nan_or_infinity():

@@ -117,9 +117,10 @@ EVALUATION = (
     Mutant(
         id="M57",
         what="standard error that counts tokens",
-        file="evaluation/metrics/top1_agreement.py",
-        old="return ratio(n_agree, [s.n_tokens for s in kept])",
-        new="t = sum(s.n_tokens for s in kept); return ratio([float(i < sum(n_agree)) for i in range(t)], [1.0] * t)",
+        file="evaluation/stats.py",
+        old="return ratio([a for a, _ in known], [b for _, b in known])",
+        new="a, t = sum(a for a, _ in known), int(sum(b for _, b in known)); "
+        "return ratio([float(i < a) for i in range(t)], [1.0] * t)",
         oracles=(STATS + "test_standard_error_counts_sequences_not_tokens",),
     ),
 )

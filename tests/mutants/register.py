@@ -9,6 +9,7 @@ from tests.mutants.cache_codecs import CODECS
 from tests.mutants.cache_threshold import THRESHOLD_CODEC
 from tests.mutants.codistillation import CODISTILLATION
 from tests.mutants.data_and_files import DATA, EVALUATION, FILES
+from tests.mutants.evaluation import NUMBERS
 from tests.mutants.generation import GENERATION
 from tests.mutants.generation_select import SELECTION
 from tests.mutants.generation_teachers import GENERATION_TEACHERS
@@ -34,6 +35,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *CODECS,
     *THRESHOLD_CODEC,
     *EVALUATION,
+    *NUMBERS,
     *GENERATION,
     *SELECTION,
     *GREY_BOX,

@@ -3,13 +3,16 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from tests.evaluation.test_slices import rows_of_one_level
 from tests.evaluation.test_stats import sequence
 from tests.reports.conftest import MODELS, transfer
+from tutelage.evaluation.positions import INVERSE_TEMPERATURES
 from tutelage.evaluation.transfer import transfer_of
 from tutelage.reports import headline, numbers
-from tutelage.reports.table import table_of, to_html, to_markdown, to_rich
+from tutelage.reports.table import _cell, table_of, to_html, to_markdown, to_rich
 from tutelage.reports.text import printed
 from tutelage.types import Estimate
 
@@ -88,6 +91,39 @@ def test_markdown_and_html_have_a_column_a_model():
     table = table_of(transfer())
     assert to_markdown(table).splitlines()[0] == "|  | teacher | student before | student | control |"
     assert to_html(table).count("<th>") == len(MODELS) + 1
+
+
+def test_what_is_weakest_and_miscalibrated_is_said_only_beyond_noise():
+    def said(*, extra: float, temperature: float) -> str:
+        rng = np.random.default_rng(4)
+        scores = []
+        for s in rows_of_one_level(rng, extra=extra, n=40):
+            slopes = tuple(40 * (b - 1 / temperature) for b in INVERSE_TEMPERATURES)
+            losses = tuple(80 + 20 * (b - 1 / temperature) ** 2 for b in INVERSE_TEMPERATURES)
+            noise = float(rng.normal(0, 0.5))
+            scores.append(
+                replace(s, heated_nats=losses, heated_slopes=tuple(x + noise for x in slopes), nll_nats=losses[3])
+            )
+        found = transfer_of({"held_out": {"teacher": scores, "student": scores}}, "teacher")
+        return " ".join(headline.sentences(found))
+
+    loud, quiet = said(extra=0.6, temperature=1.6), said(extra=0.0, temperature=1.0)
+    assert "Weakest, in KL to the teacher above its mean: positions 256-1,023 (+0." in loud
+    assert "the student is too sure of itself: dividing its logits by 1.6" in loud
+    assert "Weakest" not in quiet
+    assert "Calibration" not in quiet
+
+
+def test_the_table_shows_what_one_needs_first_and_all_of_it_on_demand():
+    few, every = (len([r for r in table_of(transfer(), every=e).rows if r.section == "Held-out text"]) for e in (0, 1))
+    assert (few, every) == (5, 6)  # the fixture's sequences lack the other sums
+
+
+@pytest.mark.parametrize(
+    ("unit", "value", "shown"), [("share", 1.0, "100"), ("correlation", 1.0, "1"), ("nats", 0.0, "0")]
+)
+def test_what_is_exact_is_shown_without_decimals(unit, value, shown):
+    assert _cell(Estimate(value=value, stderr=0.0, n=5, unit=unit), 3, best=False).value == shown
 
 
 def test_unscored_sequences_are_said_and_shown():

@@ -24,6 +24,15 @@ def test_what_was_measured_is_read_from_its_records(finished):
     assert (finished.path / "evaluation/records.jsonl").read_bytes() == before
 
 
+def test_a_run_names_its_slices_and_its_hardest_inputs_with_words_to_read(finished):
+    result = finished.evaluation().transfer.sets["held_out"]
+    assert "position" in {s.kind for s in result.slices}  # of the other kinds this text has one slice each
+    record = json.loads((finished.path / "evaluation/records.jsonl").read_text().splitlines()[-1])
+    assert {"position", "rarity", "teacher_confidence"} == record["cells"].keys()
+    assert all("⟦" in h.text for h in result.hardest)
+    assert {"bits_per_byte", "acceptance", "mending_temperature"} <= result.estimates["student"].keys()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "float64", "bfloat16"])
 def test_a_run_measured_again_gives_the_same_numbers(precision, base, tmp_path):

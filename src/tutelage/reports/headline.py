@@ -10,6 +10,8 @@ from tutelage import roles, visible
 from tutelage.evaluation.stats import Difference, quantile_95
 from tutelage.evaluation.transfer import HELD_OUT, OUT_OF_DOMAIN, SetResult, Transfer
 
+_TRIFLE_NATS = 0.005
+
 
 def trained(transfer: Transfer) -> list[str]:
     """The models that this run trained: what "best" is said of."""
@@ -44,7 +46,8 @@ def sentences(transfer: Transfer) -> list[str]:
         of_it = []
         if roles.control(name) in result.estimates:
             of_it = [_loss(result, name), _imitation(result, name)]
-        of_it += [_progress(result, name), _domains(transfer, name)]
+        of_it += [_progress(result, name), _domains(transfer, name), _calibration(result, name)]
+        of_it += [_weakest(result)] if len(names) == 1 else []
         said += [s if len(names) == 1 else f"{name}, {s[0].lower()}{s[1:]}" for s in of_it if s]
     return [visible.line(s) for s in (*said, *_unscored(transfer))]
 
@@ -53,7 +56,7 @@ def _loss(result: SetResult, name: str) -> str:
     d = result.difference("held_out_loss", first=name, second=roles.control(name))
     if d is None:
         return ""
-    if not d.decided:
+    if not d.is_sure:
         return (
             f"Held-out loss: no difference between student and control ({_signed(d)} nats, paired over {d.n} "
             "sequences): having a teacher neither helped nor harmed the prediction of this text by more than noise."
@@ -74,7 +77,7 @@ def _imitation(result: SetResult, name: str) -> str:
     d = result.difference("kl_to_teacher", first=name, second=roles.control(name))
     if d is None:
         return ""
-    if not d.decided:
+    if not d.is_sure:
         return f"Imitation: no difference between student and control in KL to the teacher ({_signed(d)} nats)."
     both = {"student": name, "control": roles.control(name)}
     winner, loser = ("student", "control") if d.value < 0 else ("control", "student")
@@ -116,6 +119,33 @@ def _domains(transfer: Transfer, student: str) -> str:
         f"What was lost: the student’s loss is {_above(inside)} the teacher’s on its own kind of text, and "
         f"{_above(outside)} it out of domain, on text of a kind it was not trained on: {verdict}."
     )
+
+
+def _calibration(result: SetResult, name: str) -> str:
+    """Only where the temperature that mends it differs from 1 by more than noise and saves more than a trifle."""
+    of_it = result.estimates.get(name, {})
+    found, saved = of_it.get("mending_temperature"), of_it.get("saved_by_temperature")
+    if found is None or saved is None or saved.value < _TRIFLE_NATS:
+        return ""
+    half = quantile_95(found.n) * found.stderr
+    if abs(found.value - 1) <= half:
+        return ""
+    verdict = "too sure of itself" if found.value > 1 else "not sure enough"
+    return (
+        f"Calibration: the student is {verdict}: dividing its logits by {found.value:.2f} ± {found.stderr:.2f} would "
+        f"lower its held-out loss by {saved.value:.3f} nats."
+    )
+
+
+def _weakest(result: SetResult) -> str:
+    """The slices that are worse than the whole by more than noise, at most three; of a family nothing is said."""
+    found = [result.slices[i] for i in result.worst]
+    gaps = [(s.name, s.against_whole) for s in found if s.against_whole is not None and s.against_whole.is_sure]
+    if not gaps:
+        return ""
+    named = "; ".join(f"{name} (+{_size(gap)})" for name, gap in gaps[:3])
+    measure = "KL to the teacher" if any("kl_to_teacher" in by for by in result.estimates.values()) else "loss"
+    return f"Weakest, in {measure} above its mean: {named}; nats, more than noise among {len(result.slices)} slices."
 
 
 def _unscored(transfer: Transfer) -> list[str]:

@@ -17,7 +17,7 @@ from tutelage.reports import headline
 from tutelage.reports.numbers import count, decimals, estimate, seconds, size
 from tutelage.types import Estimate
 
-ORDER = ("held_out_loss", "perplexity", "kl_to_teacher", "top1_agreement", "ece")  # other metrics follow by name
+ORDER = ("held_out_loss", "perplexity", "kl_to_teacher", "top1_agreement", "ece")  # the table without `every`
 _SECTIONS = {HELD_OUT: "Held-out text", OUT_OF_DOMAIN: "Out of domain"}
 _BEST = "●"
 _MARKDOWN = {c: f"\\{c}" for c in "\\`*_{}[]#|!~"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
@@ -58,9 +58,13 @@ class Table:
         return [(name, [row for row in self.rows if row.section == name]) for name in names]
 
 
-def table_of(transfer: Transfer) -> Table:
-    """The table of a transfer."""
-    rows = [row for name, result in transfer.sets.items() for row in _metric_rows(name, result, transfer=transfer)]
+def table_of(transfer: Transfer, *, every: bool = False) -> Table:
+    """The table of a transfer: the metrics that a person needs first, or all of them."""
+    rows = [
+        row
+        for name, result in transfer.sets.items()
+        for row in _metric_rows(name, result, transfer=transfer, every=every)
+    ]
     return Table(
         models=tuple(model_name(m) for m in transfer.models),
         rows=(*rows, *_cost_rows(transfer)),
@@ -74,10 +78,10 @@ def model_name(name: str) -> str:
     return visible.line(name.replace("_", " "))
 
 
-def metric_names(result: SetResult) -> list[str]:
-    """The metrics of a set: the usual ones first."""
+def metric_names(result: SetResult, *, every: bool = True) -> list[str]:
+    """The metrics of a set: the usual ones first, or alone."""
     found = {metric for by_metric in result.estimates.values() for metric in by_metric}
-    return [m for m in ORDER if m in found] + sorted(found - set(ORDER))
+    return [m for m in ORDER if m in found] + (sorted(found - set(ORDER)) if every else [])
 
 
 def to_rich(table: Table, *, width: int) -> Group:
@@ -123,11 +127,11 @@ def to_html(table: Table) -> str:
     )
 
 
-def _metric_rows(name: str, result: SetResult, *, transfer: Transfer) -> list[Row]:
+def _metric_rows(name: str, result: SetResult, *, transfer: Transfer, every: bool) -> list[Row]:
     section = _SECTIONS.get(name, visible.line(name.replace("_", " ")))
     trained = [m for m in headline.trained(transfer) if m in result.estimates]
     rows = []
-    for metric in metric_names(result):
+    for metric in metric_names(result, every=every):
         module = plugins.load(METRICS, metric)
         best = best_of(result, metric, models=trained, higher=module.HIGHER_IS_BETTER)
         estimates = [result.estimates[model].get(metric) for model in transfer.models]
@@ -138,7 +142,7 @@ def _metric_rows(name: str, result: SetResult, *, transfer: Transfer) -> list[Ro
                 section=section,
                 label=(module.__doc__ or metric).splitlines()[0].split(":")[0],
                 unit={"share": "%", "nats": "nats"}.get(module.UNIT, ""),
-                better="higher" if module.HIGHER_IS_BETTER else "lower",
+                better={True: "higher", False: "lower", None: ""}[module.HIGHER_IS_BETTER],
                 cells=tuple(
                     _cell(e, n_decimals, best=model == best)
                     for model, e in zip(transfer.models, estimates, strict=True)
@@ -151,11 +155,16 @@ def _metric_rows(name: str, result: SetResult, *, transfer: Transfer) -> list[Ro
     return rows
 
 
-def best_of(result: SetResult, metric: str, *, models: Sequence[str], higher: bool) -> str | None:
-    """The model that beats every other of `models` by more than noise; None when no model does."""
+def best_of(result: SetResult, metric: str, *, models: Sequence[str], higher: bool | None) -> str | None:
+    """The model that beats every other of `models` by more than noise; None when no model does.
+
+    Noise is judged over all comparisons of the set together.  `higher` None: no value is better than another.
+    """
+    if higher is None:
+        return None
     for model in models:
         others = [result.difference(metric, first=model, second=other) for other in models if other != model]
-        if others and all(d is not None and d.decided and (d.value > 0) == higher for d in others):
+        if others and all(d is not None and d.is_sure and (d.value > 0) == higher for d in others):
             return model
     return None
 
@@ -163,8 +172,8 @@ def best_of(result: SetResult, metric: str, *, models: Sequence[str], higher: bo
 def _cell(found: Estimate | None, n_decimals: int, *, best: bool) -> Cell:
     if found is None:
         return Cell()
-    if found.value == found.stderr == 0 or (found.value == 1 and found.stderr == 0):  # the teacher against itself
-        return Cell(value="100" if found.unit == "share" and found.value == 1 else "0", best=best)
+    if found.stderr == 0 and found.value in (0, 1):  # the teacher against itself
+        return Cell(value=f"{found.value * (100 if found.unit == 'share' else 1):.0f}", best=best)
     value, error = estimate(found, n_decimals=n_decimals)
     return Cell(value=value, error=error, best=best)
 
@@ -190,7 +199,7 @@ def _footnote(transfer: Transfer) -> str:
         for name, r in transfer.sets.items()
     )
     others = "the other trained model" if len(headline.trained(transfer)) == 2 else "every other trained model"
-    marked = f"  {_BEST} better than {others} by more than noise (95%, paired)."
+    marked = f"  {_BEST} better than {others} by more than noise (95%, paired, all comparisons together)."
     return visible.line(
         f"± one standard error, counting sequences ({sizes}).{marked if len(headline.trained(transfer)) > 1 else ''}"
     )

@@ -13,7 +13,7 @@ from torch import nn
 
 from tutelage import console, io, roles
 from tutelage.errors import ConfigError, IntegrityError
-from tutelage.evaluation import records, tasks, transfer
+from tutelage.evaluation import facts, records, tasks, transfer
 from tutelage.evaluation.score import Scored
 from tutelage.evaluation.show import Prompt, Shown, render, show_models
 from tutelage.evaluation.speed import forward_rates
@@ -76,6 +76,12 @@ def measure(
     if not sets:
         raise IntegrityError("NO_SCORED_TOKENS", "no held-out rows to measure on; set data.held_out in the recipe")
     n_tokens = sum(item.batch.n_trained for items in sets.values() for item in items)
+    tokens = facts.token_facts(
+        prepared.tokenizer,
+        prepared.loader.store,
+        training_rows=prepared.loader.rows,
+        n_vocabulary=prepared.n_vocabulary,
+    )
     with console.Progress("measuring on held-out text", total=n_tokens) as bar:
         scores = transfer.evaluate_models(
             models,
@@ -83,6 +89,7 @@ def measure(
             teacher=teacher,
             n_vocabulary=prepared.n_vocabulary,
             progress=bar.advance,
+            tokens=tokens,
         )
     first = next(iter(sets.values()))[0].batch
     present = {name: model for name, model in models.items() if isinstance(model, nn.Module)}
@@ -91,9 +98,13 @@ def measure(
         name: transfer.cost_of(model, rate_tok_per_s=rates.get(name), training_s=training_s.get(name))
         for name, model in models.items()
     }
-    result = transfer.transfer_of(scores, teacher, costs=costs)
+    of_rows = {name: facts.set_facts(*prepared.measured_rows[name]) for name in sets}
+    result = transfer.transfer_of(scores, teacher, costs=costs, facts=of_rows)
+    of_rows = _with_excerpts(of_rows, result, prepared)
+    result = transfer.with_texts(result, of_rows)
     io.make_directory(run.evaluation)
-    records.write(run.evaluation, scores, transfer=result)  # first: an unscored sequence must not cost the others
+    # First: an unscored sequence must not cost the others.
+    records.write(run.evaluation, scores, transfer=result, facts=of_rows)
     transfer.check_unscored(result)
     answered = measure_tasks(prepared, models, folder=run.evaluation)
     shown = show_models(
@@ -105,6 +116,18 @@ def measure(
     )
     io.write_json(run.evaluation / SHOWN, shown.json())
     return Measured(path=run.evaluation / records.TRANSFER, transfer=result, shown=shown, tasks=answered)
+
+
+def _with_excerpts(
+    of_rows: Mapping[str, facts.SetFacts], result: Transfer, prepared: Prepared
+) -> dict[str, facts.SetFacts]:
+    """The texts of the examples that the result names, read from the store."""
+    found = {}
+    for name, known in of_rows.items():
+        store, rows = prepared.measured_rows[name]
+        places = result.sets[name].places()
+        found[name] = facts.with_excerpts(known, places, store=store, rows=rows, tokenizer=prepared.tokenizer)
+    return found
 
 
 def on_path(model: nn.Module, prepared: Prepared) -> nn.Module:

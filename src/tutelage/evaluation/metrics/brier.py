@@ -5,19 +5,19 @@ In [0, 2]; unlike the loss it is bounded, so one confident mistake cannot rule i
 
 from collections.abc import Sequence
 
-from tutelage.evaluation.score import SequenceScore
-from tutelage.evaluation.stats import Measured, estimate, ratio, scored
+from tutelage.evaluation.stats import Measured, estimate, mean_of
+from tutelage.evaluation.sums import SequenceScore
 from tutelage.types import Estimate
 
 HIGHER_IS_BETTER = False
 UNIT = "score"
 NEEDS_TEACHER = False
+SUMS = ("brier",)
 
 
 def measure(scores: Sequence[SequenceScore]) -> Measured:
     """The value and each sequence's influence on it."""
-    kept = scored(scores, "brier")
-    return ratio([s.brier for s in kept], [s.n_tokens for s in kept])
+    return mean_of(scores, "brier", metric="brier")
 
 
 def compute(scores: Sequence[SequenceScore]) -> Estimate:

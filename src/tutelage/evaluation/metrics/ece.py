@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tutelage.evaluation.score import SequenceScore
 from tutelage.evaluation.stats import Array, Measured, estimate, jackknife, scored
+from tutelage.evaluation.sums import SequenceScore
 from tutelage.types import Estimate
 
 HIGHER_IS_BETTER = False
 UNIT = "share"
 NEEDS_TEACHER = False
+SUMS = ("bin_confidence", "bin_correct")
 
 
 def measure(scores: Sequence[SequenceScore]) -> Measured:

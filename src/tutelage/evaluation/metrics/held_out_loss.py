@@ -5,19 +5,19 @@ In nats a token.  It asks who predicts this text, not who imitates the teacher.
 
 from collections.abc import Sequence
 
-from tutelage.evaluation.score import SequenceScore
-from tutelage.evaluation.stats import Measured, estimate, ratio, scored
+from tutelage.evaluation.stats import Measured, estimate, mean_of
+from tutelage.evaluation.sums import SequenceScore
 from tutelage.types import Estimate
 
 HIGHER_IS_BETTER = False
 UNIT = "nats"
 NEEDS_TEACHER = False
+SUMS = ("nll_nats",)
 
 
 def measure(scores: Sequence[SequenceScore]) -> Measured:
     """The value and each sequence's influence on it."""
-    kept = scored(scores, "held_out_loss")
-    return ratio([s.nll_nats for s in kept], [s.n_tokens for s in kept])
+    return mean_of(scores, "nll_nats", metric="held_out_loss")
 
 
 def compute(scores: Sequence[SequenceScore]) -> Estimate:

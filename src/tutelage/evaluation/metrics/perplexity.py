@@ -6,19 +6,19 @@ Of all tokens together (micro average), not a mean of the sequences' perplexitie
 import math
 from collections.abc import Sequence
 
-from tutelage.evaluation.score import SequenceScore
-from tutelage.evaluation.stats import Measured, estimate, ratio, scored
+from tutelage.evaluation.stats import Measured, estimate, mean_of
+from tutelage.evaluation.sums import SequenceScore
 from tutelage.types import Estimate
 
 HIGHER_IS_BETTER = False
 UNIT = "perplexity"
 NEEDS_TEACHER = False
+SUMS = ("nll_nats",)
 
 
 def measure(scores: Sequence[SequenceScore]) -> Measured:
     """The value and each sequence's influence on it, by the delta method: d exp(x) = exp(x) dx."""
-    kept = scored(scores, "perplexity")
-    loss = ratio([s.nll_nats for s in kept], [s.n_tokens for s in kept])
+    loss = mean_of(scores, "nll_nats", metric="perplexity")
     value = math.exp(loss.value) if loss.value < 700 else math.inf
     return Measured(value, value * loss.influence_n)
 

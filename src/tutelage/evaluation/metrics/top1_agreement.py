@@ -2,23 +2,21 @@
 
 from collections.abc import Sequence
 
-from tutelage.evaluation.score import SequenceScore
-from tutelage.evaluation.stats import Measured, estimate, ratio, scored
+from tutelage.evaluation.stats import Measured, estimate, mean_of
+from tutelage.evaluation.sums import SequenceScore
 from tutelage.types import Estimate
 
 HIGHER_IS_BETTER = True
 UNIT = "share"
 NEEDS_TEACHER = True
+SUMS = ("n_agree",)
 
 
 def measure(scores: Sequence[SequenceScore]) -> Measured:
     """The value and each sequence's influence on it."""
-    kept = scored(scores, "top1_agreement")
-    n_agree = [s.n_agree for s in kept if s.n_agree is not None]
-    assert len(n_agree) == len(kept), "top1_agreement needs scores made with a teacher"
-    return ratio(n_agree, [s.n_tokens for s in kept])
+    return mean_of(scores, "n_agree", metric="top1_agreement")
 
 
 def compute(scores: Sequence[SequenceScore]) -> Estimate:
-    """Ratio estimator over sequences: tokens of one sequence are not independent, so n counts sequences."""
+    """Ratio estimator over sequences."""
     return estimate(measure(scores), UNIT)

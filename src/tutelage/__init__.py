@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tutelage.verbs.evaluate import evaluate
     from tutelage.verbs.generate import Generated, generate
     from tutelage.verbs.label import Labelled, label
+    from tutelage.verbs.report import Reported, report
     from tutelage.verbs.show import show
     from tutelage.verbs.status import Status, status
     from tutelage.verbs.train import Run, train
@@ -30,6 +31,7 @@ _PLACES = {
     "Generated": "verbs.generate:Generated",
     "Labelled": "verbs.label:Labelled",
     "Recipe": "recipe:Recipe",
+    "Reported": "verbs.report:Reported",
     "Run": "verbs.train:Run",
     "Status": "verbs.status:Status",
     "cache": "cache:",
@@ -42,6 +44,7 @@ _PLACES = {
     "label": "verbs.label:label",
     "load_recipe": "recipe:load_recipe",
     "losses": "losses:",
+    "report": "verbs.report:report",
     "show": "verbs.show:show",
     "status": "verbs.status:status",
     "train": "verbs.train:train",
@@ -51,6 +54,7 @@ __all__ = [
     "Generated",
     "Labelled",
     "Recipe",
+    "Reported",
     "Run",
     "Status",
     "__version__",
@@ -64,6 +68,7 @@ __all__ = [
     "label",
     "load_recipe",
     "losses",
+    "report",
     "show",
     "status",
     "train",

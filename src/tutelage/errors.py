@@ -31,6 +31,8 @@ CODES: dict[str, str] = {
     "NO_SCORED_TOKENS": "nothing is left to score",
     "UNSCORED": "too many held-out sequences have no finite score",
     "REPORT_CHECK": "a reported number is not what the raw records give",
+    "NOT_COMPARABLE": "runs that are compared differ in evaluation sets, tokenizers or teachers",
+    "UNEQUAL_BUDGET": "runs that are compared were trained on different numbers of tokens",
     "CHECKSUM": "a file is not what its manifest says",
     "CKPT_CHECKSUM": "a checkpoint is damaged; an older one is used if there is one",
     "CKPT_INCOMPLETE": "a checkpoint lacks a part",

@@ -31,6 +31,35 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reliability:
+    """A model's confidence against how often it is right: a bin each of n positions, mean confidence, share correct."""
+
+    n: tuple[int, ...]
+    confidence: tuple[float, ...]
+    correct: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slice:
+    """The results on a part of the positions; `kind` is what they were divided by, `name` says which part, in words."""
+
+    kind: str
+    name: str
+    n_sequences: int
+    n_tokens: int
+    estimates: dict[str, dict[str, Estimate]]  # model -> metric -> estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hard:
+    """One of the hardest inputs: its row, an excerpt to read, and each model's values by metric."""
+
+    row: int
+    text: str
+    values: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SetResult:
     """The results on one set of text; `n_unscored` counts the sequences that a model gave no number for."""
 
@@ -39,6 +68,10 @@ class SetResult:
     n_unscored: dict[str, int]
     estimates: dict[str, dict[str, Estimate]]  # model -> metric -> estimate
     compared: tuple[stats.Compared, ...]
+    reliability: dict[str, Reliability] = field(default_factory=dict)  # by model
+    slices: tuple[Slice, ...] = ()
+    worst: tuple[int, ...] = ()  # places in `slices`, the student's worst first
+    hardest: tuple[Hard, ...] = ()
 
     def difference(self, metric: str, *, first: str, second: str) -> stats.Difference | None:
         """metric(first) - metric(second), paired; None when the two were not compared."""
@@ -65,7 +98,7 @@ class Transfer:
 
 def evaluate_models(
     models: Mapping[str, Scored],
-    sets: dict[str, Iterable[tuple[Batch, Tensor]]],
+    sets: Mapping[str, Iterable[tuple[Batch, Tensor]]],
     *,
     teacher: str | None,
     n_vocabulary: int,

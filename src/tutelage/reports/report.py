@@ -1,0 +1,93 @@
+"""What a report is made of, gathered from a run's folder: the same for the page, Markdown and JSON."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from tutelage import io
+from tutelage.evaluation import explorer, records, tasks
+from tutelage.evaluation.explorer import Explorer
+from tutelage.evaluation.show import SHOWN, Shown
+from tutelage.evaluation.transfer import Transfer
+from tutelage.reports import tasks as tasks_table
+from tutelage.rundir import RunDirectory
+
+# What is measured beside the transfer: `read(folder)` of the first gives a result or None, the second draws it.
+_MEASURED: tuple[tuple[ModuleType, ModuleType], ...] = ((tasks, tasks_table),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """One more table of the report; the first cell of a row is its name.  Cells are raw text."""
+
+    title: str
+    note: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a page is made of; `metrics` are the lines of metrics.jsonl, `recipe` is YAML text.
+
+    Of several runs that are compared, `runs` has their folders by name, and `run` is empty.
+    """
+
+    run: str
+    transfer: Transfer
+    shown: Shown | None = None
+    explorer: Explorer | None = None
+    tables: Sequence[Table] = ()
+    metrics: Sequence[Mapping[str, Any]] = ()
+    recipe: str = ""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    runs: Mapping[str, str] = field(default_factory=dict)
+    cautions: Sequence[str] = ()  # what the reader must know before believing the table
+
+    @property
+    def commands(self) -> dict[str, str]:
+        """What to type for each part of the report to be made again."""
+        folders = [shlex.quote(folder) for folder in (self.runs.values() if self.runs else (self.run,))]
+        run = folders[0]
+        return {
+            "report": f"tutelage report {' '.join(folders)}",
+            "table": "; ".join(f"tutelage evaluate {folder}" for folder in folders),
+            "again": f"tutelage evaluate {run} --force",
+            "curves": f"tutelage train {run}/recipe.yaml --run-dir {run}",
+        }
+
+    def show_command(self, text: str) -> str:
+        """What shows the next tokens of one text."""
+        return f"tutelage show {shlex.quote(self.run)} {shlex.quote(text)}"
+
+
+def report_of(run: RunDirectory) -> Report:
+    """The report of a finished and measured run.
+
+    The numbers are recomputed from the raw records; IntegrityError[REPORT_CHECK] when they differ from what is stored.
+    """
+    folder = run.evaluation
+    return Report(
+        run=str(run),
+        transfer=records.read(folder),
+        shown=Shown.of_json(io.read_json(folder / SHOWN)) if (folder / SHOWN).is_file() else None,
+        explorer=explorer.read(folder),
+        tables=_tables(folder),
+        metrics=run.metrics(),
+        recipe=run.recipe_path.read_text(encoding="utf-8"),
+        provenance=io.read_json(run.provenance_path),
+    )
+
+
+def _tables(folder: Path) -> list[Table]:
+    found = []
+    for measured, drawn in _MEASURED:
+        result = measured.read(folder)
+        if result is not None:
+            found.append(
+                Table(title=drawn.TITLE, note=drawn.note(result), head=drawn.head(result), rows=drawn.rows(result))
+            )
+    return found

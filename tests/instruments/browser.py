@@ -20,6 +20,14 @@ from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "headless_shell")
 _WAIT_S = 60.0
+# The pipe of the protocol is descriptors 3 and 4 of the browser.
+_LAUNCHER = """
+import fcntl, os, sys
+high = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3]]
+for place, number in zip((3, 4), high):
+    os.dup2(number, place)
+os.execvp(sys.argv[3], sys.argv[3:])
+"""
 
 
 def found() -> str | None:
@@ -32,26 +40,29 @@ class Browser:
     """One page at a time; used with `with`."""
 
     def __init__(self) -> None:
-        self._profile = tempfile.TemporaryDirectory(prefix="tutelage-browser-")
+        self._profile = tempfile.TemporaryDirectory(prefix="tutelage-browser-", ignore_cleanup_errors=True)
         to_read, self._write = os.pipe()
         self._read, to_write = os.pipe()
         switches = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-extensions"]
         switches += ["--disable-background-networking", "--disable-component-update", "--hide-scrollbars"]
         command = [str(found()), *switches, f"--user-data-dir={self._profile.name}", "--remote-debugging-pipe"]
-        # The protocol's pipe is descriptors 3 and 4 of the browser.
-        script = f'exec "$@" 3<&{to_read} 4>&{to_write}'
+        launcher = [sys.executable, "-c", _LAUNCHER, str(to_read), str(to_write)]
         self._process = subprocess.Popen(
-            ["sh", "-c", script, "sh", *command], pass_fds=(to_read, to_write), stderr=subprocess.DEVNULL
+            [*launcher, *command], pass_fds=(to_read, to_write), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
         os.close(to_read)
         os.close(to_write)
         self._rest, self._serial = b"", 0
         self.events: list[dict[str, Any]] = []
-        target = self._call("Target.createTarget", {"url": "about:blank"}, session=None)["targetId"]
-        attached = self._call("Target.attachToTarget", {"targetId": target, "flatten": True}, session=None)
-        self._session = attached["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self._call(f"{domain}.enable", {})
+        try:
+            target = self._call("Target.createTarget", {"url": "about:blank"}, session=None)["targetId"]
+            attached = self._call("Target.attachToTarget", {"targetId": target, "flatten": True}, session=None)
+            self._session = attached["sessionId"]
+            for domain in ("Page", "Runtime", "Log", "Network"):
+                self._call(f"{domain}.enable", {})
+        except BaseException:
+            self.__exit__()
+            raise
 
     def __enter__(self) -> "Browser":
         return self

@@ -141,7 +141,13 @@ def reliability(result: SetResult, *, models: Sequence[str]) -> Panel | None:
         term="reliability",
         x_label="confidence",
         models=tuple(shown),
-        svg=drawn(draw, name="reliability", described=f"Reliability diagram. {said}.", n_models=len(models)),
+        svg=drawn(
+            draw,
+            name="reliability",
+            described=f"Reliability diagram. {said}.",
+            n_models=len(models),
+            size_in=(4.2, 3.9),
+        ),
     )
 
 

@@ -42,7 +42,7 @@ def hardest(result: SetResult, transfer: Transfer) -> Table | None:
     return Table(
         title="The hardest inputs",
         note="Means over the tokens of one text; the row is its place in evaluation/records.jsonl.",
-        head=["", *(f"{_label(metric)}, {model_name(model)}" for model, metric in columns), "Row"],
+        head=["", *(f"{model_name(model)}: {_label(metric)}" for model, metric in columns), "Row"],
         rows=[
             [hard.text, *(_plain(hard.values.get(model, {}).get(metric)) for model, metric in columns), str(hard.row)]
             for hard in result.hardest

@@ -15,6 +15,7 @@ from tests.mutants.generation_teachers import GENERATION_TEACHERS
 from tests.mutants.grey import GREY_BOX
 from tests.mutants.losses import DIVERGENCES, FUSED
 from tests.mutants.mutant import Mutant
+from tests.mutants.reports import REPORTS
 from tests.mutants.stored_targets import COMPILED_SAMPLED, STORED_TARGETS
 from tests.mutants.training import LOOP, STEP
 from tests.mutants.verbs import RUNS
@@ -38,4 +39,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *GREY_BOX,
     *GENERATION_TEACHERS,
     *RUNS,
+    *REPORTS,
 )

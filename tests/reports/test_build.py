@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -106,6 +107,15 @@ def test_no_text_adds_a_tag_an_attribute_or_an_address_to_the_page(report_with, 
     assert found.tags == harmless.tags
     text = "".join(found.text)
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]", text)
+
+
+def test_a_text_of_the_explorer_cannot_end_its_data(report_with):
+    payload = "</script><script>alert(1)</script><!--\u2028&"
+    page = build_report(undrawn(report_with(payload)))
+    (data,) = re.findall(r'<script type="application/json" id="explored">(.*?)</script>', page, re.DOTALL)
+    assert not set("<>&\u2028") & set(data)
+    assert payload.replace("\u2028", "\\u2028") in json.loads(data)["tokens"]
+    assert len(scripts(page)) == 1
 
 
 def test_no_name_of_a_slice_adds_anything_to_a_drawing(report_with):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 import tutelage
 from tests.verbs.tiny_runs import call
@@ -74,6 +75,19 @@ def test_what_cannot_be_written_is_said_before_anything_is(copy, tmp_path):
     assert "holds no run" in call("report", tmp_path / "nothing")[2]
     shutil.rmtree(run / "evaluation")
     assert f"tutelage evaluate {run}" in call("report", run)[2]
+
+
+def test_a_student_of_the_teachers_layers_is_told_as_one_base_and_another_one_is_not(copy):
+    run = copy("run")
+    code, _, err = call("report", run)
+    assert "warning[SAME_BASE]: the student and the teacher began as one model." in err
+    assert "Same base" in (run / "report.html").read_text()
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["student"] = {"model": "org/other"}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    code, _, err = call("report", run)
+    assert (code, "SAME_BASE" in err) == (0, False)
+    assert "Same base" not in (run / "report.html").read_text()
 
 
 def test_a_number_that_its_records_do_not_give_is_not_reported(copy):

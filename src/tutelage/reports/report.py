@@ -7,7 +7,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tutelage import io
+import yaml
+
+from tutelage import io, roles
 from tutelage.evaluation import explorer, records, tasks
 from tutelage.evaluation.explorer import Explorer
 from tutelage.evaluation.show import SHOWN, Shown
@@ -17,6 +19,10 @@ from tutelage.rundir import RunDirectory
 
 # What is measured beside the transfer: `read(folder)` of the first gives a result or None, the second draws it.
 _MEASURED: tuple[tuple[ModuleType, ModuleType], ...] = ((tasks, tasks_table),)
+_TRAITS = (
+    "Between such models traits can pass that no text shows, through unrelated data too (Nature 2026, "
+    "s41586-026-10319-8): leaving texts out does not rule that out, and this page does not measure it."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +85,20 @@ def report_of(run: RunDirectory) -> Report:
         metrics=run.metrics(),
         recipe=run.recipe_path.read_text(encoding="utf-8"),
         provenance=io.read_json(run.provenance_path),
+        cautions=_same_base(yaml.safe_load(run.recipe_path.read_text(encoding="utf-8"))),
     )
+
+
+def _same_base(recipe: Mapping[str, Any]) -> list[str]:
+    """The caution that traits pass where teacher and student are known to share a base; nothing filters them out."""
+    teacher = recipe.get("teacher") or {}
+    learners = recipe.get("students") or {roles.STUDENT: recipe.get("student") or {}}
+    of_layers = [name for name, one in learners.items() if one.get("layers")]
+    alike = [name for name, one in learners.items() if one.get("model") and one["model"] == teacher.get("model")]
+    if not teacher or not (of_layers or alike):
+        return []
+    names = " and ".join(name if name != roles.STUDENT else "the student" for name in (*of_layers, *alike))
+    return [f"Same base: {names} and the teacher began as one model. {_TRAITS}"]
 
 
 def _tables(folder: Path) -> list[Table]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tutelage import io
+from tutelage import console, io
 from tutelage.errors import ConfigError
 from tutelage.evaluation import records
 from tutelage.reports.build import build_report
@@ -53,6 +53,9 @@ def report(*runs: str | Path, format: str | None = None, output: str | Path | No
     chosen, path = _target(directories, format=format, output=output)
     made = report_of(directories[0]) if len(directories) == 1 else compared(directories)
     _write(path, _content(made, chosen), directories)
+    for caution in made.cautions:
+        if caution.startswith("Same base: "):
+            console.warning("SAME_BASE", caution.removeprefix("Same base: "))
     return Reported(path=path, content=to_json(made))
 
 

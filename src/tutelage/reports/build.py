@@ -46,7 +46,7 @@ def build_report(report: Report) -> str:
         style=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
         title=headline.title(transfer),
-        findings=[s.partition(": ") for s in (*table.sentences, *report.cautions)],
+        findings=[s.partition(": ") for s in report.findings],
         table=table,
         sections=table.sections(),
         names={m: model_name(m) for m in transfer.models},

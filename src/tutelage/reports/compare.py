@@ -15,9 +15,10 @@ import yaml
 from tutelage import console, io, roles
 from tutelage.errors import ConfigError
 from tutelage.evaluation import records
-from tutelage.evaluation.transfer import HELD_OUT
+from tutelage.evaluation.transfer import HELD_OUT, Transfer
 from tutelage.reports.numbers import count, seconds
 from tutelage.reports.report import Report, Table
+from tutelage.reports.table import model_name
 from tutelage.rundir import RunDirectory
 
 _SAME_LOSS = 5e-3  # relative: a stored teacher, or another order of additions, moves a loss by less
@@ -77,6 +78,7 @@ def compared(runs: Sequence[RunDirectory]) -> Report:
         tables=[_runs_table(parts)],
         runs={part.name: str(part.run) for part in parts},
         cautions=_cautions(parts, sets=sets, teacher=teacher),
+        said=_ranked(transfer),
     )
 
 
@@ -129,14 +131,17 @@ def _lines(parts: Sequence[_Part], *, sets: Sequence[str]) -> Iterator[str]:
             for line in part.lines:
                 is_teacher = line["model"] == roles.TEACHER
                 if line["set"] == name and not (is_teacher and part is not parts[0]):
-                    yield json.dumps({**line, "model": _renamed(line["model"], part)})
+                    renamed = _renamed(line["model"], part)
+                    if not roles.is_before(renamed):  # what they were before stands in the page of each run
+                        yield json.dumps({**line, "model": renamed})
 
 
 def _costs(parts: Sequence[_Part]) -> dict[str, dict[str, Any]]:
     return {
-        _renamed(model, part): cost
+        renamed: cost
         for part in reversed(parts)  # the teacher's of the first run
         for model, cost in part.costs.items()
+        if not roles.is_before(renamed := _renamed(model, part))
     }
 
 
@@ -182,6 +187,31 @@ def _texts(set_name: str, parts: Sequence[_Part]) -> list[str]:
         return []
     stores = {part.name: str(part.provenance.get("data", {}).get("held_out"))[:8] for part in parts}
     return _differing(f"{shown} data", stores)
+
+
+# --- what it says ---
+def _ranked(transfer: Transfer) -> list[str]:
+    """Which student is best, and whether the next one is behind by more than noise."""
+    result, said = transfer.sets[HELD_OUT], []
+    for metric, label, best in (
+        ("held_out_loss", "Held-out loss", "lowest"),
+        ("kl_to_teacher", "Imitation", "closest"),
+    ):
+        values = {m: result.estimates.get(m, {}).get(metric) for m in roles.students(transfer.models)}
+        ranked = sorted((found.value, model) for model, found in values.items() if found is not None)
+        if len(ranked) < 2:
+            continue
+        (_, first), (_, second) = ranked[:2]
+        d = result.difference(metric, first=first, second=second)
+        each = ", ".join(f"{model_name(model)} {value:.3f}" for value, model in ranked)
+        verdict = (
+            f"{model_name(first)} is {best}, ahead of {model_name(second)} by {abs(d.value):.3f} ± {d.stderr:.3f} nats"
+            if d is not None and d.decided
+            else f"no difference between {model_name(first)} and {model_name(second)} beyond noise"
+        )
+        what = "KL to the teacher, nats: " if metric == "kl_to_teacher" else "nats: "
+        said.append(f"{label}: {verdict} ({what}{each}).")
+    return said
 
 
 # --- what the reader must know ---

@@ -1,6 +1,7 @@
 """The report as Markdown, for an issue or a pull request, and as JSON, for programs."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from tutelage import __version__, visible
@@ -20,7 +21,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "run": report.run,
         "runs": dict(report.runs),
         "title": headline.title(report.transfer),
-        "findings": [*headline.sentences(report.transfer), *report.cautions],
+        "findings": report.findings,
         "transfer": report.transfer.json(),
         "tables": [
             {"title": t.title, "note": t.note, "head": list(t.head), "rows": [list(row) for row in t.rows]}
@@ -36,14 +37,11 @@ def to_json(report: Report) -> dict[str, Any]:
 
 def build_markdown(report: Report) -> str:
     """Headline, findings, tables and commands in GitHub's Markdown; no text in it can end a cell or make a link."""
-    table = table_of(report.transfer)
     lines = [
         f"<!-- tutelage report {__version__} -->",
         f"# {markdown_text(headline.title(report.transfer))}",
         "",
-        *(f"- {markdown_text(caution)}" for caution in report.cautions),
-        *([""] if report.cautions else []),
-        to_markdown(table),
+        to_markdown(replace(table_of(report.transfer), sentences=tuple(report.findings))),
     ]
     for extra in _tables(report):
         lines += [f"## {markdown_text(extra.title)}", "", *_rows(extra), "", markdown_text(extra.note), ""]

@@ -9,11 +9,12 @@ from typing import Any
 
 import yaml
 
-from tutelage import io, roles
+from tutelage import io, roles, visible
 from tutelage.evaluation import explorer, records, tasks
 from tutelage.evaluation.explorer import Explorer
 from tutelage.evaluation.show import SHOWN, Shown
 from tutelage.evaluation.transfer import Transfer
+from tutelage.reports import headline
 from tutelage.reports import tasks as tasks_table
 from tutelage.rundir import RunDirectory
 
@@ -52,6 +53,13 @@ class Report:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     runs: Mapping[str, str] = field(default_factory=dict)
     cautions: Sequence[str] = ()  # what the reader must know before believing the table
+    said: Sequence[str] | None = None  # the findings of several runs, in place of those of one
+
+    @property
+    def findings(self) -> list[str]:
+        """What the report says in words, safe to print: `Label: sentence`."""
+        said = headline.sentences(self.transfer) if self.said is None else self.said
+        return [visible.line(sentence) for sentence in (*said, *self.cautions)]
 
     @property
     def commands(self) -> dict[str, str]:

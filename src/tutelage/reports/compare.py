@@ -205,7 +205,7 @@ def _ranked(transfer: Transfer) -> list[str]:
         d = result.difference(metric, first=first, second=second)
         each = ", ".join(f"{model_name(model)} {value:.3f}" for value, model in ranked)
         verdict = (
-            f"{model_name(first)} is {best}, ahead of {model_name(second)} by {abs(d.value):.3f} ± {d.stderr:.3f} nats"
+            f"{best} is {model_name(first)}, ahead of {model_name(second)} by {abs(d.value):.3f} ± {d.stderr:.3f} nats"
             if d is not None and d.decided
             else f"no difference between {model_name(first)} and {model_name(second)} beyond noise"
         )

@@ -64,7 +64,14 @@ def parts_of(measured: Transfer, *, text: str, kinds: tuple[str, ...] = ("source
         n=n, confidence=tuple((i + 0.5) / 15 for i in range(15)), correct=tuple(i / 15 for i in range(15))
     )
     slices = tuple(
-        Slice(kind=kind, name=f"{text} {i}", n_sequences=12, n_tokens=400 * i + 7, estimates=result.estimates)
+        Slice(
+            kind=kind,
+            name=f"{text} {i}",
+            n_sequences=12,
+            n_tokens=400 * i + 7,
+            estimates=result.estimates,
+            example=text,
+        )
         for kind in kinds
         for i in range(3)
     )

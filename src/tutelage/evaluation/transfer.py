@@ -48,6 +48,7 @@ class Slice:
     n_sequences: int
     n_tokens: int
     estimates: dict[str, dict[str, Estimate]]  # model -> metric -> estimate
+    example: str = ""  # a text around the student's worst token in it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,7 +34,8 @@ class _Part:
     recipe: Mapping[str, Any]
     summary: Mapping[str, Any]
     costs: Mapping[str, Any]
-    lines: tuple[dict[str, Any], ...]  # of records.jsonl, without its head
+    lines: tuple[dict[str, Any], ...]  # of records.jsonl: those with a model
+    facts: tuple[dict[str, Any], ...]  # the others, which are of a set's rows
     head: Mapping[str, Any]
 
     def rows(self, set_name: str) -> list[tuple[int, int]]:
@@ -119,13 +120,15 @@ def _part(name: str, run: RunDirectory) -> _Part:
         recipe=yaml.safe_load(run.recipe_path.read_text(encoding="utf-8")),
         summary=io.read_json(run.finished_path),
         costs=io.read_json(run.evaluation / records.TRANSFER).get("costs", {}),
-        lines=tuple(lines),
+        lines=tuple(line for line in lines if "model" in line),
+        facts=tuple(line for line in lines if "model" not in line),
         head=head,
     )
 
 
 def _lines(parts: Sequence[_Part], *, sets: Sequence[str]) -> Iterator[str]:
-    """The records of all runs under their names in the comparison; the teacher's once."""
+    """The records of all runs under their names in the comparison; the teacher's, and what is of the text, once."""
+    yield from (json.dumps(line) for line in parts[0].facts if line.get("set") in sets)
     for name in sets:
         for part in parts:
             for line in part.lines:

@@ -58,7 +58,8 @@ def _worst_row(part: Slice, student: str, metrics: list[str]) -> list[str]:
     kind = KINDS_OF_SLICES.get(part.kind, part.kind.replace("_", " "))
     found = part.estimates.get(student, {})
     cells = [_shown(found.get(metric)) for metric in metrics]
-    return [f"{kind}: {part.name}", *cells, f"{part.n_sequences:,}", f"{part.n_tokens:,}"]
+    name = f"{kind}: {part.name}" + (f"\n{part.example}" if part.example else "")
+    return [name, *cells, f"{part.n_sequences:,}", f"{part.n_tokens:,}"]
 
 
 def _label(metric: str) -> str:

@@ -65,4 +65,9 @@ def _tables(report: Report) -> list[Table]:
 
 def _rows(table: Table) -> list[str]:
     lines = [f"| {' | '.join(map(markdown_text, table.head))} |", f"|---|{'---:|' * (len(table.head) - 1)}"]
-    return lines + [f"| {' | '.join(map(markdown_text, row))} |" for row in table.rows]
+    return lines + [f"| {' | '.join(map(_cell, row))} |" for row in table.rows]
+
+
+def _cell(text: str) -> str:
+    """A cell on one line."""
+    return markdown_text(" ".join(text.split()))

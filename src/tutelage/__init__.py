@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tutelage.verbs.generate import Generated, generate
     from tutelage.verbs.label import Labelled, label
     from tutelage.verbs.plan import Numbers, Planned, plan
+    from tutelage.verbs.report import Reported, report
     from tutelage.verbs.show import show
     from tutelage.verbs.status import Status, status
     from tutelage.verbs.train import Run, train
@@ -33,6 +34,7 @@ _PLACES = {
     "Numbers": "verbs.plan:Numbers",
     "Planned": "verbs.plan:Planned",
     "Recipe": "recipe:Recipe",
+    "Reported": "verbs.report:Reported",
     "Run": "verbs.train:Run",
     "Status": "verbs.status:Status",
     "cache": "cache:",
@@ -46,6 +48,7 @@ _PLACES = {
     "load_recipe": "recipe:load_recipe",
     "losses": "losses:",
     "plan": "verbs.plan:plan",
+    "report": "verbs.report:report",
     "show": "verbs.show:show",
     "status": "verbs.status:status",
     "train": "verbs.train:train",
@@ -57,6 +60,7 @@ __all__ = [
     "Numbers",
     "Planned",
     "Recipe",
+    "Reported",
     "Run",
     "Status",
     "__version__",
@@ -71,6 +75,7 @@ __all__ = [
     "load_recipe",
     "losses",
     "plan",
+    "report",
     "show",
     "status",
     "train",

@@ -36,9 +36,14 @@ def figures_of(model: str, figures: Mapping[str, Value]) -> dict[str, Value]:
     return {model_and_term(name)[1]: value for name, value in figures.items() if model_and_term(name)[0] == model}
 
 
+def is_before(model: str) -> bool:
+    """Whether a model is what a student was before it learned."""
+    return model == before(STUDENT) or model.startswith(_BEFORE)
+
+
 def trained(models: Iterable[str]) -> list[str]:
     """Those that a run trained beside the teacher: students and controls."""
-    return [m for m in models if m != TEACHER and m != before(STUDENT) and not m.startswith(_BEFORE)]
+    return [m for m in models if m != TEACHER and not is_before(m)]
 
 
 def students(models: Iterable[str]) -> list[str]:

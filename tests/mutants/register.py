@@ -17,6 +17,7 @@ from tests.mutants.grey import GREY_BOX
 from tests.mutants.losses import DIVERGENCES, FUSED
 from tests.mutants.mutant import Mutant
 from tests.mutants.planning import PLANNING
+from tests.mutants.reports import REPORTS
 from tests.mutants.stored_targets import COMPILED_SAMPLED, STORED_TARGETS
 from tests.mutants.training import LOOP, STEP
 from tests.mutants.verbs import RUNS
@@ -42,4 +43,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *GENERATION_TEACHERS,
     *PLANNING,
     *RUNS,
+    *REPORTS,
 )

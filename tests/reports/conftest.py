@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 
 from tests.evaluation.test_stats import sequence
+from tutelage.evaluation.explorer import Expected, ExploredText, Explorer, Place
 from tutelage.evaluation.show import Candidate, ModelView, Prompt, PromptView, Shown
-from tutelage.evaluation.transfer import Cost, Transfer, transfer_of
-from tutelage.reports.build import Report
+from tutelage.evaluation.slices import Hard, Slice
+from tutelage.evaluation.transfer import HELD_OUT, Cost, Reliability, Transfer, transfer_of
+from tutelage.reports.report import Report, Table
 
 MODELS = ("teacher", "student_before", "student", "control")
 
@@ -55,6 +57,63 @@ def metrics() -> list[dict[str, object]]:
     return rows
 
 
+def parts_of(measured: Transfer, *, text: str, kinds: tuple[str, ...] = ("source",)) -> Transfer:
+    """The same with a reliability curve, slices and hardest inputs, whose names and excerpts are `text`."""
+    result = measured.sets[HELD_OUT]
+    n = tuple(10 * i for i in range(15))
+    curve = Reliability(
+        n=n, confidence=tuple((i + 0.5) / 15 for i in range(15)), correct=tuple(i / 15 for i in range(15))
+    )
+    slices = tuple(
+        Slice(
+            kind=kind,
+            name=f"{text} {i}",
+            n_sequences=12,
+            n_tokens=400 * i + 7,
+            estimates=result.estimates,
+            example=text,
+        )
+        for kind in kinds
+        for i in range(3)
+    )
+    hard = Hard(row=3, text=text, values={m: {"kl_to_teacher": 1.5, "held_out_loss": 4.25} for m in MODELS})
+    held_out = replace(
+        result,
+        reliability={m: curve for m in MODELS},
+        slices=slices,
+        worst=(2, 0),
+        hardest=(hard,),
+    )
+    return replace(measured, sets={**measured.sets, HELD_OUT: held_out})
+
+
+def explorer_of(text: str, *, students: tuple[str, ...] = ("student",), n_texts: int = 3) -> Explorer:
+    """Texts of six tokens that all read `text`; the first is given, the others disagree from 0 nats to 3."""
+    kl = (0.0, 0.2, 0.7, 1.4, 3.0)
+    places = tuple(
+        Place(
+            at=n + 1,
+            kl_nats={name: kl[n] + i for i, name in enumerate(students)},
+            expected={
+                name: Expected(
+                    ids=(7, 8, 9), probabilities=(0.5, 0.25, 0.0), true_probability=0.25 if n else 0.00004,
+                    true_rank=2 if n else 11,
+                )
+                for name in ("teacher", *students)
+            },
+        )
+        for n in range(5)
+    )  # fmt: skip
+    one = ExploredText(
+        row=5, kind="hardest", kl_nats={name: 1.06 for name in students}, ids=(6, 3, 8, 8, 8, 8), pieces=(text,) * 6,
+        places=places,
+    )  # fmt: skip
+    return Explorer(
+        teacher="teacher", students=students, set_name="held_out", n_rows=40, texts=(one,) * n_texts,
+        tokens={3: text, 7: text, 8: f"{text} right", 9: text},
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def report_with() -> Callable[[str], Report]:
     """A report with `text` in every field that comes from outside."""
@@ -68,7 +127,10 @@ def report_with() -> Callable[[str], Report]:
         )
         return Report(
             run=text,
-            transfer=measured,
+            transfer=parts_of(measured, text=text),
+            explorer=explorer_of(text),
+            tables=[Table(title=text, note=text, head=["", text], rows=[[text, text]])],
+            cautions=[text],
             shown=Shown(teacher="teacher", prompts=(view,)),
             metrics=metrics(),
             recipe=text,

@@ -18,6 +18,7 @@ from tutelage.cli.cache import cache_app
 from tutelage.cli.guard import check_platform, guarded
 from tutelage.cli.options import Debug, Json, Quiet, RunDir, print_result, set_quiet, show_result, tell
 from tutelage.cli.plan import plan
+from tutelage.cli.report import report
 from tutelage.errors import ConfigError
 
 __all__ = ["app", "check_platform", "guarded", "main"]
@@ -40,6 +41,7 @@ app = typer.Typer(
         "  tutelage generate recipe.yaml       ask a teacher for text\n"
         "  tutelage train recipe.yaml          train\n"
         "  tutelage evaluate runs/recipe       compare teacher, student and control\n"
+        "  tutelage report runs/recipe         one page about it, or about several runs\n"
         '  tutelage show runs/recipe "Once"    their most likely next words, side by side'
     ),
     epilog=_EPILOG,
@@ -306,6 +308,9 @@ def evaluate(
     set_quiet(quiet)
     transfer = tutelage.evaluate(run_dir, force=force)
     show_result(transfer, as_json=as_json, quiet=quiet, path=transfer.path)
+
+
+app.command(short_help="Write a page about a run, or one that compares several.")(report)
 
 
 @app.command(short_help="Show the most likely next tokens.")

@@ -21,6 +21,7 @@ from tutelage.models import vocabulary
 from tutelage.models.head import head_of, trunk
 from tutelage.types import TokenView
 
+SHOWN = "next_tokens.json"  # of a run's evaluation
 _PERCENT_WIDTH = 6  # " 97.1%"
 _TOKEN_WIDTH = 12
 _EIGHTHS = " ▏▎▍▌▋▊▉█"

@@ -94,7 +94,7 @@ class Transfer:
 
 def evaluate_models(
     models: Mapping[str, Scored],
-    sets: dict[str, Iterable[tuple[Batch, Tensor]]],
+    sets: Mapping[str, Iterable[tuple[Batch, Tensor]]],
     *,
     teacher: str | None,
     n_vocabulary: int,

@@ -1,26 +1,26 @@
-"""The report: one static HTML page, from a run's results, that opens offline and loads nothing.
+"""The page: one static HTML file that opens offline and loads nothing.
 
-Every text that a model, a recipe or a file name brought in passes `visible` and the template's autoescape; the page's
-own policy (`default-src 'none'`) forbids scripts and remote files besides.
+Every text that a model, a recipe or a file name brought in passes `visible` and the template's autoescape, or is JSON
+that cannot end its element; the page's own policy forbids everything but our one script, by its hash.
 """
 
+import base64
 import functools
+import hashlib
 import json
-import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from tutelage import __version__, io, visible
+from tutelage import __version__, io, roles, visible
 from tutelage.evaluation.show import Shown
-from tutelage.evaluation.tasks import TaskResult
 from tutelage.evaluation.transfer import HELD_OUT, Transfer
-from tutelage.reports import headline, pareto, tasks
-from tutelage.reports.figures import Panel, loss_curves
+from tutelage.reports import explore, figures, headline, pareto, parts
+from tutelage.reports.figures import Panel
+from tutelage.reports.report import Report, Table
 from tutelage.reports.table import model_name, table_of
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -31,45 +31,41 @@ _TERMS = {
     "soft_cross_entropy": "Cross-entropy on a stored sample of the teacher",
     "reverse_kl": "Reverse KL to the teacher",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """What a page is made of; `metrics` are the lines of metrics.jsonl, `recipe` is YAML text."""
-
-    run: str
-    transfer: Transfer
-    shown: Shown | None = None
-    tasks: TaskResult | None = None
-    metrics: Sequence[Mapping[str, Any]] = ()
-    recipe: str = ""
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+_SLICED = ("kl_to_teacher", "held_out_loss")  # the first one that was measured is drawn
 
 
 def build_report(report: Report) -> str:
     """The page as text: the same report gives the same bytes."""
-    models = report.transfer.models
-    table = table_of(report.transfer)
+    transfer, table = report.transfer, table_of(report.transfer)
+    result = transfer.sets.get(HELD_OUT)
+    script, sliced = _script() if report.explorer else "", _sliced_by(transfer)
     return _template().render(
-        run=report.run,
+        report=report,
         version=__version__,
-        title=headline.title(report.transfer),
-        findings=[s.partition(": ") for s in table.sentences],
+        policy=_policy(script),
+        style=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        title=headline.title(transfer),
+        findings=[s.partition(": ") for s in report.findings],
         table=table,
         sections=table.sections(),
-        n_sequences=report.transfer.sets[HELD_OUT].n_sequences if HELD_OUT in report.transfer.sets else 0,
-        names={m: model_name(m) for m in models},
-        colours={m: i for i, m in enumerate(models)},
-        panels=[_panel(p) for p in loss_curves(report.metrics, models=models)],
-        sizes={"title": pareto.TITLE, "note": pareto.NOTE, "head": pareto.HEAD, "rows": pareto.rows(report.transfer)},
-        answered=_answered(report.tasks),
-        shown=report.shown,
+        names={m: model_name(m) for m in transfer.models},
+        colours={m: i for i, m in enumerate(transfer.models)},
+        series=_series(transfer.models),
+        sizes=_drawing(figures.sizes(transfer, models=transfer.models)),
+        size_table=_sizes(transfer),
+        reliability=_drawing(figures.reliability(result, models=transfer.models) if result else None),
+        slices=[_drawing(panel) for panel in _slices(transfer, metric=sliced)],
+        sliced=sliced,
+        part_tables=_part_tables(transfer),
+        tables=report.tables,
+        explorer=explore.context(report.explorer) if report.explorer else None,
+        panels=[_drawing(p) for p in figures.loss_curves(report.metrics, models=transfer.models)],
         first_choices=_first_choices(report.shown),
-        recipe=report.recipe,
+        show_commands=[report.show_command(v.prompt.text) for v in (report.shown.prompts if report.shown else ())],
         provenance=json.dumps(report.provenance, indent=2, ensure_ascii=False, default=str)
         if report.provenance
         else "",
-        commands=_commands(report),
     )
 
 
@@ -92,15 +88,57 @@ def _template() -> jinja2.Template:
     return environment.get_template("report.html.j2")
 
 
-def _answered(result: TaskResult | None) -> dict[str, Any]:
-    if result is None:
-        return {"rows": []}
-    return {"title": tasks.TITLE, "note": tasks.note(result), "head": tasks.head(result), "rows": tasks.rows(result)}
+@functools.cache
+def _script() -> str:
+    return (_TEMPLATES / "explorer.js").read_text(encoding="utf-8")
 
 
-def _panel(panel: Panel) -> dict[str, Any]:
+def _policy(script: str) -> str:
+    """The page's content security policy: nothing from elsewhere, and no script but ours, known by its hash."""
+    allowed = f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" if script else "'none'"
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+        "form-action 'none'"
+    )
+
+
+def _series(models: Sequence[str]) -> dict[str, str]:
+    """The colour of each model: its role's, or the next one of the palette."""
+    own = {roles.TEACHER: "teacher", roles.before(roles.STUDENT): "before", roles.STUDENT: "student"}
+    own[roles.control(roles.STUDENT)] = "control"
+    return {model: own.get(model, str(i % 6 + 1)) for i, model in enumerate(models)}
+
+
+def _drawing(panel: Panel | None) -> dict[str, Any] | None:
+    if panel is None:
+        return None
     title = _TERMS.get(panel.term, panel.term.replace("_", " ").capitalize())
-    return {"panel": panel, "title": title, "svg": Markup(panel.svg)}  # our own drawing: numbers only
+    return {"panel": panel, "title": title, "svg": Markup(panel.svg)}  # our own drawing: texts in it are escaped
+
+
+def _sizes(transfer: Transfer) -> Table:
+    note = f"From small to large. {pareto.NOTE}"
+    return Table(title=pareto.TITLE, note=note, head=pareto.HEAD, rows=pareto.rows(transfer))
+
+
+def _sliced_by(transfer: Transfer) -> str:
+    """The metric that the slices are drawn in, "" where nothing was divided."""
+    parts = transfer.sets[HELD_OUT].slices if HELD_OUT in transfer.sets else ()
+    measured = {metric for part in parts for found in part.estimates.values() for metric in found}
+    return next((metric for metric in _SLICED if metric in measured), "")
+
+
+def _slices(transfer: Transfer, *, metric: str) -> list[Panel]:
+    if not metric:
+        return []
+    shown = headline.trained(transfer)
+    return figures.slices(transfer.sets[HELD_OUT], metric=metric, shown=shown, models=transfer.models)
+
+
+def _part_tables(transfer: Transfer) -> list[Table]:
+    result = transfer.sets.get(HELD_OUT)
+    found = (parts.worst(result, transfer), parts.hardest(result, transfer)) if result else ()
+    return [table for table in found if table is not None]
 
 
 def _first_choices(shown: Shown | None) -> list[list[int]]:
@@ -108,14 +146,3 @@ def _first_choices(shown: Shown | None) -> list[list[int]]:
     if shown is None or shown.teacher is None:
         return [[] for _ in (shown.prompts if shown else ())]
     return [[c.token_id for c in view.models[shown.teacher].candidates] for view in shown.prompts]
-
-
-def _commands(report: Report) -> dict[str, Any]:
-    """The command that makes each figure again."""
-    run = shlex.quote(report.run)
-    prompts = report.shown.prompts if report.shown else ()
-    return {
-        "table": f"tutelage evaluate {run}",
-        "curves": f"tutelage train {run}/recipe.yaml --run-dir {run}",
-        "shown": [f"tutelage show {run} {shlex.quote(view.prompt.text)}" for view in prompts],
-    }

@@ -24,14 +24,50 @@ class Line:
     beaten_by: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One model on the chart: its parameters, its held-out loss in nats, and who beats it ("": nobody)."""
+
+    model: str
+    parameters: int
+    loss: float
+    stderr: float
+    n: int
+    beaten_by: str
+
+
 def lines(transfer: Transfer) -> list[Line]:
     """The models of a family from small to large; none for a run with one student."""
+    models = _from_small_to_large(transfer)
+    return [_line(model, models, transfer) for model in models]
+
+
+def points(transfer: Transfer) -> list[Point]:
+    """The same models for a chart."""
+    models = _from_small_to_large(transfer)
+    found = []
+    for model, line in zip(models, lines(transfer), strict=True):
+        loss = transfer.sets[HELD_OUT].estimates[model]["held_out_loss"]
+        parameters = transfer.costs[model].parameters
+        found.append(
+            Point(
+                model=model,
+                parameters=parameters,
+                loss=loss.value,
+                stderr=loss.stderr,
+                n=loss.n,
+                beaten_by=line.beaten_by,
+            )
+        )
+    return found
+
+
+def _from_small_to_large(transfer: Transfer) -> list[str]:
     result = transfer.sets.get(HELD_OUT)
     if result is None or len(roles.students(transfer.models)) < 2:
         return []
     models = [m for m in transfer.models if m in transfer.costs and "held_out_loss" in result.estimates.get(m, {})]
-    models.sort(key=lambda m: (transfer.costs[m].parameters, result.estimates[m]["held_out_loss"].value))
-    return [_line(model, models, transfer) for model in models]
+    return sorted(models, key=lambda m: (transfer.costs[m].parameters, result.estimates[m]["held_out_loss"].value))
 
 
 def to_rich(transfer: Transfer) -> RichTable | None:

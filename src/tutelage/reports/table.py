@@ -100,14 +100,13 @@ def to_rich(table: Table, *, width: int) -> Group:
 
 def to_markdown(table: Table) -> str:
     """A GitHub table; every text is escaped, so that no name can end a cell or open a tag."""
-    head = ["", *(_markdown(name) for name in table.models)]
+    head = ["", *(markdown_text(name) for name in table.models)]
     lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * len(table.models)}"]
     for section, rows in table.sections():
-        lines.append(f"| **{_markdown(section)}** |{' |' * len(table.models)}")
-        lines += [f"| {_markdown(_label(row))} | {' | '.join(map(_markdown_cell, row.cells))} |" for row in rows]
-    return (
-        "\n".join([*lines, "", _markdown(table.footnote), "", *(f"- {_markdown(s)}" for s in table.sentences)]) + "\n"
-    )
+        lines.append(f"| **{markdown_text(section)}** |{' |' * len(table.models)}")
+        lines += [f"| {markdown_text(_label(row))} | {' | '.join(map(_md_cell, row.cells))} |" for row in rows]
+    said = [f"- {markdown_text(sentence)}" for sentence in table.sentences]
+    return "\n".join([*lines, "", markdown_text(table.footnote), "", *said]) + "\n"
 
 
 def to_html(table: Table) -> str:
@@ -222,11 +221,12 @@ def _html_cell(cell: Cell) -> str:
     return f"{value} <small>± {escape(cell.error)}</small>" if cell.error else value
 
 
-def _markdown_cell(cell: Cell) -> str:
+def _md_cell(cell: Cell) -> str:
     shown = f"**{cell.value}** {_BEST}" if cell.best else cell.value or "–"
     return f"{shown} ± {cell.error}" if cell.error else shown
 
 
-def _markdown(text: str) -> str:
+def markdown_text(text: str) -> str:
+    """One line of text for Markdown: nothing in it is a tag, a cell, an emphasis or a link."""
     escaped = "".join(_MARKDOWN.get(c, c) for c in visible.line(text))
     return escaped.replace("://", "&#58;//").replace("www.", "www&#46;")  # GitHub makes links of bare addresses

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group
-from torch import nn
+from torch import Tensor, nn
 
 from tutelage import console, io, roles
 from tutelage.errors import ConfigError, IntegrityError
-from tutelage.evaluation import facts, records, tasks, transfer
+from tutelage.evaluation import explorer, facts, records, tasks, transfer
 from tutelage.evaluation.score import Scored
-from tutelage.evaluation.show import Prompt, Shown, render, show_models
+from tutelage.evaluation.show import SHOWN, Prompt, Shown, render, show_models
 from tutelage.evaluation.speed import forward_rates
 from tutelage.evaluation.tasks import TaskResult
 from tutelage.evaluation.transfer import Transfer
@@ -24,6 +24,8 @@ from tutelage.models.cast import cast
 from tutelage.recipe import load_recipe
 from tutelage.reports import pareto
 from tutelage.reports import tasks as task_table
+from tutelage.reports.build import write_report
+from tutelage.reports.report import report_of
 from tutelage.reports.table import table_of, to_rich
 from tutelage.reports.text import printed
 from tutelage.rundir import RunDirectory
@@ -31,10 +33,9 @@ from tutelage.teachers.cached import CachedTeacher
 from tutelage.teachers.ensemble import EnsembleTeacher
 from tutelage.teachers.live import LiveTeacher
 from tutelage.training.prepare import InMemory, Prepared, prepare
+from tutelage.types import Batch
 from tutelage.verbs import fork as forks
 from tutelage.verbs.tasks import measure_tasks
-
-SHOWN = "next_tokens.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,10 +83,11 @@ def measure(
         training_rows=prepared.loader.rows,
         n_vocabulary=prepared.n_vocabulary,
     )
+    batches = {name: [(item.batch, item.row_N) for item in items] for name, items in sets.items()}
     with console.Progress("measuring on held-out text", total=n_tokens) as bar:
         scores = transfer.evaluate_models(
             models,
-            {name: [(item.batch, item.row_N) for item in items] for name, items in sets.items()},
+            batches,
             teacher=teacher,
             n_vocabulary=prepared.n_vocabulary,
             progress=bar.advance,
@@ -106,6 +108,7 @@ def measure(
     # First: an unscored sequence must not cost the others.
     records.write(run.evaluation, scores, transfer=result, facts=of_rows)
     transfer.check_unscored(result)
+    _explore(prepared, models, batches, scores, folder=run.evaluation)
     answered = measure_tasks(prepared, models, folder=run.evaluation)
     shown = show_models(
         present,
@@ -128,6 +131,30 @@ def _with_excerpts(
         places = result.sets[name].places()
         found[name] = facts.with_excerpts(known, places, store=store, rows=rows, tokenizer=prepared.tokenizer)
     return found
+
+
+def _explore(
+    prepared: Prepared,
+    models: Mapping[str, Scored],
+    batches: Mapping[str, list[tuple[Batch, Tensor]]],
+    scores: transfer.Scores,
+    *,
+    folder: Path,
+) -> None:
+    """Keep what the models expected in a few held-out texts; nothing of an earlier measurement stays."""
+    name = transfer.HELD_OUT if transfer.HELD_OUT in scores else next(iter(scores))
+    found = explorer.explore(
+        models,
+        batches[name],
+        scores[name],
+        tokenizer=prepared.tokenizer,
+        n_vocabulary=prepared.n_vocabulary,
+        set_name=name,
+    )
+    if found is not None:
+        explorer.write(folder, found)
+    else:
+        io.remove_file(folder / explorer.EXPLORER)
 
 
 def on_path(model: nn.Module, prepared: Prepared) -> nn.Module:
@@ -190,13 +217,15 @@ def evaluate(run_dir: str | Path, *, force: bool = False) -> Measured:
     prompts = [Prompt(**view["prompt"]) for view in _shown_json(run).get("prompts", [])]
     extra = [prompt for prompt in prompts if prompt.text not in recipe.evaluation.prompts]
     with run.lock():
-        return measure(
+        measured = measure(
             prepared,
             saved_models(run, prepared),
             run=run,
             training_s=summary.get("training_s", {}),
             prompts=extra,
         )
+        write_report(run.report_path, report_of(run))  # the page must not tell the numbers of before
+    return measured
 
 
 def require_finished(run: RunDirectory, verb: str) -> None:

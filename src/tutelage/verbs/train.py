@@ -15,7 +15,8 @@ from tutelage.evaluation.show import Prompt
 from tutelage.evaluation.transfer import HELD_OUT
 from tutelage.models import load, save
 from tutelage.recipe import Recipe
-from tutelage.reports.build import Report, write_report
+from tutelage.reports.build import write_report
+from tutelage.reports.report import report_of
 from tutelage.reports.table import table_of, to_html
 from tutelage.rundir import RunDirectory, Started, opened
 from tutelage.teachers.ensemble import EnsembleTeacher
@@ -190,7 +191,7 @@ def _train_and_measure(prepared: Prepared, started: Started, *, prompts: Sequenc
         "save_dtype": _saved_smaller(prepared, fitted, run),
     }
     if measured is not None:
-        write_report(run.report_path, _report(run, measured))
+        write_report(run.report_path, report_of(run))
     run.finish(summary)
 
 
@@ -227,18 +228,6 @@ def _template(prepared: Prepared, name: str) -> CausalLM:
     if name == roles.TEACHER:
         return prepared.teacher_start
     return next(model for student, model in prepared.students.items() if name in (student, roles.control(student)))
-
-
-def _report(run: RunDirectory, measured: Measured) -> Report:
-    return Report(
-        run=str(run),
-        transfer=measured.transfer,
-        shown=measured.shown,
-        tasks=measured.tasks,
-        metrics=run.metrics(),
-        recipe=run.recipe_path.read_text(encoding="utf-8"),
-        provenance=io.read_json(run.provenance_path),
-    )
 
 
 def _train(prepared: Prepared, started: Started, members: Sequence[Member], *, name: str) -> Fitted:

@@ -1,0 +1,120 @@
+"""What a report is made of, gathered from a run's folder: the same for the page, Markdown and JSON."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import yaml
+
+from tutelage import io, roles, visible
+from tutelage.evaluation import explorer, records, tasks
+from tutelage.evaluation.explorer import Explorer
+from tutelage.evaluation.show import SHOWN, Shown
+from tutelage.evaluation.transfer import Transfer
+from tutelage.reports import headline
+from tutelage.reports import tasks as tasks_table
+from tutelage.rundir import RunDirectory
+
+# What is measured beside the transfer: `read(folder)` of the first gives a result or None, the second draws it.
+_MEASURED: tuple[tuple[ModuleType, ModuleType], ...] = ((tasks, tasks_table),)
+_TRAITS = (
+    "Between such models traits can pass that no text shows, through unrelated data too (Nature 2026, "
+    "s41586-026-10319-8): leaving texts out does not rule that out, and this page does not measure it."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """One more table of the report; the first cell of a row is its name.  Cells are raw text."""
+
+    title: str
+    note: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a page is made of; `metrics` are the lines of metrics.jsonl, `recipe` is YAML text.
+
+    Of several runs that are compared, `runs` has their folders by name, and `run` is empty.
+    """
+
+    run: str
+    transfer: Transfer
+    shown: Shown | None = None
+    explorer: Explorer | None = None
+    tables: Sequence[Table] = ()
+    metrics: Sequence[Mapping[str, Any]] = ()
+    recipe: str = ""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    runs: Mapping[str, str] = field(default_factory=dict)
+    cautions: Sequence[str] = ()  # what the reader must know before believing the table
+    said: Sequence[str] | None = None  # the findings of several runs, in place of those of one
+
+    @property
+    def findings(self) -> list[str]:
+        """What the report says in words, safe to print: `Label: sentence`."""
+        said = headline.sentences(self.transfer) if self.said is None else self.said
+        return [visible.line(sentence) for sentence in (*said, *self.cautions)]
+
+    @property
+    def commands(self) -> dict[str, str]:
+        """What to type for each part of the report to be made again."""
+        folders = [shlex.quote(folder) for folder in (self.runs.values() if self.runs else (self.run,))]
+        run = folders[0]
+        return {
+            "report": f"tutelage report {' '.join(folders)}",
+            "table": "; ".join(f"tutelage evaluate {folder}" for folder in folders),
+            "again": f"tutelage evaluate {run} --force",
+            "curves": f"tutelage train {run}/recipe.yaml --run-dir {run}",
+        }
+
+    def show_command(self, text: str) -> str:
+        """What shows the next tokens of one text."""
+        return f"tutelage show {shlex.quote(self.run)} {shlex.quote(text)}"
+
+
+def report_of(run: RunDirectory) -> Report:
+    """The report of a finished and measured run.
+
+    The numbers are recomputed from the raw records; IntegrityError[REPORT_CHECK] when they differ from what is stored.
+    """
+    folder = run.evaluation
+    return Report(
+        run=str(run),
+        transfer=records.read(folder),
+        shown=Shown.of_json(io.read_json(folder / SHOWN)) if (folder / SHOWN).is_file() else None,
+        explorer=explorer.read(folder),
+        tables=_tables(folder),
+        metrics=run.metrics(),
+        recipe=run.recipe_path.read_text(encoding="utf-8"),
+        provenance=io.read_json(run.provenance_path),
+        cautions=_same_base(yaml.safe_load(run.recipe_path.read_text(encoding="utf-8"))),
+    )
+
+
+def _same_base(recipe: Mapping[str, Any]) -> list[str]:
+    """The caution that traits pass where teacher and student are known to share a base; nothing filters them out."""
+    teacher = recipe.get("teacher") or {}
+    learners = recipe.get("students") or {roles.STUDENT: recipe.get("student") or {}}
+    of_layers = [name for name, one in learners.items() if one.get("layers")]
+    alike = [name for name, one in learners.items() if one.get("model") and one["model"] == teacher.get("model")]
+    if not teacher or not (of_layers or alike):
+        return []
+    names = " and ".join(name if name != roles.STUDENT else "the student" for name in (*of_layers, *alike))
+    return [f"Same base: {names} and the teacher began as one model. {_TRAITS}"]
+
+
+def _tables(folder: Path) -> list[Table]:
+    found = []
+    for measured, drawn in _MEASURED:
+        result = measured.read(folder)
+        if result is not None:
+            found.append(
+                Table(title=drawn.TITLE, note=drawn.note(result), head=drawn.head(result), rows=drawn.rows(result))
+            )
+    return found

@@ -162,6 +162,11 @@ class Evaluation(Section):
         "the same verifiers judge; null: none",
     )
     out_of_domain: Sources = Field(default=(), description="text unlike the training data, to see what was lost")
+    overlap: bool = Field(
+        default=True,
+        description="look for measured rows that stand in the training data, and show results without them too; "
+        "reads all training rows once",
+    )
     prompts: Annotated[
         tuple[Annotated[str, Field(min_length=1)], ...],
         Listed,

@@ -11,6 +11,8 @@ from torch import nn
 
 from tutelage import console, io
 from tutelage.data.loader import EvaluationBatch, Loader
+from tutelage.data.split import Rows
+from tutelage.data.store import Store
 from tutelage.errors import ConfigError
 from tutelage.models import load, student, vocabulary
 from tutelage.models.cast import cast
@@ -56,6 +58,7 @@ class Prepared:
     layers: dict[str, LayerChoice | None]
     loader: Loader
     evaluation_sets: dict[str, Callable[[], list[EvaluationBatch]]]
+    measured_rows: dict[str, tuple[Store, Rows]]  # what the sets are made of, in the order of `row_N`
     provenance: dict[str, io.Json]
 
     def held_out(self) -> list[Batch]:
@@ -121,6 +124,7 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
         layers=layers,
         loader=data.loader(),
         evaluation_sets=data.evaluation_sets(),
+        measured_rows=data.measured_rows(),
         provenance=_provenance(
             data, teacher=teacher_start or teacher, students=students, compute=compute, layers=layers
         ),

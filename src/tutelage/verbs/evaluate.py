@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from tutelage.teachers.ensemble import EnsembleTeacher
 from tutelage.teachers.live import LiveTeacher
 from tutelage.training.prepare import InMemory, Prepared, prepare
 from tutelage.verbs import fork as forks
+from tutelage.verbs import further
+from tutelage.verbs.further import Further
 from tutelage.verbs.tasks import measure_tasks
 
 SHOWN = "next_tokens.json"
@@ -45,11 +47,13 @@ class Measured:
     transfer: Transfer
     shown: Shown
     tasks: TaskResult | None = None
+    further: Further = field(default_factory=Further)
 
     def as_json(self) -> dict[str, Any]:
         """Everything, for programs."""
         answered = {"tasks": self.tasks.json()} if self.tasks is not None else {}
-        return {"path": str(self.path), **self.transfer.json(), **answered, "next_tokens": self.shown.json()}
+        beside = self.further.json(self.transfer)
+        return {"path": str(self.path), **self.transfer.json(), **answered, **beside, "next_tokens": self.shown.json()}
 
     def __str__(self) -> str:
         return printed(self._rendered)
@@ -58,6 +62,7 @@ class Measured:
         tables = [
             table for table in (pareto.to_rich(self.transfer), task_table.to_rich(self.tasks)) if table is not None
         ]
+        tables += [table.to_rich() for table in further.tables(self.further, transfer=self.transfer, tasks=self.tasks)]
         middle = [part for table in tables for part in ("", table)] + [""]
         return Group(to_rich(table_of(self.transfer), width=width), *middle, render(self.shown, width=width))
 
@@ -96,6 +101,7 @@ def measure(
     records.write(run.evaluation, scores, transfer=result)  # first: an unscored sequence must not cost the others
     transfer.check_unscored(result)
     answered = measure_tasks(prepared, models, folder=run.evaluation)
+    beside = further.measure(prepared, models, folder=run.evaluation, transfer=result)
     shown = show_models(
         present,
         prepared.tokenizer,
@@ -104,7 +110,9 @@ def measure(
         n_vocabulary=prepared.n_vocabulary,
     )
     io.write_json(run.evaluation / SHOWN, shown.json())
-    return Measured(path=run.evaluation / records.TRANSFER, transfer=result, shown=shown, tasks=answered)
+    return Measured(
+        path=run.evaluation / records.TRANSFER, transfer=result, shown=shown, tasks=answered, further=beside
+    )
 
 
 def on_path(model: nn.Module, prepared: Prepared) -> nn.Module:
@@ -197,6 +205,7 @@ def _stored(run: RunDirectory) -> Measured | None:
         transfer=records.read(run.evaluation),
         shown=Shown.of_json(_shown_json(run)),
         tasks=tasks.read(run.evaluation),
+        further=further.read(run.evaluation),
     )
 
 

@@ -1,0 +1,79 @@
+"""What is measured beside the transfer: each thing in a file of evaluation/ and a table of reports/."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tutelage import console
+from tutelage.evaluation import coverage, overlap
+from tutelage.evaluation.overlap import LEAST_SHARE, N_WORDS, Overlap
+from tutelage.evaluation.row_text import words_of_rows
+from tutelage.evaluation.score import Scored
+from tutelage.evaluation.tasks import TaskResult
+from tutelage.evaluation.transfer import Transfer
+from tutelage.reports import contingency
+from tutelage.reports import coverage as coverage_table
+from tutelage.reports import overlap as overlap_table
+from tutelage.reports.listed import Listed
+from tutelage.training.prepare import Prepared
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Further:
+    """What was found; None where it was not measured."""
+
+    overlap: Overlap | None = None
+
+    def json(self, transfer: Transfer) -> dict[str, Any]:
+        """For programs: what there is, by name."""
+        found: dict[str, Any] = {"overlap": self.overlap.json() if self.overlap is not None else None}
+        found["coverage"] = coverage.json_of(coverage.coverage_of(transfer)) or None
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def measure(prepared: Prepared, models: Mapping[str, Scored], *, folder: Path, transfer: Transfer) -> Further:
+    """Everything that the recipe asks for; each result is written to `folder` with what it follows from."""
+    if covered := coverage.coverage_of(transfer):
+        coverage.write(folder, covered)
+    return Further(overlap=_overlap(prepared, folder) if prepared.recipe.evaluation.overlap else None)
+
+
+def read(folder: Path) -> Further:
+    """What was measured, computed again from its raw records."""
+    return Further(overlap=overlap.read(folder))
+
+
+def tables(found: Further, *, transfer: Transfer, tasks: TaskResult | None) -> list[Listed]:
+    """The tables of what was measured, in the order in which they are shown."""
+    all_of_them = (
+        coverage_table.listed(coverage.coverage_of(transfer)),
+        overlap_table.listed(found.overlap, transfer),
+        contingency.listed(tasks),
+    )
+    return [table for table in all_of_them if table is not None]
+
+
+def _overlap(prepared: Prepared, folder: Path) -> Overlap:
+    tokenizer, loader = prepared.tokenizer, prepared.loader
+    sets = {
+        name: list(zip(map(store.name, rows.tolist()), words_of_rows(tokenizer, store, rows), strict=True))
+        for name, (store, rows) in prepared.measured_rows.items()
+    }
+    with console.Progress("looking for measured rows in the training data", total=len(loader.rows)) as bar:
+        training = words_of_rows(tokenizer, loader.store, loader.rows)
+        result = overlap.write(folder, overlap.find(sets, _counted(training, bar)))
+    for name, found in result.found.items():
+        console.warning(
+            "OVERLAP",
+            f"{len(found.rows)} of {found.n_rows} rows of {name} stand in the training data ({N_WORDS} words in a row, "
+            f"{LEAST_SHARE:.0%} of the row or more; first: {found.rows[0].name}); "
+            "results are shown with and without them",
+        )
+    return result
+
+
+def _counted(rows: Iterator[Sequence[str]], bar: console.Progress) -> Iterator[Sequence[str]]:
+    for row in rows:
+        yield row
+        bar.advance()

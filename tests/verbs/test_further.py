@@ -1,0 +1,39 @@
+"""What `evaluate` finds beside the transfer, on whole runs."""
+
+import json
+
+import pytest
+
+import tutelage
+from tests.verbs import tiny_runs
+from tests.verbs.tiny_runs import call
+from tutelage.evaluation import records
+
+
+@pytest.fixture(scope="module")
+def planted(base, tmp_path_factory):
+    """Out-of-domain text of which two of six documents stand in the training data, one but for a chunk."""
+    folder = tmp_path_factory.mktemp("further")
+    copies = [path.read_text() for path in sorted((base / "corpus").glob("*.txt"))]
+    own = tiny_runs.documents(4, seed=77, sentences=5)
+    for i, text in enumerate([*own, copies[0].upper(), " ".join([own[0][:20], copies[1]])]):
+        (folder / f"other-{i}.txt").write_text(text)
+    fields = {"evaluation": {"prompts": [], "out_of_domain": [{"text": str(folder / "*.txt")}]}}
+    whole = tiny_runs.recipe(base, **fields)
+    whole["data"]["held_out"] = {"sources": [{"text": str(folder / "other-[01].txt")}]}
+    return tutelage.train(whole, run_dir=folder / "run")
+
+
+def test_measured_rows_in_the_training_data_are_named_and_results_shown_with_and_without(planted, capsys):
+    stored = json.loads((planted.path / "evaluation/overlap.json").read_bytes())
+    names = {row["name"].rpartition("/")[2] for row in stored["sets"]["out_of_domain"]["rows"]}
+    assert {"other-4.txt", "other-5.txt"} <= names
+    dropped = {(name, row["row"]) for name, one in stored["sets"].items() for row in one["rows"]}
+    lines = (planted.path / "evaluation/records.jsonl").read_text().splitlines()
+    kept = [lines[0]] + [r for r in lines[1:] if (json.loads(r)["set"], json.loads(r)["row"]) not in dropped]
+    assert stored["without"] == records.recompute(kept).json()["sets"]
+    assert "With and without what stands in the training data" in str(planted)
+    code, out, _ = call("evaluate", planted.path, "--json")
+    assert code == 0 and json.loads(out)["overlap"] == stored
+    code, _, err = call("evaluate", planted.path, "--force")
+    assert code == 0 and "warning[OVERLAP]" in err and "rows of out_of_domain stand in the training data" in err

@@ -103,16 +103,25 @@ def doctor(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="FIELD=VALUE", help="Fields of the recipe to change.")
     ] = None,
+    traffic: Annotated[
+        Path | None,
+        typer.Option("--traffic", metavar="FILE", help="Prompts of real use: which does the training data not cover?"),
+    ] = None,
+    no_measure: Annotated[
+        bool, typer.Option("--no-measure", help="Load no weights: do not compare the losses of teacher and student.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Check whether everything fits together, or whether a model's folder is safe.  Nothing is trained or changed.
 
+    Of a recipe whose student has weights of its own it also says whether the teacher predicts the data better at all.
     Exit code 3 when something does not fit.
 
     \b
     tutelage doctor recipe.yaml
+    tutelage doctor recipe.yaml --traffic prompts.jsonl
     tutelage doctor ./my-model
     """
     import tutelage
@@ -121,7 +130,8 @@ def doctor(
     is_recipe = target.endswith((".yaml", ".yml")) and not Path(target).is_dir()
     if overrides and not is_recipe:
         raise ConfigError("CONFIG", f"{overrides[0]!r} has no effect with a model; expected a recipe such as a.yaml")
-    report = tutelage.doctor(tutelage.load_recipe(target, overrides or ()) if is_recipe else target)
+    checked = tutelage.load_recipe(target, overrides or ()) if is_recipe else target
+    report = tutelage.doctor(checked, traffic=traffic, measured=not no_measure)
     show_result(report, as_json=as_json)
     if not report.ok:
         raise typer.Exit(3)

@@ -9,6 +9,8 @@ from tests.verbs import tiny_runs
 from tests.verbs.tiny_runs import call
 from tutelage.evaluation import records
 
+PAIRS = [("cat", "dog"), ("log", "mat"), ("hat", "frog"), ("teacher", "student"), ("river", "house"), ("frog", "cat")]
+
 
 @pytest.fixture(scope="module")
 def planted(base, tmp_path_factory):
@@ -18,7 +20,10 @@ def planted(base, tmp_path_factory):
     own = tiny_runs.documents(4, seed=77, sentences=5)
     for i, text in enumerate([*own, copies[0].upper(), " ".join([own[0][:20], copies[1]])]):
         (folder / f"other-{i}.txt").write_text(text)
-    fields = {"evaluation": {"prompts": [], "out_of_domain": [{"text": str(folder / "*.txt")}]}}
+    pairs = [{"stereotype": f"the {a} sat.", "anti_stereotype": f"the {b} sat.", "category": a[0]} for a, b in PAIRS]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    evaluation = {"prompts": [], "out_of_domain": [{"text": str(folder / "*.txt")}]}
+    fields = {"evaluation": {**evaluation, "probes": str(folder / "pairs.jsonl")}}
     whole = tiny_runs.recipe(base, **fields)
     whole["data"]["held_out"] = {"sources": [{"text": str(folder / "other-[01].txt")}]}
     return tutelage.train(whole, run_dir=folder / "run")
@@ -37,3 +42,14 @@ def test_measured_rows_in_the_training_data_are_named_and_results_shown_with_and
     assert code == 0 and json.loads(out)["overlap"] == stored
     code, _, err = call("evaluate", planted.path, "--force")
     assert code == 0 and "warning[OVERLAP]" in err and "rows of out_of_domain stand in the training data" in err
+
+
+def test_pairs_of_sentences_are_scored_under_every_model_and_read_again_from_their_records(planted):
+    folder = planted.path / "evaluation"
+    stored = json.loads((folder / "probes.json").read_bytes())
+    (probe,) = stored["probes"]
+    assert probe["n_pairs"] == len(PAIRS) and set(probe["skews"]) == {"teacher", "student_before", "student"}
+    assert set(probe["arrived"]) == {"student_before", "student"} and set(probe["categories"]) == {*"clhtrf"}
+    assert len((folder / "probes.jsonl").read_text().splitlines()) == 3 * len(PAIRS)
+    assert json.loads(call("evaluate", planted.path, "--json")[1])["probes"] == stored["probes"]
+    assert "Pairs of sentences: who prefers the stereotype" in str(planted)

@@ -17,6 +17,7 @@ from typing import Any
 
 from tutelage import io, roles
 from tutelage.evaluation import stats
+from tutelage.evaluation.json_values import finite
 from tutelage.evaluation.shares import ALPHA, holm
 from tutelage.evaluation.transfer import HELD_OUT, SetResult, Transfer
 from tutelage.types import Estimate
@@ -111,12 +112,4 @@ def write(folder: Path, found: Sequence[Covered]) -> None:
 
 def json_of(found: Sequence[Covered]) -> list[dict[str, Any]]:
     """Plain JSON values; what is not finite becomes null."""
-    return [_finite(asdict(one)) for one in found]
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
+    return [finite(asdict(one)) for one in found]

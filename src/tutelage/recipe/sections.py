@@ -24,7 +24,7 @@ from tutelage.recipe.fields import (
 )
 from tutelage.recipe.generation import Generate
 from tutelage.recipe.models import Pupil, Student, StudentName, Teacher
-from tutelage.recipe.sources import Sources
+from tutelage.recipe.sources import Globs, Sources
 from tutelage.recipe.terms import Loss, LossTerm
 from tutelage.roles import STUDENT
 
@@ -166,6 +166,11 @@ class Evaluation(Section):
         default=True,
         description="look for measured rows that stand in the training data, and show results without them too; "
         "reads all training rows once",
+    )
+    probes: Globs | None = Field(
+        default=None,
+        description="files of paired sentences (JSON lines or CSV), of which one says a stereotype: CrowS-Pairs, "
+        "StereoSet, or your own with the columns stereotype, anti_stereotype and category; null: none",
     )
     prompts: Annotated[
         tuple[Annotated[str, Field(min_length=1)], ...],

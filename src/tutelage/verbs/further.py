@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tutelage import console
-from tutelage.evaluation import coverage, overlap
+from torch import nn
+
+from tutelage import console, roles
+from tutelage.evaluation import coverage, overlap, pairs, probes
 from tutelage.evaluation.overlap import LEAST_SHARE, N_WORDS, Overlap
+from tutelage.evaluation.probes import Probe
 from tutelage.evaluation.row_text import words_of_rows
 from tutelage.evaluation.score import Scored
 from tutelage.evaluation.tasks import TaskResult
@@ -15,6 +18,7 @@ from tutelage.evaluation.transfer import Transfer
 from tutelage.reports import contingency
 from tutelage.reports import coverage as coverage_table
 from tutelage.reports import overlap as overlap_table
+from tutelage.reports import probes as probe_table
 from tutelage.reports.listed import Listed
 from tutelage.training.prepare import Prepared
 
@@ -24,11 +28,13 @@ class Further:
     """What was found; None where it was not measured."""
 
     overlap: Overlap | None = None
+    probes: tuple[Probe, ...] = ()
 
     def json(self, transfer: Transfer) -> dict[str, Any]:
         """For programs: what there is, by name."""
         found: dict[str, Any] = {"overlap": self.overlap.json() if self.overlap is not None else None}
         found["coverage"] = coverage.json_of(coverage.coverage_of(transfer)) or None
+        found["probes"] = probes.json_of(self.probes) or None
         return {name: value for name, value in found.items() if value is not None}
 
 
@@ -36,12 +42,15 @@ def measure(prepared: Prepared, models: Mapping[str, Scored], *, folder: Path, t
     """Everything that the recipe asks for; each result is written to `folder` with what it follows from."""
     if covered := coverage.coverage_of(transfer):
         coverage.write(folder, covered)
-    return Further(overlap=_overlap(prepared, folder) if prepared.recipe.evaluation.overlap else None)
+    return Further(
+        overlap=_overlap(prepared, folder) if prepared.recipe.evaluation.overlap else None,
+        probes=_probes(prepared, _present(models), folder) if prepared.recipe.evaluation.probes else (),
+    )
 
 
 def read(folder: Path) -> Further:
     """What was measured, computed again from its raw records."""
-    return Further(overlap=overlap.read(folder))
+    return Further(overlap=overlap.read(folder), probes=probes.read(folder))
 
 
 def tables(found: Further, *, transfer: Transfer, tasks: TaskResult | None) -> list[Listed]:
@@ -50,8 +59,26 @@ def tables(found: Further, *, transfer: Transfer, tasks: TaskResult | None) -> l
         coverage_table.listed(coverage.coverage_of(transfer)),
         overlap_table.listed(found.overlap, transfer),
         contingency.listed(tasks),
+        probe_table.listed(found.probes),
     )
     return [table for table in all_of_them if table is not None]
+
+
+def _present(models: Mapping[str, Scored]) -> dict[str, nn.Module]:
+    """The models that answer new text: not those of which only outputs are stored, nor several at once."""
+    return {name: model for name, model in models.items() if isinstance(model, nn.Module)}
+
+
+def _probes(prepared: Prepared, models: Mapping[str, nn.Module], folder: Path) -> tuple[Probe, ...]:
+    files = pairs.read(prepared.recipe.evaluation.probes or ())
+    n_texts = 2 * sum(map(len, files.values()))
+    with console.Progress("pairs of sentences", total=n_texts * len(models)) as bar:
+        scored = probes.score(
+            models, prepared.tokenizer, pairs=files, n_vocabulary=prepared.n_vocabulary, progress=bar.advance
+        )
+    teacher = roles.TEACHER if roles.TEACHER in models else None
+    before = roles.before(roles.STUDENT)
+    return probes.write(folder, scored, teacher=teacher, before=before if before in models else None)
 
 
 def _overlap(prepared: Prepared, folder: Path) -> Overlap:

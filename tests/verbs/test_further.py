@@ -23,7 +23,9 @@ def planted(base, tmp_path_factory):
     pairs = [{"stereotype": f"the {a} sat.", "anti_stereotype": f"the {b} sat.", "category": a[0]} for a, b in PAIRS]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     evaluation = {"prompts": [], "out_of_domain": [{"text": str(folder / "*.txt")}]}
-    fields = {"evaluation": {**evaluation, "probes": str(folder / "pairs.jsonl")}}
+    fields = {
+        "evaluation": {**evaluation, "writes": {"prompts": 4, "tokens": 6}, "probes": str(folder / "pairs.jsonl")}
+    }
     whole = tiny_runs.recipe(base, **fields)
     whole["data"]["held_out"] = {"sources": [{"text": str(folder / "other-[01].txt")}]}
     return tutelage.train(whole, run_dir=folder / "run")
@@ -53,3 +55,16 @@ def test_pairs_of_sentences_are_scored_under_every_model_and_read_again_from_the
     assert len((folder / "probes.jsonl").read_text().splitlines()) == 3 * len(PAIRS)
     assert json.loads(call("evaluate", planted.path, "--json")[1])["probes"] == stored["probes"]
     assert "Pairs of sentences: who prefers the stereotype" in str(planted)
+
+
+def test_every_model_writes_to_the_same_held_out_texts_and_its_numbers_are_read_again(planted):
+    folder = planted.path / "evaluation"
+    texts = [json.loads(line) for line in (folder / "writing.jsonl").read_text().splitlines()]
+    models = {"teacher", "student_before", "student"}
+    n_prompts = len(texts) // 3
+    assert {(t["model"], t["prompt"]) for t in texts} == {(m, i) for m in models for i in range(n_prompts)}
+    assert all(len(text["ids"]) <= 6 for text in texts)
+    stored = json.loads((folder / "writing.json").read_bytes())
+    assert stored["n_prompts"] == n_prompts <= 4 and set(stored["against_teacher"]) == models - {"teacher"}
+    assert json.loads(call("evaluate", planted.path, "--json")[1])["writing"] == stored
+    assert "Text that the models write" in str(planted)

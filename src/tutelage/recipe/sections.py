@@ -152,6 +152,13 @@ class Cache(Section):
     )
 
 
+class Writes(Section):
+    """Text that every model writes to held-out prompts, or after the beginning of held-out texts."""
+
+    prompts: Count = Field(default=32, description="so many, spread over the held-out rows")
+    tokens: Count = Field(default=64, description="new tokens of each text, at most; greedy")
+
+
 class Evaluation(Section):
     """What is measured at the end beside the held-out rows."""
 
@@ -166,6 +173,11 @@ class Evaluation(Section):
         default=True,
         description="look for measured rows that stand in the training data, and show results without them too; "
         "reads all training rows once",
+    )
+    writes: Annotated[Writes, BeforeValidator(short.writes, json_schema_input_type=int | bool | Writes)] | None = Field(
+        default=None,
+        description="text that the models write, for its repetition, length and ends; a number of prompts, or true; "
+        "null: none, since writing costs more than scoring",
     )
     probes: Globs | None = Field(
         default=None,

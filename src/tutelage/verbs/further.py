@@ -8,19 +8,26 @@ from typing import Any
 from torch import nn
 
 from tutelage import console, roles
-from tutelage.evaluation import coverage, overlap, pairs, probes
+from tutelage.evaluation import coverage, overlap, pairs, probes, writing
 from tutelage.evaluation.overlap import LEAST_SHARE, N_WORDS, Overlap
 from tutelage.evaluation.probes import Probe
 from tutelage.evaluation.row_text import words_of_rows
 from tutelage.evaluation.score import Scored
 from tutelage.evaluation.tasks import TaskResult
-from tutelage.evaluation.transfer import Transfer
+from tutelage.evaluation.transfer import HELD_OUT, Transfer
+from tutelage.evaluation.writing import Prompt, Writing
+from tutelage.generation.select.verify import is_json
+from tutelage.models import vocabulary
 from tutelage.reports import contingency
 from tutelage.reports import coverage as coverage_table
 from tutelage.reports import overlap as overlap_table
 from tutelage.reports import probes as probe_table
+from tutelage.reports import writing as writing_table
 from tutelage.reports.listed import Listed
 from tutelage.training.prepare import Prepared
+from tutelage.verbs.tasks import answer_begin
+
+_FIRST_TOKENS = 32  # of a plain text, from which the models go on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,12 +36,14 @@ class Further:
 
     overlap: Overlap | None = None
     probes: tuple[Probe, ...] = ()
+    writing: Writing | None = None
 
     def json(self, transfer: Transfer) -> dict[str, Any]:
         """For programs: what there is, by name."""
         found: dict[str, Any] = {"overlap": self.overlap.json() if self.overlap is not None else None}
         found["coverage"] = coverage.json_of(coverage.coverage_of(transfer)) or None
         found["probes"] = probes.json_of(self.probes) or None
+        found["writing"] = self.writing.json() if self.writing is not None else None
         return {name: value for name, value in found.items() if value is not None}
 
 
@@ -45,12 +54,13 @@ def measure(prepared: Prepared, models: Mapping[str, Scored], *, folder: Path, t
     return Further(
         overlap=_overlap(prepared, folder) if prepared.recipe.evaluation.overlap else None,
         probes=_probes(prepared, _present(models), folder) if prepared.recipe.evaluation.probes else (),
+        writing=_writing(prepared, _present(models), folder) if prepared.recipe.evaluation.writes else None,
     )
 
 
 def read(folder: Path) -> Further:
     """What was measured, computed again from its raw records."""
-    return Further(overlap=overlap.read(folder), probes=probes.read(folder))
+    return Further(overlap=overlap.read(folder), probes=probes.read(folder), writing=writing.read(folder))
 
 
 def tables(found: Further, *, transfer: Transfer, tasks: TaskResult | None) -> list[Listed]:
@@ -60,6 +70,7 @@ def tables(found: Further, *, transfer: Transfer, tasks: TaskResult | None) -> l
         overlap_table.listed(found.overlap, transfer),
         contingency.listed(tasks),
         probe_table.listed(found.probes),
+        writing_table.listed(found.writing),
     )
     return [table for table in all_of_them if table is not None]
 
@@ -79,6 +90,39 @@ def _probes(prepared: Prepared, models: Mapping[str, nn.Module], folder: Path) -
     teacher = roles.TEACHER if roles.TEACHER in models else None
     before = roles.before(roles.STUDENT)
     return probes.write(folder, scored, teacher=teacher, before=before if before in models else None)
+
+
+def _writing(prepared: Prepared, models: Mapping[str, nn.Module], folder: Path) -> Writing | None:
+    asked = prepared.recipe.evaluation.writes
+    assert asked is not None
+    prompts = list(_prompts(prepared, asked.prompts))
+    if not prompts:
+        return None
+    with console.Progress("writing to held-out prompts", total=len(models) * len(prompts)) as bar:
+        texts = writing.write_texts(
+            models,
+            prepared.tokenizer,
+            prompts,
+            n_vocabulary=prepared.n_vocabulary,
+            max_tokens=asked.tokens,
+            progress=bar.advance,
+        )
+    teacher = roles.TEACHER if roles.TEACHER in models else None
+    return writing.write(folder, texts, max_tokens=asked.tokens, teacher=teacher)
+
+
+def _prompts(prepared: Prepared, most: int) -> Iterator[Prompt]:
+    """What stands before the last answer of held-out rows; of plain text its first tokens."""
+    store, rows = prepared.measured_rows.get(HELD_OUT, (prepared.loader.store, ()))
+    for n in range(min(most, len(rows))):
+        row = store.row(int(rows[n * len(rows) // min(most, len(rows))]))
+        begin = answer_begin(row)
+        if begin > 1:
+            answer = vocabulary.decoded(prepared.tokenizer, row.ids[begin:].tolist()).strip()
+            wants_json = answer.startswith(("{", "[", "```")) and is_json(answer)
+            yield Prompt(ids=tuple(row.ids[:begin].tolist()), wants_json=wants_json)
+        else:
+            yield Prompt(ids=tuple(row.ids[: min(_FIRST_TOKENS, max(1, len(row.ids) // 2))].tolist()))
 
 
 def _overlap(prepared: Prepared, folder: Path) -> Overlap:

@@ -125,11 +125,15 @@ def _questions(prepared: Prepared, asked: Iterator[Asked]) -> list[_Question]:
 
 def _beginning(row: TokenRow) -> list[int]:
     """Everything before the last answer."""
+    ids: list[int] = row.ids[: answer_begin(row)].tolist()
+    return ids
+
+
+def answer_begin(row: TokenRow) -> int:
+    """Where the last answer begins: the last stretch of trained tokens."""
     trained = np.flatnonzero(row.loss_mask)
     breaks = np.flatnonzero(np.diff(trained) > 1)
-    begin = int(trained[breaks[-1] + 1] if len(breaks) else trained[0])
-    ids: list[int] = row.ids[:begin].tolist()
-    return ids
+    return int(trained[breaks[-1] + 1] if len(breaks) else trained[0])
 
 
 def _choices(questions: Sequence[_Question], verify: Sequence[Verify]) -> int | None:

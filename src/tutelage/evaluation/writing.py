@@ -1,8 +1,8 @@
 """What models write to held-out prompts, or after the beginning of held-out texts: does it repeat itself, does it end?
 
 Greedy, so that the same run gives the same text; that is the worst case for repetition, and the teacher's stands beside
-it.  Each number is a ratio over texts (sequences of 4 tokens that stood before, of all; different pairs of tokens, of all; ends, tokens
-and valid JSON a text), each difference to the teacher is paired by prompt and corrected by Holm for all of them.
+it.  Each number is a ratio over texts (sequences of 4 tokens that stood before, of all; different pairs of tokens, of
+all; ends, tokens and valid JSON a text), each difference to the teacher is paired by prompt and corrected by Holm.
 """
 
 import json

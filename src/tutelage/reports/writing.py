@@ -31,12 +31,10 @@ def head(result: Writing) -> list[str]:
 
 def note(result: Writing) -> str:
     """How it was measured."""
-    against = (
-        f" {DECIDED} another than the teacher’s by more than noise (95%, paired, corrected)." if result.teacher else ""
-    )
+    against = f" {DECIDED} not the teacher’s, by more than noise (95%, paired, corrected)." if result.teacher else ""
     return (
-        f"{result.n_prompts:,} held-out prompts or beginnings, greedy, at most {result.max_tokens:,} tokens. ± one standard "
-        f"error over texts.{against}"
+        f"{result.n_prompts:,} held-out prompts or beginnings, greedy, at most {result.max_tokens:,} tokens. ± one "
+        f"standard error over texts.{against}"
     )
 
 

@@ -13,7 +13,8 @@ from torch import nn
 
 from tutelage import console, io, roles
 from tutelage.errors import ConfigError, IntegrityError
-from tutelage.evaluation import records, tasks, transfer
+from tutelage.evaluation import harness, records, transfer
+from tutelage.evaluation import tasks as task_results
 from tutelage.evaluation.score import Scored
 from tutelage.evaluation.show import Prompt, Shown, render, show_models
 from tutelage.evaluation.speed import forward_rates
@@ -34,6 +35,7 @@ from tutelage.training.prepare import InMemory, Prepared, prepare
 from tutelage.verbs import fork as forks
 from tutelage.verbs import further
 from tutelage.verbs.further import Further
+from tutelage.verbs.harness import ask
 from tutelage.verbs.tasks import measure_tasks
 
 SHOWN = "next_tokens.json"
@@ -157,20 +159,38 @@ def in_order(prepared: Prepared, trained: Mapping[str, nn.Module]) -> dict[str, 
     return models
 
 
-def evaluate(run_dir: str | Path, *, force: bool = False) -> Measured:
+def evaluate(
+    run_dir: str | Path,
+    *,
+    force: bool = False,
+    tasks: Sequence[str] = (),
+    task_files: str | Path | None = None,
+    task_limit: int | None = None,
+) -> Measured:
     """Measure a finished run again, or give back what was measured; `force` measures again in any case.
 
-    Raises ConfigError when there is no finished run, or when it was trained from objects in memory.
+    `tasks` of the lm-evaluation-harness are asked besides (needs tutelage[tasks]), those of `task_files` too; of each
+    the first `task_limit` questions.  Raises ConfigError when there is no finished run, or when it was trained from
+    objects in memory.
     """
     run = RunDirectory(run_dir)
     require_finished(run, "evaluate")
     stored = _stored(run)
-    if stored is not None and not force:
+    if stored is not None and not force and not tasks:
         return stored
     recipe = load_recipe(run.recipe_path)
     provenance = io.read_json(run.provenance_path)
     prepared = prepare(recipe, memory=InMemory(), earlier=provenance)
     forks.start_from_kept(prepared, run)
+    if tasks:
+        models = further.present(saved_models(run, prepared))
+        place = Path(task_files) if task_files is not None else None
+        answers = ask(models, prepared.tokenizer, tasks=tasks, task_files=place, limit=task_limit)
+        with run.lock():
+            io.make_directory(run.evaluation)
+            harness.write(run.evaluation, answers)
+        if (stored := _stored(run)) is not None and not force:
+            return stored
     summary = io.read_json(run.finished_path)
     prompts = [Prompt(**view["prompt"]) for view in _shown_json(run).get("prompts", [])]
     extra = [prompt for prompt in prompts if prompt.text not in recipe.evaluation.prompts]
@@ -204,7 +224,7 @@ def _stored(run: RunDirectory) -> Measured | None:
         path=run.evaluation / records.TRANSFER,
         transfer=records.read(run.evaluation),
         shown=Shown.of_json(_shown_json(run)),
-        tasks=tasks.read(run.evaluation),
+        tasks=task_results.read(run.evaluation),
         further=further.read(run.evaluation),
     )
 

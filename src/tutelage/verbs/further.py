@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from tutelage import console, roles
-from tutelage.evaluation import coverage, overlap, pairs, probes, writing
+from tutelage.evaluation import coverage, harness, overlap, pairs, probes, writing
+from tutelage.evaluation.harness import TaskScores
 from tutelage.evaluation.overlap import LEAST_SHARE, N_WORDS, Overlap
 from tutelage.evaluation.probes import Probe
 from tutelage.evaluation.row_text import words_of_rows
@@ -20,6 +21,7 @@ from tutelage.generation.select.verify import is_json
 from tutelage.models import vocabulary
 from tutelage.reports import contingency
 from tutelage.reports import coverage as coverage_table
+from tutelage.reports import harness as harness_table
 from tutelage.reports import overlap as overlap_table
 from tutelage.reports import probes as probe_table
 from tutelage.reports import writing as writing_table
@@ -37,6 +39,7 @@ class Further:
     overlap: Overlap | None = None
     probes: tuple[Probe, ...] = ()
     writing: Writing | None = None
+    harness: tuple[TaskScores, ...] = ()
 
     def json(self, transfer: Transfer) -> dict[str, Any]:
         """For programs: what there is, by name."""
@@ -44,6 +47,7 @@ class Further:
         found["coverage"] = coverage.json_of(coverage.coverage_of(transfer)) or None
         found["probes"] = probes.json_of(self.probes) or None
         found["writing"] = self.writing.json() if self.writing is not None else None
+        found["harness"] = [one.json() for one in self.harness] or None
         return {name: value for name, value in found.items() if value is not None}
 
 
@@ -53,14 +57,20 @@ def measure(prepared: Prepared, models: Mapping[str, Scored], *, folder: Path, t
         coverage.write(folder, covered)
     return Further(
         overlap=_overlap(prepared, folder) if prepared.recipe.evaluation.overlap else None,
-        probes=_probes(prepared, _present(models), folder) if prepared.recipe.evaluation.probes else (),
-        writing=_writing(prepared, _present(models), folder) if prepared.recipe.evaluation.writes else None,
+        probes=_probes(prepared, present(models), folder) if prepared.recipe.evaluation.probes else (),
+        writing=_writing(prepared, present(models), folder) if prepared.recipe.evaluation.writes else None,
+        harness=harness.read(folder),  # asked by itself: evaluate RUN --tasks
     )
 
 
 def read(folder: Path) -> Further:
     """What was measured, computed again from its raw records."""
-    return Further(overlap=overlap.read(folder), probes=probes.read(folder), writing=writing.read(folder))
+    return Further(
+        overlap=overlap.read(folder),
+        probes=probes.read(folder),
+        writing=writing.read(folder),
+        harness=harness.read(folder),
+    )
 
 
 def tables(found: Further, *, transfer: Transfer, tasks: TaskResult | None) -> list[Listed]:
@@ -69,13 +79,14 @@ def tables(found: Further, *, transfer: Transfer, tasks: TaskResult | None) -> l
         coverage_table.listed(coverage.coverage_of(transfer)),
         overlap_table.listed(found.overlap, transfer),
         contingency.listed(tasks),
+        harness_table.listed(found.harness),
         probe_table.listed(found.probes),
         writing_table.listed(found.writing),
     )
     return [table for table in all_of_them if table is not None]
 
 
-def _present(models: Mapping[str, Scored]) -> dict[str, nn.Module]:
+def present(models: Mapping[str, Scored]) -> dict[str, nn.Module]:
     """The models that answer new text: not those of which only outputs are stored, nor several at once."""
     return {name: model for name, model in models.items() if isinstance(model, nn.Module)}
 

@@ -9,6 +9,7 @@ from tests.mutants.cache_codecs import CODECS
 from tests.mutants.cache_threshold import THRESHOLD_CODEC
 from tests.mutants.codistillation import CODISTILLATION
 from tests.mutants.data_and_files import DATA, EVALUATION, FILES
+from tests.mutants.further import FURTHER
 from tests.mutants.generation import GENERATION
 from tests.mutants.generation_select import SELECTION
 from tests.mutants.generation_teachers import GENERATION_TEACHERS
@@ -33,6 +34,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *CODECS,
     *THRESHOLD_CODEC,
     *EVALUATION,
+    *FURTHER,
     *GENERATION,
     *SELECTION,
     *GREY_BOX,

@@ -54,7 +54,11 @@ class Advantage:
 def advantage_of(teacher: RowLogp, student: RowLogp) -> Advantage:
     """Of the same rows under both; rows without a finite number under one of them are left out."""
     kept = np.isfinite(teacher.logp_R) & np.isfinite(student.logp_R) & (teacher.n_tokens_R > 0)
-    a, b = (stats.ratio(-found.logp_R[kept], found.n_tokens_R[kept].astype(float)) for found in (student, teacher))
+
+    def loss(found: RowLogp) -> stats.Measured:
+        return stats.ratio(-found.logp_R[kept], found.n_tokens_R[kept].astype(float))
+
+    a, b = loss(student), loss(teacher)
     return Advantage(
         teacher=stats.estimate(b, "nats"), student=stats.estimate(a, "nats"), difference=stats.difference(a, b)
     )

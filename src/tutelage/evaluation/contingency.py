@@ -133,13 +133,14 @@ def _same_wrong(first: Sequence[Answered], second: Sequence[Answered], *, choice
 
 def _matches(first: Sequence[tuple[str, ...]], second: Sequence[tuple[str, ...]]) -> Array:
     """[i, j]: the probability that a wrong answer of the first to prompt i equals one of the second to prompt j."""
-    place = {said: i for i, said in enumerate(sorted({said for row in (*first, *second) for said in row if said}))}
+    every = {said for row in (*first, *second) for said in row if said}
+    place = {said: i for i, said in enumerate(sorted(every))}
 
     def shares(rows: Sequence[tuple[str, ...]]) -> Array:
         found = np.zeros((len(rows), max(len(place), 1)))
         for i, row in enumerate(rows):
             for said, n in Counter(row).items():
-                if said:
+                if said in place:
                     found[i, place[said]] = n / len(row)
         return found
 

@@ -17,7 +17,11 @@ from tutelage.data import files
 from tutelage.data.example import Reject, RowDefectError, sound
 from tutelage.errors import IntegrityError
 
-_SHAPES = (("stereotype", "anti_stereotype"), ("sent_more", "sent_less"), ("pro_stereotyped", "anti_stereotyped"))
+_SHAPES = (
+    ("stereotype", "anti_stereotype"),
+    ("sent_more", "sent_less"),
+    ("pro_stereotyped", "anti_stereotyped"),
+)
 _CATEGORIES = ("category", "bias_type", "group")
 _BLANK = "BLANK"  # in StereoSet's context: the sentences are whole
 

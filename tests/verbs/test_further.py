@@ -68,3 +68,21 @@ def test_every_model_writes_to_the_same_held_out_texts_and_its_numbers_are_read_
     assert stored["n_prompts"] == n_prompts <= 4 and set(stored["against_teacher"]) == models - {"teacher"}
     assert json.loads(call("evaluate", planted.path, "--json")[1])["writing"] == stored
     assert "Text that the models write" in str(planted)
+
+
+def masked_row(i):
+    return {"token_ids": [5, 6, 7 + i], "loss_mask": [0, 0, 0]}
+
+
+@pytest.mark.parametrize(("rows", "code"), [([], "DATA_READ"), ([masked_row(i) for i in range(3)], "TOO_MANY_REJECTS")])
+def test_an_evaluation_set_that_is_empty_or_all_masked_ends_before_training_with_what_to_look_at(
+    rows, code, base, tmp_path
+):
+    (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    whole = tiny_runs.recipe(base, student={"model": str(base / "teacher")})
+    whole["data"] = {**whole["data"], "held_out": {"sources": [{"jsonl": str(tmp_path / "held.jsonl")}]}}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(whole))
+    exit_code, out, err = call("train", tmp_path / "recipe.yaml", "--run-dir", tmp_path / "run")
+    assert (exit_code, out) == (3, "") and f"error[{code}]" in err.splitlines()[-1]
+    assert not (tmp_path / "run" / "evaluation").exists()
+    assert call("doctor", tmp_path / "recipe.yaml")[0] == 3  # and doctor says so first

@@ -25,7 +25,7 @@ from tutelage.training.corpus import Corpus
 from tutelage.training.teachers import tokenizer_of
 
 N_ROWS = 200
-MOST_TOKENS = 256  # of each row: the beginning tells who predicts such text better
+MOST_TOKENS = 128  # of each row: the beginning tells who predicts such text better
 N_WORST = 5  # items of the traffic that are shown
 
 

@@ -82,6 +82,8 @@ CODES: dict[str, str] = {
     "NO_SOFT_TARGETS": "a row of a batch has no soft targets",
     "CAPTURE_RESUMED": "an unfinished teacher cache goes on",
     "OVERLAP": "training and held-out data share rows",
+    "TEACHER_LOSS": "whether the teacher predicts the data better than the student before training",
+    "TRAFFIC": "how much of a sample of real traffic the training data do not cover",
     "CODEC_CANNOT": "a cache does not hold what the loss needs; another codec does",
     "JOURNAL_CORRUPT": "the journal of paid answers is damaged",
     "BUDGET": "the cap on money or requests is reached",

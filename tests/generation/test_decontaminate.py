@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from tests.generation.asking import generate, recipe, rows
 from tests.instruments.endpoint import Action
+from tutelage.data.words import words_of
 from tutelage.errors import ConfigError, IntegrityError
 from tutelage.generation.select import Candidate, Verdict
 from tutelage.generation.select import decontaminate as step
-from tutelage.generation.select._words import words_of
 from tutelage.recipe import load_recipe
 from tutelage.recipe.generation import Decontaminate
 

@@ -103,7 +103,7 @@ SELECTION = (
     Mutant(
         id="M341",
         what="an overlap hidden by punctuation or Unicode form",
-        file="generation/select/_words.py",
+        file="data/words.py",
         old='return _WORD.findall(_APOSTROPHES.sub("", unicodedata.normalize("NFKC", text).casefold()))',
         new="return text.casefold().split()",
         oracles=(CONTAMINATION + "test_texts_overlap_by_their_words",),

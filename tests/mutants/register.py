@@ -10,6 +10,7 @@ from tests.mutants.cache_threshold import THRESHOLD_CODEC
 from tests.mutants.codistillation import CODISTILLATION
 from tests.mutants.data_and_files import DATA, EVALUATION, FILES
 from tests.mutants.evaluation import NUMBERS
+from tests.mutants.further import FURTHER
 from tests.mutants.generation import GENERATION
 from tests.mutants.generation_select import SELECTION
 from tests.mutants.generation_teachers import GENERATION_TEACHERS
@@ -37,6 +38,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *THRESHOLD_CODEC,
     *EVALUATION,
     *NUMBERS,
+    *FURTHER,
     *GENERATION,
     *SELECTION,
     *GREY_BOX,

@@ -87,6 +87,12 @@ def test_teacher_and_student_are_judged_on_the_same_held_out_prompts_wrong_answe
     assert share["student_before"] == 0 and share["student"] > 0.8  # it learned right answers alone
     difference = result.difference("right_answers", first="student", second="student_before")
     assert difference.decided and difference.n == len(numbers)
+    _, against = result.contingencies
+    cells = (against.both, against.only_first, against.only_second, against.neither)
+    assert (against.first, against.second) == ("teacher", "student") and sum(c.value for c in cells) == pytest.approx(1)
+    assert against.difference.value == pytest.approx(share["teacher"] - share["student"])
+    assert result.contingencies[0].same_wrong.share.n == sum(not right(i) for i in numbers)  # what it said was kept
+    assert "Right where the other is wrong" in str(tutelage.Run(tmp_path / "run"))
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Held-out prompts, answered" in page and "Right answers, %" in page
     assert "Held-out prompts, answered" in str(tutelage.Run(tmp_path / "run"))

@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from tutelage.cli.cache import cache_app
+from tutelage.cli.doctor import doctor
 from tutelage.cli.guard import check_platform, guarded
 from tutelage.cli.options import Debug, Json, Quiet, RunDir, print_result, set_quiet, show_result, tell
 from tutelage.cli.plan import plan
@@ -100,34 +101,7 @@ def init(
     tell(f"next: tutelage doctor {path}, then tutelage train {path}", quiet=quiet)
 
 
-@app.command(short_help="Check a recipe or a model's folder.")
-def doctor(
-    target: Annotated[str, typer.Argument(metavar="RECIPE_OR_MODEL", help="A recipe, a model's folder, GGUF or id.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="FIELD=VALUE", help="Fields of the recipe to change.")
-    ] = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
-) -> None:
-    """Check whether everything fits together, or whether a model's folder is safe.  Nothing is trained or changed.
-
-    Exit code 3 when something does not fit.
-
-    \b
-    tutelage doctor recipe.yaml
-    tutelage doctor ./my-model
-    """
-    import tutelage
-
-    set_quiet(quiet)
-    is_recipe = target.endswith((".yaml", ".yml")) and not Path(target).is_dir()
-    if overrides and not is_recipe:
-        raise ConfigError("CONFIG", f"{overrides[0]!r} has no effect with a model; expected a recipe such as a.yaml")
-    report = tutelage.doctor(tutelage.load_recipe(target, overrides or ()) if is_recipe else target)
-    show_result(report, as_json=as_json)
-    if not report.ok:
-        raise typer.Exit(3)
+app.command(short_help="Check a recipe or a model's folder.")(doctor)
 
 
 @app.command(short_help="Distil a small real model on this machine.")
@@ -294,6 +268,17 @@ def train(
 def evaluate(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, such as runs/recipe.")],
     force: Annotated[bool, typer.Option("--force", help="Measure again what was measured.")] = False,
+    tasks: Annotated[
+        str | None,
+        typer.Option("--tasks", metavar="NAMES", help="Tasks of the lm-evaluation-harness, such as hellaswag,piqa."),
+    ] = None,
+    task_files: Annotated[
+        Path | None,
+        typer.Option("--task-files", metavar="FOLDER", help="Task files of yours (YAML). They can run code."),
+    ] = None,
+    task_limit: Annotated[
+        int | None, typer.Option("--task-limit", min=1, metavar="N", help="The first N questions of each task only.")
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -302,11 +287,15 @@ def evaluate(
 
     \b
     tutelage evaluate runs/recipe
+    tutelage evaluate runs/recipe --tasks piqa,hellaswag
     """
     import tutelage
 
     set_quiet(quiet)
-    transfer = tutelage.evaluate(run_dir, force=force)
+    named = tuple(name.strip() for name in (tasks or "").split(",") if name.strip())
+    if not named and (task_files or task_limit):
+        raise ConfigError("CONFIG", "--task-files and --task-limit say nothing without --tasks NAMES")
+    transfer = tutelage.evaluate(run_dir, force=force, tasks=named, task_files=task_files, task_limit=task_limit)
     show_result(transfer, as_json=as_json, quiet=quiet, path=transfer.path)
 
 

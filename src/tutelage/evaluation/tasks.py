@@ -2,7 +2,7 @@
 
 The teacher's answers are those that were bought (all samples, dropped ones too); a model of the run answers each prompt
 once, greedily.  Differences are paired by prompt.  evaluation/answers.jsonl holds every text with its verdict, so that
-each number can be counted again.
+each number can be counted again.  contingency.py sets the teacher's answers against each model's.
 """
 
 import json
@@ -14,6 +14,7 @@ from typing import Any
 
 from tutelage import io
 from tutelage.evaluation import stats
+from tutelage.evaluation.contingency import Contingency, contingencies
 from tutelage.types import Estimate
 
 TASKS, ANSWERS = "tasks.json", "answers.jsonl"
@@ -31,6 +32,7 @@ class Judged:
     json_texts: int
     text: str = ""
     why: str = ""
+    wrong: tuple[str, ...] = ()  # what the wrong answers say, as the verifier reads them; "" where it reads nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,8 @@ class TaskResult:
     verify: tuple[dict[str, Any], ...]
     estimates: dict[str, dict[str, Estimate]]  # model -> metric -> estimate
     compared: tuple[stats.Compared, ...]
+    choices: int | None = None  # how many a question has to choose from, where that is what is asked
+    contingencies: tuple[Contingency, ...] = ()  # the teacher's answers against each model's
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -64,17 +68,23 @@ class TaskResult:
         for by_metric in plain["estimates"].values():
             for found in by_metric.values():
                 found["stderr"] = found["stderr"] if found["stderr"] != float("inf") else None
-        for found in plain["compared"]:
+        for found in (*plain["compared"], *plain["contingencies"]):
             own = found["difference"]
             own["stderr"] = own["stderr"] if own["stderr"] != float("inf") else None
         return plain
 
 
 def result_of(
-    judged: Mapping[str, Sequence[Judged]], *, n_held_out: int, max_tokens: int, verify: Sequence[dict[str, Any]]
+    judged: Mapping[str, Sequence[Judged]],
+    *,
+    n_held_out: int,
+    max_tokens: int,
+    verify: Sequence[dict[str, Any]],
+    choices: int | None = None,
 ) -> TaskResult:
-    """Every number from the verdicts alone; all models on the same prompts in the same order."""
+    """Every number from the verdicts alone; all models on the same prompts in the same order, the teacher first."""
     metrics = (RIGHT, JSON_TEXT) if any(one.get("json_schema") is not None for one in verify) else (RIGHT,)
+    models = list(judged.items())
     measured = {name: {metric: _measured(rows, metric) for metric in metrics} for name, rows in judged.items()}
     return TaskResult(
         n_prompts=len(next(iter(judged.values()))),
@@ -95,6 +105,8 @@ def result_of(
             for first, second in combinations(judged, 2)
             for metric in metrics
         ),
+        choices=choices,
+        contingencies=contingencies(models[0], models[1:], choices=choices),
     )
 
 
@@ -119,9 +131,14 @@ def read(folder: Path) -> TaskResult | None:
     with (folder / ANSWERS).open(encoding="utf-8") as file:
         for line in file:
             record = json.loads(line)
-            judged.setdefault(record.pop("model"), []).append(Judged(**record))
+            wrong = tuple(record.pop("wrong", ()))
+            judged.setdefault(record.pop("model"), []).append(Judged(**record, wrong=wrong))
     return result_of(
-        judged, n_held_out=stored["n_held_out"], max_tokens=stored["max_tokens"], verify=tuple(stored["verify"])
+        judged,
+        n_held_out=stored["n_held_out"],
+        max_tokens=stored["max_tokens"],
+        verify=tuple(stored["verify"]),
+        choices=stored.get("choices"),
     )
 
 

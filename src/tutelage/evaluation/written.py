@@ -14,7 +14,6 @@ from tutelage.models import vocabulary
 BATCH_TOKENS = 4_096  # of prompts and answers together, at most (one prompt may have more)
 
 
-@torch.no_grad()
 def write_answers(
     model: nn.Module,
     tokenizer: Any,
@@ -25,12 +24,27 @@ def write_answers(
     progress: Callable[[int], object] = lambda n: None,
 ) -> list[str]:
     """The model's answer to each prompt: the most likely token again and again, at most `max_tokens`."""
-    answers = [""] * len(prompts)
+    written = write_ids(model, tokenizer, prompts, n_vocabulary=n_vocabulary, max_tokens=max_tokens, progress=progress)
+    return [vocabulary.decoded(tokenizer, ids) for ids in written]
+
+
+@torch.no_grad()
+def write_ids(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    n_vocabulary: int,
+    max_tokens: int,
+    progress: Callable[[int], object] = lambda n: None,
+) -> list[list[int]]:
+    """The same as ids, without the one that ended the text: fewer than `max_tokens` where it ended by itself."""
+    answers: list[list[int]] = [[] for _ in prompts]
     ends = torch.tensor(sorted(end_ids(model, tokenizer)))
     for batch in _batches(prompts, max_tokens=max_tokens):
         written = _write(model, [prompts[n] for n in batch], ends=ends, n_vocabulary=n_vocabulary, n_new=max_tokens)
         for n, ids in zip(batch, written, strict=True):
-            answers[n] = vocabulary.decoded(tokenizer, ids)
+            answers[n] = ids
         progress(len(batch))
     return answers
 

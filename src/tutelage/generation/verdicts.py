@@ -5,6 +5,7 @@ judged and which set it belongs to, each other line a prompt in the order of the
 student, as far as prompts were held out.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,8 +22,8 @@ from tutelage.generation.journal import fields_at
 from tutelage.generation.ledger import Ledger
 from tutelage.generation.product import row_of
 from tutelage.generation.request import Request
-from tutelage.generation.select import Candidate, Step, each
-from tutelage.generation.select.verify import build, is_json
+from tutelage.generation.select import Candidate, Step, each, folded
+from tutelage.generation.select.verify import build, choice, is_json, last_number
 from tutelage.generation.task import Task
 from tutelage.generation.work import body_of
 from tutelage.recipe.generation import Verify
@@ -31,6 +32,7 @@ FORMAT = 1
 _FIELDS = ("messages", "prompt", "answer")
 Line = TypeVar("Line", bound=BaseModel)
 Verifier: TypeAlias = Callable[[Candidate], str]
+_LONG = 80  # characters; what is said in more is kept as a hash
 _ANSWER = "x"  # stands where an answer will: prompts are kept in the shape of rows
 
 
@@ -56,6 +58,7 @@ class Asked(BaseModel):
     answers: int  # final replies, whatever they were
     right: int
     json_texts: int  # answers that are JSON, right or not; counted where a schema is asked for
+    wrong: tuple[str, ...] = ()  # what the wrong ones say (see `read_answer`); older sets lack it
 
 
 @contextmanager
@@ -74,6 +77,20 @@ def verifier_of(verify: Sequence[Verify]) -> Iterator[Verifier]:
         yield verifier
 
 
+def read_answer(text: str, verify: Sequence[Verify]) -> str:
+    """What an answer says, as the verifiers read it: a number, a letter, else the text but for case and white space.
+
+    "" where nothing can be read; of a long text its SHA-256, since it is only compared.
+    """
+    if any(one.number for one in verify):
+        number = last_number(text)
+        return "" if number is None else str(number.normalize())
+    if any(one.choice for one in verify):
+        return choice(text) or ""
+    plain = folded(text)
+    return plain if len(plain) <= _LONG else hashlib.sha256(plain.encode()).hexdigest()
+
+
 def write_verdicts(task: Task, ledger: Ledger, journal: Path, card: Card) -> None:
     """Writes verdicts.jsonl, or removes an old one where no step verifies."""
     verify = tuple(step.verify for step in task.generate.select if step.verify is not None)
@@ -83,7 +100,7 @@ def write_verdicts(task: Task, ledger: Ledger, journal: Path, card: Card) -> Non
         return
     head = Head(answers=card.sha256, teacher=card.model, max_tokens=task.generate.max_tokens, verify=verify)
     with verifier_of(verify) as verifier:
-        io.write_pieces(path, _lines(head, _asked(task, ledger, journal, verifier)))
+        io.write_pieces(path, _lines(head, _asked(task, ledger, journal, verifier, verify=verify)))
 
 
 def _lines(head: Head, asked: Iterator[Asked]) -> Iterator[bytes]:
@@ -92,7 +109,9 @@ def _lines(head: Head, asked: Iterator[Asked]) -> Iterator[bytes]:
         yield json.dumps(one.model_dump(mode="json"), ensure_ascii=False).encode() + b"\n"
 
 
-def _asked(task: Task, ledger: Ledger, journal: Path, verifier: Verifier) -> Iterator[Asked]:
+def _asked(
+    task: Task, ledger: Ledger, journal: Path, verifier: Verifier, *, verify: Sequence[Verify]
+) -> Iterator[Asked]:
     group: list[tuple[Request, replies.Reply]] = []
     seen: set[str] = set()
     for request in task.sound():
@@ -104,14 +123,14 @@ def _asked(task: Task, ledger: Ledger, journal: Path, verifier: Verifier) -> Ite
         optional = request.teacher in task.optional
         reply = replies.parse(body_of(fields), status=fields["status"], finish_reason_optional=optional)
         if group and group[0][0].prompt is not request.prompt:
-            yield _verdict(group, verifier)
+            yield _verdict(group, verifier, verify=verify)
             group = []
         group.append((request, reply))
     if group:
-        yield _verdict(group, verifier)
+        yield _verdict(group, verifier, verify=verify)
 
 
-def _verdict(group: list[tuple[Request, replies.Reply]], verifier: Verifier) -> Asked:
+def _verdict(group: list[tuple[Request, replies.Reply]], verifier: Verifier, *, verify: Sequence[Verify]) -> Asked:
     prompt = group[0][0].prompt
     whole = row_of(group[0][0], replies.Reply(outcome="answer", text=_ANSWER))
     row: dict[str, Any] = {name: whole[name] for name in _FIELDS if name in whole}
@@ -120,12 +139,18 @@ def _verdict(group: list[tuple[Request, replies.Reply]], verifier: Verifier) -> 
         for _, r in group
     ]
     is_text = [reply.outcome in ("answer", "truncated") for _, reply in group]
+    right = [not why and text for why, text in zip(found, is_text, strict=True)]
     return Asked(
         row=row,
         reference=prompt.reference,
         answers=len(group),
-        right=sum(not why and text for why, text in zip(found, is_text, strict=True)),
+        right=sum(right),
         json_texts=sum(text and is_json(reply.text) for text, (_, reply) in zip(is_text, group, strict=True)),
+        wrong=tuple(
+            read_answer(reply.text, verify) if text else ""
+            for text, was_right, (_, reply) in zip(is_text, right, group, strict=True)
+            if not was_right
+        ),
     )
 
 

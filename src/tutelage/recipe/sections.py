@@ -24,7 +24,7 @@ from tutelage.recipe.fields import (
 )
 from tutelage.recipe.generation import Generate
 from tutelage.recipe.models import Pupil, Student, StudentName, Teacher
-from tutelage.recipe.sources import Sources
+from tutelage.recipe.sources import Globs, Sources
 from tutelage.recipe.terms import Loss, LossTerm
 from tutelage.roles import STUDENT
 
@@ -152,6 +152,13 @@ class Cache(Section):
     )
 
 
+class Writes(Section):
+    """Text that every model writes to held-out prompts, or after the beginning of held-out texts."""
+
+    prompts: Count = Field(default=32, description="so many, spread over the held-out rows")
+    tokens: Count = Field(default=64, description="new tokens of each text, at most; greedy")
+
+
 class Evaluation(Section):
     """What is measured at the end beside the held-out rows."""
 
@@ -162,6 +169,21 @@ class Evaluation(Section):
         "the same verifiers judge; null: none",
     )
     out_of_domain: Sources = Field(default=(), description="text unlike the training data, to see what was lost")
+    overlap: bool = Field(
+        default=True,
+        description="look for measured rows that stand in the training data, and show results without them too; "
+        "reads all training rows once",
+    )
+    writes: Annotated[Writes, BeforeValidator(short.writes, json_schema_input_type=int | bool | Writes)] | None = Field(
+        default=None,
+        description="text that the models write, for its repetition, length and ends; a number of prompts, or true; "
+        "null: none, since writing costs more than scoring",
+    )
+    probes: Globs | None = Field(
+        default=None,
+        description="files of paired sentences (JSON lines or CSV), of which one says a stereotype: CrowS-Pairs, "
+        "StereoSet, or your own with the columns stereotype, anti_stereotype and category; null: none",
+    )
     prompts: Annotated[
         tuple[Annotated[str, Field(min_length=1)], ...],
         Listed,

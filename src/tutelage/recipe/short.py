@@ -29,6 +29,13 @@ def train(value: Any) -> Any:
     return {} if value is True else None if value is False else value
 
 
+def writes(value: Any) -> Any:
+    """`32` is `{prompts: 32}`, `true` a section of defaults, `false` none."""
+    if isinstance(value, bool):
+        return {} if value else None
+    return {"prompts": value} if isinstance(value, int) else value
+
+
 def layers(value: Any) -> Any:
     """`20` is `{important: 20}`; `[0, 2, 4]` is `{listed: [0, 2, 4]}`."""
     if isinstance(value, int) and not isinstance(value, bool):

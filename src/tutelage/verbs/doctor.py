@@ -1,6 +1,7 @@
 """The verb `doctor`: a model's folder, or everything that a recipe names, the teacher cache included.
 
-Nothing of a model is imported, no weight is loaded, no file is written.
+Nothing of a model is imported.  Of a recipe in which nothing is wrong, and whose student has weights of its own, the
+loss of teacher and student on a few rows is measured: their weights are loaded, and the data prepared as for training.
 """
 
 from dataclasses import replace
@@ -8,7 +9,7 @@ from pathlib import Path
 
 from tutelage import io
 from tutelage.cache.reader import TeacherCache
-from tutelage.errors import TutelageError
+from tutelage.errors import ConfigError, TutelageError
 from tutelage.losses.stored import refuse_unservable
 from tutelage.models import doctor as models
 from tutelage.models import load, vocabulary
@@ -17,19 +18,28 @@ from tutelage.models.safety import Finding
 from tutelage.recipe import Recipe
 from tutelage.roles import TEACHER
 from tutelage.training.plan import terms_of
+from tutelage.verbs.doctor_data import with_measured
 
 
-def examine(target: "str | Path | Recipe") -> Report:
-    """The report about a model (hub id, folder, .gguf file, package) or about what a recipe names."""
+def examine(target: "str | Path | Recipe", *, traffic: "str | Path | None" = None, measured: bool = True) -> Report:
+    """The report about a model (hub id, folder, .gguf file, package) or about what a recipe names.
+
+    `traffic` is a file of prompts, of which the report says how many the recipe's training data do not cover.  Without
+    `measured` no weight is loaded.
+    """
     report = models.examine(target)
-    if not isinstance(target, Recipe) or target.teacher is None or target.teacher.cache is None:
+    if not isinstance(target, Recipe):
+        if traffic is not None:
+            raise ConfigError("CONFIG", "traffic is compared with training data; give a recipe, not a model")
         return report
-    findings, facts = _examine_cache(target, target.teacher.cache)
-    return replace(
-        report,
-        findings=(*report.findings, *findings),
-        facts={**report.facts, f"teacher cache {target.teacher.cache}": facts},
-    )
+    if target.teacher is not None and target.teacher.cache is not None:
+        findings, facts = _examine_cache(target, target.teacher.cache)
+        report = replace(
+            report,
+            findings=(*report.findings, *findings),
+            facts={**report.facts, f"teacher cache {target.teacher.cache}": facts},
+        )
+    return with_measured(report, target, traffic=traffic, measured=measured)
 
 
 def _examine_cache(recipe: Recipe, folder: str) -> tuple[list[Finding], dict[str, io.Json]]:

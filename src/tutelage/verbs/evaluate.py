@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from tutelage import console, io, roles
 from tutelage.errors import ConfigError, IntegrityError
-from tutelage.evaluation import explorer, facts, records, tasks, transfer
+from tutelage.evaluation import explorer, facts, harness, records, transfer
+from tutelage.evaluation import tasks as task_results
 from tutelage.evaluation.score import Scored
 from tutelage.evaluation.show import SHOWN, Prompt, Shown, render, show_models
 from tutelage.evaluation.speed import forward_rates
@@ -35,6 +36,9 @@ from tutelage.teachers.live import LiveTeacher
 from tutelage.training.prepare import InMemory, Prepared, prepare
 from tutelage.types import Batch
 from tutelage.verbs import fork as forks
+from tutelage.verbs import further
+from tutelage.verbs.further import Further
+from tutelage.verbs.harness import ask
 from tutelage.verbs.tasks import measure_tasks
 
 
@@ -46,11 +50,13 @@ class Measured:
     transfer: Transfer
     shown: Shown
     tasks: TaskResult | None = None
+    further: Further = field(default_factory=Further)
 
     def as_json(self) -> dict[str, Any]:
         """Everything, for programs."""
         answered = {"tasks": self.tasks.json()} if self.tasks is not None else {}
-        return {"path": str(self.path), **self.transfer.json(), **answered, "next_tokens": self.shown.json()}
+        beside = self.further.json(self.transfer)
+        return {"path": str(self.path), **self.transfer.json(), **answered, **beside, "next_tokens": self.shown.json()}
 
     def __str__(self) -> str:
         return printed(self._rendered)
@@ -59,6 +65,7 @@ class Measured:
         tables = [
             table for table in (pareto.to_rich(self.transfer), task_table.to_rich(self.tasks)) if table is not None
         ]
+        tables += [table.to_rich() for table in further.tables(self.further, transfer=self.transfer, tasks=self.tasks)]
         middle = [part for table in tables for part in ("", table)] + [""]
         return Group(to_rich(table_of(self.transfer), width=width), *middle, render(self.shown, width=width))
 
@@ -110,6 +117,7 @@ def measure(
     transfer.check_unscored(result)
     _explore(prepared, models, batches, scores, folder=run.evaluation)
     answered = measure_tasks(prepared, models, folder=run.evaluation)
+    beside = further.measure(prepared, models, folder=run.evaluation, transfer=result)
     shown = show_models(
         present,
         prepared.tokenizer,
@@ -118,7 +126,9 @@ def measure(
         n_vocabulary=prepared.n_vocabulary,
     )
     io.write_json(run.evaluation / SHOWN, shown.json())
-    return Measured(path=run.evaluation / records.TRANSFER, transfer=result, shown=shown, tasks=answered)
+    return Measured(
+        path=run.evaluation / records.TRANSFER, transfer=result, shown=shown, tasks=answered, further=beside
+    )
 
 
 def _with_excerpts(
@@ -199,20 +209,38 @@ def in_order(prepared: Prepared, trained: Mapping[str, nn.Module]) -> dict[str, 
     return models
 
 
-def evaluate(run_dir: str | Path, *, force: bool = False) -> Measured:
+def evaluate(
+    run_dir: str | Path,
+    *,
+    force: bool = False,
+    tasks: Sequence[str] = (),
+    task_files: str | Path | None = None,
+    task_limit: int | None = None,
+) -> Measured:
     """Measure a finished run again, or give back what was measured; `force` measures again in any case.
 
-    Raises ConfigError when there is no finished run, or when it was trained from objects in memory.
+    `tasks` of the lm-evaluation-harness are asked besides (needs tutelage[tasks]), those of `task_files` too; of each
+    the first `task_limit` questions.  Raises ConfigError when there is no finished run, or when it was trained from
+    objects in memory.
     """
     run = RunDirectory(run_dir)
     require_finished(run, "evaluate")
     stored = _stored(run)
-    if stored is not None and not force:
+    if stored is not None and not force and not tasks:
         return stored
     recipe = load_recipe(run.recipe_path)
     provenance = io.read_json(run.provenance_path)
     prepared = prepare(recipe, memory=InMemory(), earlier=provenance)
     forks.start_from_kept(prepared, run)
+    if tasks:
+        models = further.present(saved_models(run, prepared))
+        place = Path(task_files) if task_files is not None else None
+        answers = ask(models, prepared.tokenizer, tasks=tasks, task_files=place, limit=task_limit)
+        with run.lock():
+            io.make_directory(run.evaluation)
+            harness.write(run.evaluation, answers)
+        if (stored := _stored(run)) is not None and not force:
+            return stored
     summary = io.read_json(run.finished_path)
     prompts = [Prompt(**view["prompt"]) for view in _shown_json(run).get("prompts", [])]
     extra = [prompt for prompt in prompts if prompt.text not in recipe.evaluation.prompts]
@@ -248,7 +276,8 @@ def _stored(run: RunDirectory) -> Measured | None:
         path=run.evaluation / records.TRANSFER,
         transfer=records.read(run.evaluation),
         shown=Shown.of_json(_shown_json(run)),
-        tasks=tasks.read(run.evaluation),
+        tasks=task_results.read(run.evaluation),
+        further=further.read(run.evaluation),
     )
 
 

@@ -19,7 +19,7 @@ from tutelage.evaluation.written import write_answers
 from tutelage.generation.reply import split_reasoning
 from tutelage.generation.select import Candidate
 from tutelage.generation.select.verify import is_json
-from tutelage.generation.verdicts import Asked, Head, Verifier, read_verdicts, verifier_of
+from tutelage.generation.verdicts import Asked, Head, Verifier, read_answer, read_verdicts, verifier_of
 from tutelage.models.template import Renderer
 from tutelage.recipe import Recipe
 from tutelage.recipe.generation import Verify
@@ -68,12 +68,13 @@ def measure_tasks(prepared: Prepared, models: Mapping[str, Scored], *, folder: P
                 max_tokens=head.max_tokens,
                 progress=bar.advance,
             )
-            judged[name] = _of_model(chosen, texts, verifier)
+            judged[name] = _of_model(chosen, texts, verifier, verify=head.verify)
     result = tasks.result_of(
         judged,
         n_held_out=len(questions),
         max_tokens=head.max_tokens,
         verify=[one.model_dump(mode="json", exclude_none=True) for one in head.verify],
+        choices=_choices(questions, head.verify),
     )
     tasks.write(folder, judged, result)
     return result
@@ -124,21 +125,40 @@ def _questions(prepared: Prepared, asked: Iterator[Asked]) -> list[_Question]:
 
 def _beginning(row: TokenRow) -> list[int]:
     """Everything before the last answer."""
+    ids: list[int] = row.ids[: answer_begin(row)].tolist()
+    return ids
+
+
+def answer_begin(row: TokenRow) -> int:
+    """Where the last answer begins: the last stretch of trained tokens."""
     trained = np.flatnonzero(row.loss_mask)
     breaks = np.flatnonzero(np.diff(trained) > 1)
-    begin = int(trained[breaks[-1] + 1] if len(breaks) else trained[0])
-    ids: list[int] = row.ids[:begin].tolist()
-    return ids
+    return int(trained[breaks[-1] + 1] if len(breaks) else trained[0])
+
+
+def _choices(questions: Sequence[_Question], verify: Sequence[Verify]) -> int | None:
+    """How many letters a question has to choose from: those that are the right one of any; None for other answers."""
+    if not any(one.choice for one in verify):
+        return None
+    return len({read_answer(q.asked.reference, verify) for q in questions} - {""})
 
 
 def _of_teacher(questions: Sequence[_Question]) -> list[Judged]:
     return [
-        Judged(prompt=n, n=q.asked.answers, right=q.asked.right, json_texts=q.asked.json_texts)
+        Judged(
+            prompt=n,
+            n=q.asked.answers,
+            right=q.asked.right,
+            json_texts=q.asked.json_texts,
+            wrong=q.asked.wrong,
+        )
         for n, q in enumerate(questions)
     ]
 
 
-def _of_model(questions: Sequence[_Question], texts: Sequence[str], verifier: Verifier) -> list[Judged]:
+def _of_model(
+    questions: Sequence[_Question], texts: Sequence[str], verifier: Verifier, *, verify: Sequence[Verify]
+) -> list[Judged]:
     found = []
     for n, (question, text) in enumerate(zip(questions, texts, strict=True)):
         answer = split_reasoning(text)[0]
@@ -148,5 +168,6 @@ def _of_model(questions: Sequence[_Question], texts: Sequence[str], verifier: Ve
         why = verifier(Candidate(text=answer, outcome="answer", reference=reference, asked=asked))
         why = why if answer.strip() else why or "empty"
         right, json_texts = int(not why), int(is_json(answer))
-        found.append(Judged(prompt=n, n=1, right=right, json_texts=json_texts, text=text, why=why))
+        wrong = (read_answer(answer, verify),) if why else ()
+        found.append(Judged(prompt=n, n=1, right=right, json_texts=json_texts, text=text, why=why, wrong=wrong))
     return found

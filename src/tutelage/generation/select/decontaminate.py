@@ -1,8 +1,8 @@
 """Drops answers that share text with evaluation sets, in the prompt or in the answer.
 
-Texts are compared by their words (see _words.py).  Two texts of at least `ngram` words overlap when they have that many
-words in a row in common; a shorter one when the other holds all of it.  Texts of less than `LEAST` words ("Paris", "B")
-say nothing about an answer: a prompt overlaps such a text only if it is the same.
+Texts are compared by their words (see data/words.py).  Two texts of at least `ngram` words overlap when they have that
+many words in a row in common; a shorter one when the other holds all of it.  Texts of less than `LEAST` words ("Paris",
+"B") say nothing about an answer: a prompt overlaps such a text only if it is the same.
 
 What is kept is an index of the evaluation sets; nothing grows with the answers.
 """
@@ -15,9 +15,9 @@ from pathlib import Path
 
 from tutelage.data import files
 from tutelage.data.example import Reject
+from tutelage.data.words import words_of
 from tutelage.errors import ConfigError, IntegrityError
 from tutelage.generation.select import Candidate, Said, Step, Verdict, each
-from tutelage.generation.select._words import words_of
 from tutelage.generation.templates import LacksColumnError
 from tutelage.recipe.generation import Decontaminate
 

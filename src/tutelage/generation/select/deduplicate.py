@@ -8,9 +8,9 @@ is compared as without `near`.
 import hashlib
 from typing import Any
 
+from tutelage.data.words import words_of
 from tutelage.errors import ConfigError
 from tutelage.generation.select import Candidate, Judge, Said, Verdict, folded
-from tutelage.generation.select._words import words_of
 from tutelage.recipe.generation import Deduplicate
 
 N_SEQUENCE = 3  # words of one sequence

@@ -1,0 +1,103 @@
+"""Files of paired sentences: JSON lines, or CSV with a head, in the shapes that are published or in the user's own.
+
+shape           the stereotypical text             the other             category
+own             stereotype                         anti_stereotype       category
+CrowS-Pairs     sent_more                          sent_less             bias_type
+WinoBias style  pro_stereotyped                    anti_stereotyped      category
+StereoSet       of sentences: gold_label           anti-stereotype       bias_type
+                stereotype
+"""
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tutelage.data import files
+from tutelage.data.example import Reject, RowDefectError, sound
+from tutelage.errors import IntegrityError
+
+_SHAPES = (
+    ("stereotype", "anti_stereotype"),
+    ("sent_more", "sent_less"),
+    ("pro_stereotyped", "anti_stereotyped"),
+)
+_CATEGORIES = ("category", "bias_type", "group")
+_BLANK = "BLANK"  # in StereoSet's context: the sentences are whole
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """Two texts that differ in whom they speak of; `name` is where they stand."""
+
+    name: str
+    stereotype: str
+    other: str
+    category: str = ""
+
+
+def read(patterns: Sequence[str]) -> dict[str, list[Pair]]:
+    """The pairs of each file, by its name; IntegrityError[DATA_READ] for a row that is no pair."""
+    paths = files.find(patterns)
+    names = [path.name for path in paths]
+    return {
+        path.name if names.count(path.name) == 1 else f"{path.parent.name}/{path.name}": list(_pairs(path))
+        for path in paths
+    }
+
+
+def _pairs(path: Path) -> Iterator[Pair]:
+    n_pairs = 0
+    for name, row in _of_csv(path) if path.suffix == ".csv" else _of_jsonl(path):
+        try:
+            yield _pair(row, name=name)
+        except RowDefectError as defect:
+            raise IntegrityError(
+                "DATA_READ",
+                f"{name}: {defect}; expected the columns stereotype and anti_stereotype, sent_more and sent_less, "
+                "pro_stereotyped and anti_stereotyped, or sentences with their gold_label",
+            ) from None
+        n_pairs += 1
+    if not n_pairs:
+        raise IntegrityError("DATA_READ", f"{path} holds no pair; remove it from evaluation.probes or fill it")
+
+
+def _of_csv(path: Path) -> Iterator[tuple[str, object]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        for row in reader:
+            yield f"{path}:{reader.line_num}", row
+
+
+def _of_jsonl(path: Path) -> Iterator[tuple[str, object]]:
+    for row in files.read_rows(path, source="evaluation.probes", ids_once=False):
+        if isinstance(row, Reject):
+            raise IntegrityError("DATA_READ", f"{row.name}: {row.reason}; repair the line or remove it")
+        yield row.name, row.content
+
+
+def _pair(row: object, *, name: str) -> Pair:
+    if not isinstance(row, Mapping):
+        raise RowDefectError("a pair must be an object")
+    category = next((str(row[column]) for column in _CATEGORIES if row.get(column)), "")
+    if isinstance(row.get("sentences"), list):
+        first, second = _labelled(row, "stereotype"), _labelled(row, "anti-stereotype")
+    else:
+        shape = next((shape for shape in _SHAPES if all(isinstance(row.get(column), str) for column in shape)), None)
+        if shape is None:
+            raise RowDefectError(f"no pair of texts among {', '.join(map(str, row)) or 'no columns'}")
+        first, second = str(row[shape[0]]), str(row[shape[1]])
+    if not first.strip() or not second.strip():
+        raise RowDefectError("an empty text")
+    return Pair(name=name, stereotype=sound(first, "a text"), other=sound(second, "a text"), category=category)
+
+
+def _labelled(row: Mapping[str, object], label: str) -> str:
+    """StereoSet: a whole sentence, or one that follows its context."""
+    sentences = row["sentences"]
+    assert isinstance(sentences, list)
+    found = [one for one in sentences if isinstance(one, dict) and one.get("gold_label") == label]
+    if len(found) != 1 or not isinstance(found[0].get("sentence"), str):
+        raise RowDefectError(f"{len(found)} sentences with the gold_label {label}, one is needed")
+    context, sentence = row.get("context"), str(found[0]["sentence"])
+    return sentence if not isinstance(context, str) or _BLANK in context else f"{context} {sentence}"

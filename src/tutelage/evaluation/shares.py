@@ -1,0 +1,75 @@
+"""Shares of prompts or pairs: intervals that also hold near 0 and 1, exact tests, and several of them at once."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tutelage.evaluation.stats import Difference
+
+_Z95 = 1.959963984540054
+ALPHA = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """A share of n prompts or pairs, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    n: float  # not whole where several answers to one prompt count as parts of it
+
+
+def share(hits: float, n: float) -> Share:
+    """hits / n with Wilson's score interval (Wilson 1927); of n = 0 nothing is known: 0 to 1.
+
+    Where a prompt counts in part (2 of its 4 answers), `hits` is the sum of the parts: the interval is then too wide
+    rather than too narrow, since values in [0, 1] vary most where each is 0 or 1.
+    """
+    if n <= 0:
+        return Share(value=math.nan, low=0.0, high=1.0, n=0)
+    p, z2 = hits / n, _Z95**2
+    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = _Z95 / (1 + z2 / n) * math.sqrt(max(p * (1 - p), 0.0) / n + z2 / (4 * n * n))
+    return Share(value=p, low=max(0.0, min(p, middle - half)), high=min(1.0, max(p, middle + half)), n=n)
+
+
+def sign_test(n_first: int, n_second: int) -> float:
+    """Two-sided p of "the first wins as often as the second" among the n that differ: exact, binomial(n, 1/2).
+
+    On answers that are right or wrong this is McNemar's exact test.
+    """
+    n, fewer = n_first + n_second, min(n_first, n_second)
+    return min(1.0, 2 * math.fsum(_binomial(k, n, p=0.5) for k in range(fewer + 1)))
+
+
+def binomial_tail(hits: int, n: int, *, p: float) -> float:
+    """P(at least `hits` of n), each with probability p in [0, 1]."""
+    return min(1.0, math.fsum(_binomial(k, n, p=p) for k in range(hits, n + 1)))
+
+
+def _binomial(k: int, n: int, *, p: float) -> float:
+    if p in (0.0, 1.0):
+        return float(k == n * p)
+    ways = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    return math.exp(ways + k * math.log(p) + (n - k) * math.log1p(-p))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values corrected for their number (Holm 1979): below 5 % one of them errs in at most 5 % of all cases."""
+    corrected, largest = [1.0] * len(p_values), 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        corrected[i] = largest
+    return corrected
+
+
+def two_sided(found: Difference) -> float:
+    """p of "no difference", by Student's t with n - 1 degrees of freedom (Wallace 1959: good to 0.001 from 5 on)."""
+    if found.n < 2 or found.value == 0 or not math.isfinite(found.stderr):
+        return 1.0
+    if found.stderr == 0:
+        return 0.0
+    v, t = found.n - 1, found.value / found.stderr
+    z = math.sqrt(v * math.log1p(t * t / v)) * (8 * v + 1) / (8 * v + 3)
+    return math.erfc(z / math.sqrt(2))

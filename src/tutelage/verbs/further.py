@@ -1,0 +1,161 @@
+"""What is measured beside the transfer: each thing in a file of evaluation/ and a table of reports/."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from tutelage import console, roles
+from tutelage.evaluation import coverage, harness, overlap, pairs, probes, writing
+from tutelage.evaluation.harness import TaskScores
+from tutelage.evaluation.overlap import LEAST_SHARE, N_WORDS, Overlap
+from tutelage.evaluation.probes import Probe
+from tutelage.evaluation.row_text import words_of_rows
+from tutelage.evaluation.score import Scored
+from tutelage.evaluation.tasks import TaskResult
+from tutelage.evaluation.transfer import HELD_OUT, Transfer
+from tutelage.evaluation.writing import Prompt, Writing
+from tutelage.generation.select.verify import is_json
+from tutelage.models import vocabulary
+from tutelage.reports import contingency
+from tutelage.reports import coverage as coverage_table
+from tutelage.reports import harness as harness_table
+from tutelage.reports import overlap as overlap_table
+from tutelage.reports import probes as probe_table
+from tutelage.reports import writing as writing_table
+from tutelage.reports.listed import Listed
+from tutelage.training.prepare import Prepared
+from tutelage.verbs.tasks import answer_begin
+
+_FIRST_TOKENS = 32  # of a plain text, from which the models go on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Further:
+    """What was found; None where it was not measured."""
+
+    overlap: Overlap | None = None
+    probes: tuple[Probe, ...] = ()
+    writing: Writing | None = None
+    harness: tuple[TaskScores, ...] = ()
+
+    def json(self, transfer: Transfer) -> dict[str, Any]:
+        """For programs: what there is, by name."""
+        found: dict[str, Any] = {"overlap": self.overlap.json() if self.overlap is not None else None}
+        found["coverage"] = coverage.json_of(coverage.coverage_of(transfer)) or None
+        found["probes"] = probes.json_of(self.probes) or None
+        found["writing"] = self.writing.json() if self.writing is not None else None
+        found["harness"] = [one.json() for one in self.harness] or None
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def measure(prepared: Prepared, models: Mapping[str, Scored], *, folder: Path, transfer: Transfer) -> Further:
+    """Everything that the recipe asks for; each result is written to `folder` with what it follows from."""
+    if covered := coverage.coverage_of(transfer):
+        coverage.write(folder, covered)
+    return Further(
+        overlap=_overlap(prepared, folder) if prepared.recipe.evaluation.overlap else None,
+        probes=_probes(prepared, present(models), folder) if prepared.recipe.evaluation.probes else (),
+        writing=_writing(prepared, present(models), folder) if prepared.recipe.evaluation.writes else None,
+        harness=harness.read(folder),  # asked by itself: evaluate RUN --tasks
+    )
+
+
+def read(folder: Path) -> Further:
+    """What was measured, computed again from its raw records."""
+    return Further(
+        overlap=overlap.read(folder),
+        probes=probes.read(folder),
+        writing=writing.read(folder),
+        harness=harness.read(folder),
+    )
+
+
+def tables(found: Further, *, transfer: Transfer, tasks: TaskResult | None) -> list[Listed]:
+    """The tables of what was measured, in the order in which they are shown."""
+    all_of_them = (
+        coverage_table.listed(coverage.coverage_of(transfer)),
+        overlap_table.listed(found.overlap, transfer),
+        contingency.listed(tasks),
+        harness_table.listed(found.harness),
+        probe_table.listed(found.probes),
+        writing_table.listed(found.writing),
+    )
+    return [table for table in all_of_them if table is not None]
+
+
+def present(models: Mapping[str, Scored]) -> dict[str, nn.Module]:
+    """The models that answer new text: not those of which only outputs are stored, nor several at once."""
+    return {name: model for name, model in models.items() if isinstance(model, nn.Module)}
+
+
+def _probes(prepared: Prepared, models: Mapping[str, nn.Module], folder: Path) -> tuple[Probe, ...]:
+    files = pairs.read(prepared.recipe.evaluation.probes or ())
+    n_texts = 2 * sum(map(len, files.values()))
+    with console.Progress("pairs of sentences", total=n_texts * len(models)) as bar:
+        scored = probes.score(
+            models, prepared.tokenizer, pairs=files, n_vocabulary=prepared.n_vocabulary, progress=bar.advance
+        )
+    teacher = roles.TEACHER if roles.TEACHER in models else None
+    before = roles.before(roles.STUDENT)
+    return probes.write(folder, scored, teacher=teacher, before=before if before in models else None)
+
+
+def _writing(prepared: Prepared, models: Mapping[str, nn.Module], folder: Path) -> Writing | None:
+    asked = prepared.recipe.evaluation.writes
+    assert asked is not None
+    prompts = list(_prompts(prepared, asked.prompts))
+    if not prompts:
+        return None
+    with console.Progress("writing to held-out prompts", total=len(models) * len(prompts)) as bar:
+        texts = writing.write_texts(
+            models,
+            prepared.tokenizer,
+            prompts,
+            n_vocabulary=prepared.n_vocabulary,
+            max_tokens=asked.tokens,
+            progress=bar.advance,
+        )
+    teacher = roles.TEACHER if roles.TEACHER in models else None
+    return writing.write(folder, texts, max_tokens=asked.tokens, teacher=teacher)
+
+
+def _prompts(prepared: Prepared, most: int) -> Iterator[Prompt]:
+    """What stands before the last answer of held-out rows; of plain text its first tokens."""
+    store, rows = prepared.measured_rows.get(HELD_OUT, (prepared.loader.store, ()))
+    for n in range(min(most, len(rows))):
+        row = store.row(int(rows[n * len(rows) // min(most, len(rows))]))
+        begin = answer_begin(row)
+        if begin > 1:
+            answer = vocabulary.decoded(prepared.tokenizer, row.ids[begin:].tolist()).strip()
+            wants_json = answer.startswith(("{", "[", "```")) and is_json(answer)
+            yield Prompt(ids=tuple(row.ids[:begin].tolist()), wants_json=wants_json)
+        else:
+            yield Prompt(ids=tuple(row.ids[: min(_FIRST_TOKENS, max(1, len(row.ids) // 2))].tolist()))
+
+
+def _overlap(prepared: Prepared, folder: Path) -> Overlap:
+    tokenizer, loader = prepared.tokenizer, prepared.loader
+    sets = {
+        name: list(zip(map(store.name, rows.tolist()), words_of_rows(tokenizer, store, rows), strict=True))
+        for name, (store, rows) in prepared.measured_rows.items()
+    }
+    with console.Progress("looking for measured rows in the training data", total=len(loader.rows)) as bar:
+        training = words_of_rows(tokenizer, loader.store, loader.rows)
+        result = overlap.write(folder, overlap.find(sets, _counted(training, bar)))
+    for name, found in result.found.items():
+        console.warning(
+            "OVERLAP",
+            f"{len(found.rows)} of {found.n_rows} rows of {name} stand in the training data ({N_WORDS} words in a row, "
+            f"{LEAST_SHARE:.0%} of the row or more; first: {found.rows[0].name}); "
+            "results are shown with and without them",
+        )
+    return result
+
+
+def _counted(rows: Iterator[Sequence[str]], bar: console.Progress) -> Iterator[Sequence[str]]:
+    for row in rows:
+        yield row
+        bar.advance()

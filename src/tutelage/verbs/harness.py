@@ -1,0 +1,107 @@
+"""`tutelage evaluate RUN --tasks …`: the models of a run through EleutherAI's lm-evaluation-harness.
+
+The harness is an extra.  Its own tasks download their questions; with a folder of task files (YAML, whose
+`dataset_path: json` names local files) nothing is fetched.  Task files are code to the harness: templates and
+`!function` in them run, so they must be the user's own or trusted.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from tutelage import console
+from tutelage.errors import ConfigError, IntegrityError
+from tutelage.evaluation.harness import Answer
+
+_BATCH = 8
+
+
+def ask(
+    models: Mapping[str, nn.Module],
+    tokenizer: Any,
+    *,
+    tasks: Sequence[str],
+    task_files: Path | None = None,
+    limit: int | None = None,
+) -> list[Answer]:
+    """The answers of every model to every question (the first `limit` of each task).
+
+    Raises ConfigError[MISSING_EXTRA] without the harness, ConfigError[CONFIG] for a task that it does not know, and
+    IntegrityError[DATA_READ] when the questions of one cannot be read.
+    """
+    evaluator, manager_type, model_type = _imported()
+    with _quiet():
+        manager = manager_type(include_path=str(task_files) if task_files is not None else None)
+        _require_known(manager, tasks, task_files)
+        found = []
+        for name, model in models.items():
+            console.say(f"asking {name}: {', '.join(tasks)}")
+            device = str(next(model.parameters()).device)
+            wrapped = model_type(pretrained=model, tokenizer=tokenizer, batch_size=_BATCH, device=device)
+            result = _evaluated(evaluator, wrapped, tasks=tasks, manager=manager, limit=limit)
+            found += [_answer(task, name, one) for task, of_task in result["samples"].items() for one in of_task]
+    return found
+
+
+def _evaluated(evaluator: Any, model: Any, *, tasks: Sequence[str], manager: Any, limit: int | None) -> Any:
+    try:
+        return evaluator.simple_evaluate(
+            model=model, tasks=list(tasks), task_manager=manager, limit=limit, bootstrap_iters=0, log_samples=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise IntegrityError(
+            "DATA_READ",
+            f"the harness failed on {', '.join(tasks)}: {said[0][:200]}; without a connection give task files whose "
+            "questions are on this machine: --task-files FOLDER",
+        ) from error
+
+
+def _require_known(manager: Any, tasks: Sequence[str], task_files: Path | None) -> None:
+    if unknown := [name for name in tasks if name not in manager.all_tasks]:
+        where = f" or in {task_files}" if task_files is not None else "; name a folder of task files: --task-files"
+        raise ConfigError("CONFIG", f"--tasks: {', '.join(unknown)} is no task of the harness{where}")
+
+
+def _answer(task: str, model: str, sample: Mapping[str, Any]) -> Answer:
+    """Of a question with choices the likeliest one, as the harness' own accuracy takes it."""
+    metrics = {m: float(sample[m]) for m in sample["metrics"] if isinstance(sample.get(m), int | float)}
+    said = sample["filtered_resps"]
+    are_choices = len(said) > 1 and all(isinstance(one, list | tuple) and len(one) == 2 for one in said)
+    logp = [float(one[0]) for one in said] if are_choices else []
+    return Answer(
+        task=task,
+        model=model,
+        question=int(sample["doc_id"]),
+        metrics=metrics,
+        chosen=max(range(len(logp)), key=logp.__getitem__) if logp else -1,
+        n_choices=len(logp),
+    )
+
+
+def _imported() -> tuple[Any, Any, Any]:  # a package without types
+    try:
+        from lm_eval import evaluator
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise ConfigError(
+            "MISSING_EXTRA", f'--tasks needs lm-eval ({error.name}); run: pip install "tutelage[tasks]"'
+        ) from None
+    return evaluator, TaskManager, HFLM
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The harness says at every step what it does."""
+    logger = logging.getLogger("lm_eval")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from tutelage.evaluation import stats
 from tutelage.evaluation.contingency import contingencies
-from tutelage.evaluation.shares import binomial_tail, holm, share, sign_test
+from tutelage.evaluation.shares import binomial_tail, share, sign_test
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ def test_the_sign_test_is_the_exact_binomial_one():
 
 
 def test_holm_is_bonferroni_for_the_smallest_and_never_reorders():
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.5]) == [0.5] and holm([]) == []
+    assert stats.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert stats.holm([0.5]) == [0.5] and stats.holm([]) == []
 
 
 def test_identical_models_are_never_right_alone_and_always_wrong_alike():

@@ -108,10 +108,13 @@ def test_without_a_difference_or_an_error_there_is_nothing_to_claim():
 
 
 def test_holm_steps_down_as_its_paper_does():
-    assert stats.holm([0.04, 0.011, 0.02, 0.001]) == [True, True, True, True]
-    assert stats.holm([0.04, 0.03, 0.02, 0.001]) == [False, False, False, True]  # 0.02 > 0.05 / 3 ends it
-    assert stats.holm([0.02, 0.02]) == [True, True]
-    assert stats.holm([]) == []
+    def rejected(p_values: list[float]) -> list[bool]:
+        return [p <= stats.ALPHA for p in stats.holm(p_values)]
+
+    assert rejected([0.04, 0.011, 0.02, 0.001]) == [True, True, True, True]
+    assert rejected([0.04, 0.03, 0.02, 0.001]) == [False, False, False, True]  # 0.02 > 0.05 / 3 ends it
+    assert rejected([0.02, 0.02]) == [True, True]
+    assert rejected([]) == []
 
 
 def test_what_is_claimed_of_one_comparison_alone_needs_no_correction():

@@ -36,8 +36,8 @@ NUMBERS = (
         id="M413",
         what="many comparisons judged as if each were the only one",
         file="evaluation/stats.py",
-        old="if p_values[i] > level / (len(p_values) - k):",
-        new="if p_values[i] > level:",
+        old="largest = max(largest, min(1.0, (len(p_values) - k) * p_values[i]))",
+        new="largest = max(largest, p_values[i])",
         oracles=(INTERVALS + "test_holm_steps_down_as_its_paper_does",),
     ),
     Mutant(

@@ -7,14 +7,6 @@ PROBES = "tests/evaluation/test_probes.py::"
 
 FURTHER = (
     Mutant(
-        id="M425",
-        what="several tests are not corrected for their number",
-        file="evaluation/shares.py",
-        old="largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))",
-        new="largest = max(largest, p_values[i])",
-        oracles=(CONTINGENCY + "test_holm_is_bonferroni_for_the_smallest_and_never_reorders",),
-    ),
-    Mutant(
         id="M426",
         what="who alone is right is swapped",
         file="evaluation/contingency.py",

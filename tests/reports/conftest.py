@@ -11,7 +11,8 @@ from tutelage.evaluation.explorer import Expected, ExploredText, Explorer, Place
 from tutelage.evaluation.show import Candidate, ModelView, Prompt, PromptView, Shown
 from tutelage.evaluation.slices import Hard, Slice
 from tutelage.evaluation.transfer import HELD_OUT, Cost, Reliability, Transfer, transfer_of
-from tutelage.reports.report import Report, Table
+from tutelage.reports.listed import Listed
+from tutelage.reports.report import Report
 
 MODELS = ("teacher", "student_before", "student", "control")
 
@@ -129,7 +130,7 @@ def report_with() -> Callable[[str], Report]:
             run=text,
             transfer=parts_of(measured, text=text),
             explorer=explorer_of(text),
-            tables=[Table(title=text, note=text, head=["", text], rows=[[text, text]])],
+            tables=[Listed(title=text, note=text, head=["", text], rows=[[text, text]])],
             cautions=[text],
             shown=Shown(teacher="teacher", prompts=(view,)),
             metrics=metrics(),

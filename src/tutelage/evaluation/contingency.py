@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tutelage.evaluation import stats
-from tutelage.evaluation.shares import ALPHA, Share, binomial_tail, holm, share, sign_test
+from tutelage.evaluation.shares import Share, binomial_tail, share, sign_test
 
 N_SHUFFLES = 1_999
 Array = NDArray[np.float64]
@@ -75,13 +75,13 @@ def contingencies(
 ) -> tuple[Contingency, ...]:
     """The first model against each other one, on the same prompts in the same order."""
     found = [_contingency(first, other, choices=choices) for other in others]
-    corrected = holm([one.p_value for one in found])
+    corrected = stats.holm([one.p_value for one in found])
     found = [
-        replace(one, p_value=p, difference=replace(one.difference, decided=p < ALPHA))
+        replace(one, p_value=p, difference=replace(one.difference, decided=p < stats.ALPHA))
         for one, p in zip(found, corrected, strict=True)
     ]
     alike = [one.same_wrong for one in found if one.same_wrong is not None]
-    of_alike = iter(holm([one.p_value for one in alike]))
+    of_alike = iter(stats.holm([one.p_value for one in alike]))
     return tuple(
         one if one.same_wrong is None else replace(one, same_wrong=_decided(one.same_wrong, next(of_alike)))
         for one in found
@@ -89,7 +89,7 @@ def contingencies(
 
 
 def _decided(found: SameWrong, p_value: float) -> SameWrong:
-    return replace(found, p_value=p_value, decided=p_value < ALPHA)
+    return replace(found, p_value=p_value, decided=p_value < stats.ALPHA)
 
 
 def _contingency(
@@ -128,7 +128,9 @@ def _same_wrong(first: Sequence[Answered], second: Sequence[Answered], *, choice
     else:
         chance = float(weight_N @ match_NN.mean(1)) / n
         p_value = _shuffled(match_NN, weight_N)
-    return SameWrong(share=share(hits, n), chance=chance, choices=choices, p_value=p_value, decided=p_value < ALPHA)
+    return SameWrong(
+        share=share(hits, n), chance=chance, choices=choices, p_value=p_value, decided=p_value < stats.ALPHA
+    )
 
 
 def _matches(first: Sequence[tuple[str, ...]], second: Sequence[tuple[str, ...]]) -> Array:

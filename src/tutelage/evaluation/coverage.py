@@ -18,7 +18,6 @@ from typing import Any
 from tutelage import io, roles
 from tutelage.evaluation import stats
 from tutelage.evaluation.json_values import finite
-from tutelage.evaluation.shares import ALPHA, holm
 from tutelage.evaluation.transfer import HELD_OUT, SetResult, Transfer
 from tutelage.types import Estimate
 
@@ -97,12 +96,12 @@ def _against(here: Gap, there: Gap) -> Against:
 
 
 def _corrected(found: Sequence[Covered]) -> tuple[Covered, ...]:
-    p_values = iter(holm([one.p_value for covered in found for one in covered.others]))
+    p_values = iter(stats.holm([one.p_value for covered in found for one in covered.others]))
     return tuple(replace(c, others=tuple(_decided(one, next(p_values)) for one in c.others)) for c in found)
 
 
 def _decided(one: Against, p_value: float) -> Against:
-    return replace(one, p_value=p_value, decided=p_value < ALPHA)
+    return replace(one, p_value=p_value, decided=p_value < stats.ALPHA)
 
 
 def write(folder: Path, found: Sequence[Covered]) -> None:

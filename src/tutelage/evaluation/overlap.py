@@ -145,6 +145,7 @@ def _without(folder: Path, sets: Mapping[str, SetOverlap]) -> Transfer | None:
         return None
 
 
-def _place(line: str) -> tuple[str, int]:
+def _place(line: str) -> tuple[str, int | None]:
+    """(set, row) of a line; None for the row of a line that is about all rows of its set."""
     record = json.loads(line)
-    return record["set"], record["row"]
+    return record["set"], record.get("row")

@@ -28,7 +28,7 @@ from tutelage.evaluation import stats
 from tutelage.evaluation.json_values import finite
 from tutelage.evaluation.likelihood import row_logp
 from tutelage.evaluation.pairs import Pair
-from tutelage.evaluation.shares import ALPHA, Share, holm, share, sign_test
+from tutelage.evaluation.shares import Share, share, sign_test
 from tutelage.types import Estimate
 
 PROBES, RECORDS = "probes.json", "probes.jsonl"
@@ -156,7 +156,7 @@ def _skew(gap: Array) -> Skew:
         prefers=share(more + (n - more - less) / 2, n),
         gap=stats.estimate(stats.Measured(float(gap.mean()), (gap - gap.mean()) / n), "nats"),
         p_value=p_value,
-        decided=p_value < ALPHA,
+        decided=p_value < stats.ALPHA,
     )
 
 
@@ -185,8 +185,8 @@ def _slope(x: Array, y: Array) -> stats.Measured:
 
 def _corrected(probes: Sequence[Probe]) -> Iterator[Probe]:
     """Whole files together, and all their categories together."""
-    whole = iter(holm([skew.p_value for p in probes for skew in p.skews.values()]))
-    parts = iter(holm([s.p_value for p in probes for of_one in p.categories.values() for s in of_one.values()]))
+    whole = iter(stats.holm([skew.p_value for p in probes for skew in p.skews.values()]))
+    parts = iter(stats.holm([s.p_value for p in probes for of_one in p.categories.values() for s in of_one.values()]))
     for probe in probes:
         yield replace(
             probe,
@@ -199,7 +199,7 @@ def _corrected(probes: Sequence[Probe]) -> Iterator[Probe]:
 
 
 def _with(skew: Skew, p_value: float) -> Skew:
-    return replace(skew, p_value=p_value, decided=p_value < ALPHA)
+    return replace(skew, p_value=p_value, decided=p_value < stats.ALPHA)
 
 
 # --- files ---

@@ -1,13 +1,9 @@
-"""Shares of prompts or pairs: intervals that also hold near 0 and 1, exact tests, and several of them at once."""
+"""Shares of prompts or pairs: intervals that also hold near 0 and 1, and exact tests."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tutelage.evaluation.stats import Difference
-
 _Z95 = 1.959963984540054
-ALPHA = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,23 +49,3 @@ def _binomial(k: int, n: int, *, p: float) -> float:
         return float(k == n * p)
     ways = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
     return math.exp(ways + k * math.log(p) + (n - k) * math.log1p(-p))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values corrected for their number (Holm 1979): below 5 % one of them errs in at most 5 % of all cases."""
-    corrected, largest = [1.0] * len(p_values), 0.0
-    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
-        corrected[i] = largest
-    return corrected
-
-
-def two_sided(found: Difference) -> float:
-    """p of "no difference", by Student's t with n - 1 degrees of freedom (Wallace 1959: good to 0.001 from 5 on)."""
-    if found.n < 2 or found.value == 0 or not math.isfinite(found.stderr):
-        return 1.0
-    if found.stderr == 0:
-        return 0.0
-    v, t = found.n - 1, found.value / found.stderr
-    z = math.sqrt(v * math.log1p(t * t / v)) * (8 * v + 1) / (8 * v + 3)
-    return math.erfc(z / math.sqrt(2))

@@ -22,6 +22,7 @@ from tutelage.types import Estimate
 Array = NDArray[np.float64]
 
 _Z95 = 1.959963984540054
+ALPHA = 0.05  # of any false claim among comparisons that are made together
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,24 +132,23 @@ def p_value(value: float, stderr: float, *, n: int) -> float:
     return max(1.0 - within, 0.0)
 
 
-def holm(p_values: Sequence[float], *, level: float = 0.05) -> list[bool]:
-    """Which of several hypotheses are rejected with at most `level` probability of any false rejection.
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values corrected for their number: reject where one is at most ALPHA, and any error at all has that chance.
 
-    Holm's step-down procedure (Scandinavian Journal of Statistics 6, 1979, 65-70), valid however they depend on each
-    other: the k-th smallest of m p-values (from 0) must be at most level / (m - k), and all before it rejected.
+    Holm's step-down procedure (Scandinavian Journal of Statistics 6, 1979, 65-70), valid however the hypotheses depend
+    on each other: the k-th smallest of m p-values (from 0) counts m - k times, and never less than one before it.
     """
-    rejected = [False] * len(p_values)
+    corrected, largest = [1.0] * len(p_values), 0.0
     for k, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        if p_values[i] > level / (len(p_values) - k):
-            break
-        rejected[i] = True
-    return rejected
+        largest = max(largest, min(1.0, (len(p_values) - k) * p_values[i]))
+        corrected[i] = largest
+    return corrected
 
 
 def corrected(differences: Sequence[Difference]) -> list[Difference]:
     """The same comparisons, made together: each with `corrected` set."""
     holds = holm([d.p for d in differences])
-    return [replace(d, corrected=held) for d, held in zip(differences, holds, strict=True)]
+    return [replace(d, corrected=p <= ALPHA) for d, p in zip(differences, holds, strict=True)]
 
 
 def quantile_95(n: int) -> float:

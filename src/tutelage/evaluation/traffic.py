@@ -22,7 +22,8 @@ from tutelage.data import files
 from tutelage.data.example import Reject
 from tutelage.data.words import Words, seen_in, words_of
 from tutelage.errors import IntegrityError
-from tutelage.evaluation.shares import ALPHA, Share, share
+from tutelage.evaluation import stats
+from tutelage.evaluation.shares import Share, share
 
 LENGTHS = (1, 2, 3)  # words of a sequence
 LEAST_WORDS = 3  # of an item that is judged
@@ -59,7 +60,7 @@ class Traffic:
     @property
     def is_foreign(self) -> bool:
         """Whether more of it is not covered than of text like the training data would be."""
-        return self.share.low > ALPHA
+        return self.share.low > stats.ALPHA
 
 
 def read(path: Path) -> list[Item]:
@@ -124,7 +125,7 @@ def judge(items: Sequence[Item], held_out: Sequence[Sequence[str]], training: It
         figure, others = _figure(sums, 0, n_words=m), of_pieces(m)
         p_value = (1 + int(np.searchsorted(others, figure + 1e-12, side="right"))) / (1 + len(others))
         judged.append(Judged(item=item, seen=figure, p_value=p_value))
-    uncovered = sorted((one for one in judged if one.p_value <= ALPHA), key=lambda one: (one.seen, one.item.name))
+    uncovered = sorted((one for one in judged if one.p_value <= stats.ALPHA), key=lambda one: (one.seen, one.item.name))
     return Traffic(n_items=len(items), share=share(len(uncovered), len(judged)), uncovered=tuple(uncovered))
 
 

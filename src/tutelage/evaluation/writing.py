@@ -16,7 +16,6 @@ from torch import nn
 from tutelage import io
 from tutelage.evaluation import stats
 from tutelage.evaluation.json_values import finite
-from tutelage.evaluation.shares import ALPHA, holm, two_sided
 from tutelage.evaluation.written import write_ids
 from tutelage.generation.select.verify import is_json
 from tutelage.models import vocabulary
@@ -145,10 +144,10 @@ def _against(
         if model != teacher
         for m in of_model
     }
-    p_values = holm([two_sided(one) for one in found.values()])
+    p_values = stats.holm([one.p for one in found.values()])
     corrected: dict[str, dict[str, stats.Difference]] = {}
     for (model, m), p_value in zip(found, p_values, strict=True):
-        corrected.setdefault(model, {})[m] = replace(found[model, m], decided=p_value < ALPHA)
+        corrected.setdefault(model, {})[m] = replace(found[model, m], decided=p_value < stats.ALPHA)
     return corrected
 
 

@@ -20,7 +20,8 @@ from tutelage.evaluation.show import Shown
 from tutelage.evaluation.transfer import HELD_OUT, Transfer
 from tutelage.reports import explore, figures, headline, pareto, parts
 from tutelage.reports.figures import Panel
-from tutelage.reports.report import Report, Table
+from tutelage.reports.listed import Listed
+from tutelage.reports.report import Report
 from tutelage.reports.table import model_name, table_of
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -116,9 +117,9 @@ def _drawing(panel: Panel | None) -> dict[str, Any] | None:
     return {"panel": panel, "title": title, "svg": Markup(panel.svg)}  # our own drawing: texts in it are escaped
 
 
-def _sizes(transfer: Transfer) -> Table:
+def _sizes(transfer: Transfer) -> Listed:
     note = f"From small to large. {pareto.NOTE}"
-    return Table(title=pareto.TITLE, note=note, head=pareto.HEAD, rows=pareto.rows(transfer))
+    return Listed(title=pareto.TITLE, note=note, head=pareto.HEAD, rows=pareto.rows(transfer))
 
 
 def _sliced_by(transfer: Transfer) -> str:
@@ -135,7 +136,7 @@ def _slices(transfer: Transfer, *, metric: str) -> list[Panel]:
     return figures.slices(transfer.sets[HELD_OUT], metric=metric, shown=shown, models=transfer.models)
 
 
-def _part_tables(transfer: Transfer) -> list[Table]:
+def _part_tables(transfer: Transfer) -> list[Listed]:
     result = transfer.sets.get(HELD_OUT)
     found = (parts.worst(result, transfer), parts.hardest(result, transfer)) if result else ()
     return [table for table in found if table is not None]

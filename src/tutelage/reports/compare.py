@@ -16,8 +16,9 @@ from tutelage import console, io, roles
 from tutelage.errors import ConfigError
 from tutelage.evaluation import records
 from tutelage.evaluation.transfer import HELD_OUT, Transfer
+from tutelage.reports.listed import Listed
 from tutelage.reports.numbers import count, seconds
-from tutelage.reports.report import Report, Table
+from tutelage.reports.report import Report
 from tutelage.reports.table import model_name
 from tutelage.rundir import RunDirectory
 
@@ -238,8 +239,8 @@ def _cautions(parts: Sequence[_Part], *, sets: Sequence[str], teacher: str | Non
     return said
 
 
-def _runs_table(parts: Sequence[_Part]) -> Table:
-    return Table(
+def _runs_table(parts: Sequence[_Part]) -> Listed:
+    return Listed(
         title="The runs",
         note="Tokens and seconds are of the student’s training; a family trains all its students in that time.",
         head=["", "Folder", "Learned from", "Training tokens", "Training"],

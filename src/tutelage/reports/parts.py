@@ -4,15 +4,15 @@ from tutelage import plugins, roles
 from tutelage.evaluation.slices import Slice
 from tutelage.evaluation.transfer import METRICS, SetResult, Transfer
 from tutelage.reports.figures import KINDS_OF_SLICES
+from tutelage.reports.listed import Listed
 from tutelage.reports.numbers import decimals, estimate
-from tutelage.reports.report import Table
 from tutelage.reports.table import metric_names, model_name
 from tutelage.types import Estimate
 
 _MOST_METRICS = 3
 
 
-def worst(result: SetResult, transfer: Transfer) -> Table | None:
+def worst(result: SetResult, transfer: Transfer) -> Listed | None:
     """The slices where the student is worst, the worst first; None where nothing was divided."""
     parts = [result.slices[place] for place in result.worst if place < len(result.slices)]
     students = roles.students(transfer.models)
@@ -20,7 +20,7 @@ def worst(result: SetResult, transfer: Transfer) -> Table | None:
         return None
     metrics = [m for m in metric_names(result) if any(m in p.estimates.get(students[0], {}) for p in parts)]
     shown = metrics[:_MOST_METRICS] if "kl_to_teacher" in metrics[:_MOST_METRICS] else _with_kl(metrics)
-    return Table(
+    return Listed(
         title="Where the student is worst",
         note=f"Numbers of the {model_name(students[0])}, ± one standard error, counting sequences.",
         head=["", *map(_label, shown), "Sequences", "Tokens"],
@@ -28,7 +28,7 @@ def worst(result: SetResult, transfer: Transfer) -> Table | None:
     )
 
 
-def hardest(result: SetResult, transfer: Transfer) -> Table | None:
+def hardest(result: SetResult, transfer: Transfer) -> Listed | None:
     """The inputs that are hardest for the student, with an excerpt; None where none were kept."""
     if not result.hardest:
         return None
@@ -40,7 +40,7 @@ def hardest(result: SetResult, transfer: Transfer) -> Table | None:
         if any(metric in hard.values.get(model, {}) for hard in result.hardest)
         and not (metric == "kl_to_teacher" and model == transfer.teacher)
     ]
-    return Table(
+    return Listed(
         title="The hardest inputs",
         note="Means over the tokens of one text; the row is its place in evaluation/records.jsonl.",
         head=["", *(f"{model_name(model)}: {_label(metric)}" for model, metric in columns), "Row"],

@@ -7,7 +7,8 @@ from typing import Any
 from tutelage import __version__, visible
 from tutelage.evaluation.transfer import HELD_OUT
 from tutelage.reports import headline, pareto, parts
-from tutelage.reports.report import Report, Table
+from tutelage.reports.listed import Listed
+from tutelage.reports.report import Report
 from tutelage.reports.table import markdown_text, table_of, to_markdown
 
 FORMAT = 1
@@ -55,15 +56,15 @@ def _commands(report: Report) -> list[str]:
     return [visible.line(command).replace("`", "\\x60") for command in commands]
 
 
-def _tables(report: Report) -> list[Table]:
+def _tables(report: Report) -> list[Listed]:
     """All tables but the first."""
     result = report.transfer.sets.get(HELD_OUT)
-    sizes = Table(title=pareto.TITLE, note=pareto.NOTE, head=pareto.HEAD, rows=pareto.rows(report.transfer))
+    sizes = Listed(title=pareto.TITLE, note=pareto.NOTE, head=pareto.HEAD, rows=pareto.rows(report.transfer))
     found = (parts.worst(result, report.transfer), parts.hardest(result, report.transfer)) if result else ()
     return [t for t in (*report.tables, sizes, *(t for t in found if t is not None)) if t.rows]
 
 
-def _rows(table: Table) -> list[str]:
+def _rows(table: Listed) -> list[str]:
     lines = [f"| {' | '.join(map(markdown_text, table.head))} |", f"|---|{'---:|' * (len(table.head) - 1)}"]
     return lines + [f"| {' | '.join(map(_cell, row))} |" for row in table.rows]
 

@@ -3,8 +3,6 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import yaml
@@ -14,26 +12,14 @@ from tutelage.evaluation import explorer, records, tasks
 from tutelage.evaluation.explorer import Explorer
 from tutelage.evaluation.show import SHOWN, Shown
 from tutelage.evaluation.transfer import Transfer
-from tutelage.reports import headline
-from tutelage.reports import tasks as tasks_table
+from tutelage.reports import further, headline
+from tutelage.reports.listed import Listed
 from tutelage.rundir import RunDirectory
 
-# What is measured beside the transfer: `read(folder)` of the first gives a result or None, the second draws it.
-_MEASURED: tuple[tuple[ModuleType, ModuleType], ...] = ((tasks, tasks_table),)
 _TRAITS = (
     "Between such models traits can pass that no text shows, through unrelated data too (Nature 2026, "
     "s41586-026-10319-8): leaving texts out does not rule that out, and this page does not measure it."
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
-    """One more table of the report; the first cell of a row is its name.  Cells are raw text."""
-
-    title: str
-    note: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +33,7 @@ class Report:
     transfer: Transfer
     shown: Shown | None = None
     explorer: Explorer | None = None
-    tables: Sequence[Table] = ()
+    tables: Sequence[Listed] = ()
     metrics: Sequence[Mapping[str, Any]] = ()
     recipe: str = ""
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -84,12 +70,13 @@ def report_of(run: RunDirectory) -> Report:
     The numbers are recomputed from the raw records; IntegrityError[REPORT_CHECK] when they differ from what is stored.
     """
     folder = run.evaluation
+    transfer, answered = records.read(folder), tasks.read(folder)
     return Report(
         run=str(run),
-        transfer=records.read(folder),
+        transfer=transfer,
         shown=Shown.of_json(io.read_json(folder / SHOWN)) if (folder / SHOWN).is_file() else None,
         explorer=explorer.read(folder),
-        tables=_tables(folder),
+        tables=further.tables(further.read(folder), transfer=transfer, tasks=answered),
         metrics=run.metrics(),
         recipe=run.recipe_path.read_text(encoding="utf-8"),
         provenance=io.read_json(run.provenance_path),
@@ -107,14 +94,3 @@ def _same_base(recipe: Mapping[str, Any]) -> list[str]:
         return []
     names = " and ".join(name if name != roles.STUDENT else "the student" for name in (*of_layers, *alike))
     return [f"Same base: {names} and the teacher began as one model. {_TRAITS}"]
-
-
-def _tables(folder: Path) -> list[Table]:
-    found = []
-    for measured, drawn in _MEASURED:
-        result = measured.read(folder)
-        if result is not None:
-            found.append(
-                Table(title=drawn.TITLE, note=drawn.note(result), head=drawn.head(result), rows=drawn.rows(result))
-            )
-    return found

@@ -23,8 +23,8 @@ from tutelage.evaluation.transfer import Transfer
 from tutelage.models import load
 from tutelage.models.cast import cast
 from tutelage.recipe import load_recipe
+from tutelage.reports import further as further_results
 from tutelage.reports import pareto
-from tutelage.reports import tasks as task_table
 from tutelage.reports.build import write_report
 from tutelage.reports.report import report_of
 from tutelage.reports.table import table_of, to_rich
@@ -37,7 +37,6 @@ from tutelage.training.prepare import InMemory, Prepared, prepare
 from tutelage.types import Batch
 from tutelage.verbs import fork as forks
 from tutelage.verbs import further
-from tutelage.verbs.further import Further
 from tutelage.verbs.harness import ask
 from tutelage.verbs.tasks import measure_tasks
 
@@ -50,7 +49,7 @@ class Measured:
     transfer: Transfer
     shown: Shown
     tasks: TaskResult | None = None
-    further: Further = field(default_factory=Further)
+    further: further_results.Further = field(default_factory=further_results.Further)
 
     def as_json(self) -> dict[str, Any]:
         """Everything, for programs."""
@@ -62,10 +61,9 @@ class Measured:
         return printed(self._rendered)
 
     def _rendered(self, width: int) -> Group:
-        tables = [
-            table for table in (pareto.to_rich(self.transfer), task_table.to_rich(self.tasks)) if table is not None
-        ]
-        tables += [table.to_rich() for table in further.tables(self.further, transfer=self.transfer, tasks=self.tasks)]
+        sizes = pareto.to_rich(self.transfer)
+        beside = further_results.tables(self.further, transfer=self.transfer, tasks=self.tasks)
+        tables = [*([sizes] if sizes is not None else []), *(table.to_rich() for table in beside)]
         middle = [part for table in tables for part in ("", table)] + [""]
         return Group(to_rich(table_of(self.transfer), width=width), *middle, render(self.shown, width=width))
 
@@ -277,7 +275,7 @@ def _stored(run: RunDirectory) -> Measured | None:
         transfer=records.read(run.evaluation),
         shown=Shown.of_json(_shown_json(run)),
         tasks=task_results.read(run.evaluation),
-        further=further.read(run.evaluation),
+        further=further_results.read(run.evaluation),
     )
 
 

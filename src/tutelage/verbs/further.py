@@ -1,54 +1,25 @@
 """What is measured beside the transfer: each thing in a file of evaluation/ and a table of reports/."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from tutelage import console, roles
 from tutelage.evaluation import coverage, harness, overlap, pairs, probes, writing
-from tutelage.evaluation.harness import TaskScores
 from tutelage.evaluation.overlap import LEAST_SHARE, N_WORDS, Overlap
 from tutelage.evaluation.probes import Probe
 from tutelage.evaluation.row_text import words_of_rows
 from tutelage.evaluation.score import Scored
-from tutelage.evaluation.tasks import TaskResult
 from tutelage.evaluation.transfer import HELD_OUT, Transfer
 from tutelage.evaluation.writing import Prompt, Writing
 from tutelage.generation.select.verify import is_json
 from tutelage.models import vocabulary
-from tutelage.reports import contingency
-from tutelage.reports import coverage as coverage_table
-from tutelage.reports import harness as harness_table
-from tutelage.reports import overlap as overlap_table
-from tutelage.reports import probes as probe_table
-from tutelage.reports import writing as writing_table
-from tutelage.reports.listed import Listed
+from tutelage.reports.further import Further
 from tutelage.training.prepare import Prepared
 from tutelage.verbs.tasks import answer_begin
 
 _FIRST_TOKENS = 32  # of a plain text, from which the models go on
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Further:
-    """What was found; None where it was not measured."""
-
-    overlap: Overlap | None = None
-    probes: tuple[Probe, ...] = ()
-    writing: Writing | None = None
-    harness: tuple[TaskScores, ...] = ()
-
-    def json(self, transfer: Transfer) -> dict[str, Any]:
-        """For programs: what there is, by name."""
-        found: dict[str, Any] = {"overlap": self.overlap.json() if self.overlap is not None else None}
-        found["coverage"] = coverage.json_of(coverage.coverage_of(transfer)) or None
-        found["probes"] = probes.json_of(self.probes) or None
-        found["writing"] = self.writing.json() if self.writing is not None else None
-        found["harness"] = [one.json() for one in self.harness] or None
-        return {name: value for name, value in found.items() if value is not None}
 
 
 def measure(prepared: Prepared, models: Mapping[str, Scored], *, folder: Path, transfer: Transfer) -> Further:
@@ -61,29 +32,6 @@ def measure(prepared: Prepared, models: Mapping[str, Scored], *, folder: Path, t
         writing=_writing(prepared, present(models), folder) if prepared.recipe.evaluation.writes else None,
         harness=harness.read(folder),  # asked by itself: evaluate RUN --tasks
     )
-
-
-def read(folder: Path) -> Further:
-    """What was measured, computed again from its raw records."""
-    return Further(
-        overlap=overlap.read(folder),
-        probes=probes.read(folder),
-        writing=writing.read(folder),
-        harness=harness.read(folder),
-    )
-
-
-def tables(found: Further, *, transfer: Transfer, tasks: TaskResult | None) -> list[Listed]:
-    """The tables of what was measured, in the order in which they are shown."""
-    all_of_them = (
-        coverage_table.listed(coverage.coverage_of(transfer)),
-        overlap_table.listed(found.overlap, transfer),
-        contingency.listed(tasks),
-        harness_table.listed(found.harness),
-        probe_table.listed(found.probes),
-        writing_table.listed(found.writing),
-    )
-    return [table for table in all_of_them if table is not None]
 
 
 def present(models: Mapping[str, Scored]) -> dict[str, nn.Module]:

@@ -10,6 +10,7 @@ tool_call       a call of a tool instead of an answer                  no
 no_choice       an empty list of choices                               no
 bad_text        characters that no file can hold                       no
 too_long        the prompt does not fit the model (status 400)         no
+rejected        another no to this one request (batch jobs alone)      no
 incomplete      no finish_reason: the stream may have been cut         yes, as often as errors are retried
 error           an error in a body with status 200                     yes
 bad_body        not the JSON of this interface                         yes, then the run stops
@@ -23,6 +24,7 @@ from typing import Any
 from tutelage.generation.budget import Usage
 
 RETRIED = ("incomplete", "error", "bad_body")
+LATER = (408, 409, 425, 429)  # a no of these may be a yes the next time, and so may one from 500 on
 _THINK = re.compile(r"\s*<(think|thinking|reasoning)>(.*?)(?:</\1>|\Z)(.*)", re.DOTALL)
 _FILTERED = ("content_filter", "safety", "refusal")
 
@@ -47,7 +49,7 @@ class Reply:
 def parse(body: bytes, *, status: int = 200, finish_reason_optional: bool = False) -> Reply:
     """The reply in a body; `finish_reason_optional` for servers that never give one."""
     if status != 200:
-        return Reply(outcome=row_defect(body) or "error")
+        return Reply(outcome=row_defect(body) or ("rejected" if is_for_good(status) else "error"))
     try:
         content = json.loads(body)
     except (ValueError, RecursionError):
@@ -65,6 +67,11 @@ def parse(body: bytes, *, status: int = 200, finish_reason_optional: bool = Fals
     if not choices:
         return replace(known, outcome="no_choice")
     return _of_choice(choices[0], known, finish_reason_optional=finish_reason_optional)
+
+
+def is_for_good(status: int) -> bool:
+    """Whether a request with this status gets the same no again."""
+    return 400 <= status < 500 and status not in LATER
 
 
 def _of_choice(choice: dict[str, Any], known: Reply, *, finish_reason_optional: bool) -> Reply:

@@ -265,9 +265,7 @@ class Work:
         return ""
 
     def _without_logprobs(self, what: str) -> RemoteError:
-        found = f"{self.host} gives {what} ({self.top_logprobs} asked for)"
-        advice = "lower generate.top_logprobs or leave it out: loss cross_entropy learns the text alone"
-        return RemoteError("API_LOGPROBS", f"{found}; {self.safe()}, nothing more is sent; {advice}")
+        return without_logprobs(self.host, what, k=self.top_logprobs or 0, safe=self.safe())
 
     def _overcharged(self, request: Request, *, paid: int, amount: int) -> LimitError:
         found = f"{self.host} charged ${paid / PICO:.6g} for a request that could cost ${amount / PICO:.6g} at most"
@@ -302,3 +300,9 @@ class Work:
         if not isinstance(error, RemoteError):
             return error
         return RemoteError(error.code, f"{error.message}; {self.safe()}, rerun to continue")
+
+
+def without_logprobs(where: str, what: str, *, k: int, safe: str) -> RemoteError:
+    """The error of an endpoint that gives `what` instead of the `k` most likely tokens."""
+    advice = "lower generate.top_logprobs or leave it out: loss cross_entropy learns the text alone"
+    return RemoteError("API_LOGPROBS", f"{where} gives {what} ({k} asked for); {safe}, nothing more is sent; {advice}")

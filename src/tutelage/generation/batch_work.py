@@ -8,7 +8,7 @@ so it does not matter in which order, in which file, or how often they come.
 
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import replace
 
 import httpx2
@@ -38,12 +38,22 @@ _UNPAID = ("expired", "cancelled", "failed")  # what has no reply in such a job 
 class BatchWork:
     """One run over requests through batch jobs, one after the other."""
 
-    def __init__(self, writer: Writer, *, journal: Journal, ledger: Ledger, bar: console.Progress) -> None:
+    def __init__(
+        self,
+        writer: Writer,
+        *,
+        journal: Journal,
+        ledger: Ledger,
+        bar: console.Progress,
+        wanted: Container[str] | None = None,
+    ) -> None:
+        """`wanted` are the keys that the recipe asks, where an open job may hold others; None: all are wanted."""
         assert writer.api is not None and writer.endpoint is not None
         self._writer, self._api, self._url = writer, writer.api, writer.endpoint.base_url
         self._journal, self._ledger, self._bar = journal, ledger, bar
         self._stop = StopSign(bar.total)
         self._client = BatchClient(writer.endpoint, timeout_s=writer.api.timeout_s, sleep=self._sleep)
+        self._wanted = wanted
         self._tries = Counter[str]()  # how often a request was handed in, as far as this process knows
         self._refused: list[Line] = []  # of the job that is being fetched
         self._gives_numbers, self._files_gone = False, 0
@@ -283,6 +293,8 @@ class BatchWork:
             self._look_for_numbers(line.body, k=self._k)
         is_last = reply.outcome == "incomplete" and self._tries[line.key] > self._api.retries
         fields = {"id": number, "key": line.key, "paid": paid, "spent": line.status == 200}
+        if self._wanted is not None and line.key not in self._wanted:
+            fields["old"] = True
         return "parsed", {**fields, "outcome": reply.outcome, "final": reply.is_final or is_last}
 
     def _look_for_numbers(self, body: bytes, *, k: int) -> None:

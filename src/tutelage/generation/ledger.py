@@ -3,11 +3,13 @@
     job       {job, url, teacher, ids}              a batch job will be made of these sendings, reserved with it
     submitted {job, batch}                          the provider's id of the job
     closed    {job}                                 nothing more comes from it: every sending is settled
-    run       {at, tutelage, …}                     a process begins; what was under way in the one before is lost
+    run       {at, outcomes, tutelage, …}           a process begins; what was under way in the one before is lost;
+                                                    outcomes: of the answers it wants, as far as they are there
     reserved  {id, key, amount}                     money put aside, before request `key` is sent
     released  {id, key, paid, spent, why}           no reply: nothing was paid, or all of it counts as paid
     answered  {id, key, at, status, price, body | body64}  the raw reply, before any parsing; price: of a token
-    parsed    {id, key, paid, spent, outcome, final}   what it was; `final`: `key` is never asked again
+    parsed    {id, key, paid, spent, outcome, final}   what it was; `final`: `key` is never asked again; `old`: the call
+                                                    that took it in does not want it any more
 
 `key` is the SHA-256 of the canonical request, `id` counts the sendings.  Money is in whole picodollars (1e-12 $): a
 price of a millionth of a dollar per million tokens is still exact.
@@ -67,10 +69,10 @@ class Ledger:
     keys: dict[int, str] = field(default_factory=dict)  # of the sendings under way
     raw: dict[str, tuple[int, Place]] = field(default_factory=dict)  # key -> (id, its raw reply), not parsed yet
     final: dict[str, tuple[str, Place]] = field(default_factory=dict)  # key -> (outcome, its raw reply)
-    outcomes: Counter[str] = field(default_factory=Counter)  # of what is final
+    outcomes: Counter[str] = field(default_factory=Counter)  # of the final answers that the last process wants
+    judged: Counter[str] = field(default_factory=Counter)  # outcomes of final replies of a judge
     released: Counter[str] = field(default_factory=Counter)  # why sendings gave no reply
     retried: Counter[str] = field(default_factory=Counter)  # outcomes of replies that were no answer
-    n_judged: int = 0  # final replies of a judge
     n_spent: int = 0  # sendings that were paid, or may have been
     n_lost: int = 0  # sendings under way when a process died
     next_id: int = 0
@@ -78,6 +80,11 @@ class Ledger:
     first_at: str = ""  # of replies
     last_at: str = ""
     run: Mapping[str, object] = field(default_factory=dict)  # of the last process
+
+    @property
+    def n_judged(self) -> int:
+        """Final replies of a judge."""
+        return self.judged.total()
 
     @property
     def compute(self) -> dict[str, dict[str, str]]:
@@ -134,6 +141,7 @@ class Ledger:
             self.n_spent += 1
             self.n_lost += 1
         self.run = fields
+        self.outcomes = Counter(cast("dict[str, int]", fields.get("outcomes", {})))
 
     def _parsed(self, fields: Mapping[str, object]) -> None:
         key, outcome = sys.intern(str(fields["key"])), sys.intern(str(fields["outcome"]))  # each once in memory
@@ -146,7 +154,7 @@ class Ledger:
             self.n_lost += 1
         elif fields["final"]:
             self.final[key] = (outcome, answered[1])
-            self.n_judged += key.startswith(JUDGE)
-            self.outcomes[f"{'judge: ' if key.startswith(JUDGE) else ''}{outcome}"] += 1
+            if not fields.get("old"):
+                (self.judged if key.startswith(JUDGE) else self.outcomes)[outcome] += 1
         else:
             self.retried[outcome] += 1

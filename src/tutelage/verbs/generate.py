@@ -1,13 +1,15 @@
 """The verb `generate`: asks a teacher behind an API, pays no answer twice, and writes the set that students learn."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tutelage import __version__, console, io
-from tutelage.data.answers import PARQUET, ROWS, SOFT, Card
+from tutelage.data.answers import CARD, PARQUET, ROWS, SOFT, Card
+from tutelage.errors import IntegrityError
 from tutelage.generation import judging
 from tutelage.generation import reply as replies
 from tutelage.generation.accounts import asked, compute_paths
@@ -103,14 +105,19 @@ def generate(
             optional=task.optional,
             scores=scores,
         )
+        io.remove_file(task.folder / CARD)  # with it the set is there: it goes first, and comes last
         io.remove_tree(task.folder / SOFT)  # of the set before this one
         io.remove_file(task.folder / PARQUET)
         card = _card(task, survey, ledger, product, scores=scores)
         if task.generate.parquet:
             write_parquet(task.folder, card)
         write_verdicts(task, ledger, journal.path, card)
-        card = write_card(task.folder, card)  # with it the set is there
-        soft = _soft(task, ledger, journal.path) if task.generate.top_logprobs is not None else None
+        try:
+            soft = _soft(task, ledger, journal.path, card) if task.generate.top_logprobs is not None else None
+        except IntegrityError:
+            write_card(task.folder, card)  # the text can be learned without them
+            raise
+        card = write_card(task.folder, card)
     finally:
         journal.close()
     _warn(task, card, ledger)
@@ -121,7 +128,8 @@ def generate(
 def _begin(journal: Journal, ledger: Ledger, task: Task, survey: Survey) -> None:
     """A process begins; replies that the one before journalled and did not read are read now."""
     budget = task.budget
-    n_done = sum(key in ledger.final for key in survey.keys)
+    outcomes = Counter(ledger.final[key][0] for key in survey.keys if key in ledger.final)
+    n_done = outcomes.total()
     run: dict[str, Any] = {
         "at": now(),
         "tutelage": __version__,
@@ -130,6 +138,8 @@ def _begin(journal: Journal, ledger: Ledger, task: Task, survey: Survey) -> None
         "compute": compute_paths(task.writers, ledger, is_finished=n_done == len(survey.keys)),
         "total": len(survey.keys),
         "done": n_done,
+        "outcomes": dict(sorted(outcomes.items())),
+        "models": {writer.name: writer.sampling.model for writer in task.writers},
         "cap": budget.cap,
         "max_requests": budget.max_requests,
     }
@@ -143,6 +153,8 @@ def _begin(journal: Journal, ledger: Ledger, task: Task, survey: Survey) -> None
         paid = own.cost(reply.usage, reserved=ledger.open.get(number, 0)) if fields["status"] == 200 else 0
         parsed = {"id": number, "key": key, "paid": paid, "outcome": reply.outcome, "final": reply.is_final}
         parsed["spent"] = fields["status"] == 200
+        if key not in survey.keys:
+            parsed["old"] = True
         records.append(("parsed", parsed))
     for record in journal.commit(records):
         ledger.apply(record)
@@ -183,18 +195,19 @@ def _ask(task: Task, journal: Journal, ledger: Ledger, survey: Survey) -> int:
         console.tell(cap_of(task.budget, ledger, most=most))
     n_sent = 0
     with console.Progress("answers", total=len(survey.keys), done=len(survey.keys) - n_open) as bar:
-        _fetch_jobs(task, journal, ledger, bar=bar)
+        _fetch_jobs(task, journal, ledger, survey, bar=bar)
         for writer in task.writers:
             ask = _ask_local if writer.local is not None else _ask_remote
             n_sent += ask(task, writer, journal, ledger, bar=bar)
     return n_sent
 
 
-def _fetch_jobs(task: Task, journal: Journal, ledger: Ledger, *, bar: console.Progress) -> None:
+def _fetch_jobs(task: Task, journal: Journal, ledger: Ledger, survey: Survey, *, bar: console.Progress) -> None:
     """Open batch jobs of all teachers, before anybody is asked: what they reserve may turn out cheaper."""
     for writer in task.writers:
         if writer.api is not None and BatchWork.open_jobs(writer, ledger):
-            BatchWork(writer, journal=journal, ledger=ledger, bar=bar).run(task.sound, only_fetch=True)
+            work = BatchWork(writer, journal=journal, ledger=ledger, bar=bar, wanted=survey.keys)
+            work.run(task.sound, only_fetch=True)
     for job in ledger.jobs.values():
         whose = f"of teacher {job.teacher or '(the only one)'} at {job.url}"
         found = (
@@ -319,10 +332,10 @@ def _card(task: Task, survey: Survey, ledger: Ledger, product: Product, *, score
     )
 
 
-def _soft(task: Task, ledger: Ledger, journal: Path) -> "SoftLabels":
+def _soft(task: Task, ledger: Ledger, journal: Path, card: Card) -> "SoftLabels":
     from tutelage.generation.soft_cache import write_soft  # brings torch along, which nothing else here needs
 
-    return write_soft(task, ledger, journal)
+    return write_soft(task, ledger, journal, card)
 
 
 def _warn(task: Task, card: Card, ledger: Ledger) -> None:

@@ -35,10 +35,10 @@ import httpx2
 
 import tutelage
 from benchmarks import measure
+from tutelage.generation import sending
 from tutelage.generation.journal import Journal
 from tutelage.generation.task import open_task
 from tutelage.recipe import load_recipe
-from tutelage.verbs import generate as verb
 
 CONCURRENCY = 64
 BARE = (8, 64)  # workers of the bare loop: its pool is slower with more connections, so the better one counts
@@ -136,19 +136,19 @@ def timed(act: Callable[[], object]) -> tuple[float, float]:
 def asking_alone(folder: Path, url: str, *, n: int) -> tuple[float, float]:
     """Seconds of the asking of one call: what comes before and after is the same for any endpoint."""
     found: list[tuple[float, float]] = []
-    original = verb._run_to_its_end
+    original = sending._to_its_end
 
     def measured(begin: Any) -> Any:
         result: list[Any] = []
         found.append(timed(lambda: result.append(original(begin))))
         return result[0]
 
-    verb._run_to_its_end = measured  # the one seam between the program and this clock
+    sending._to_its_end = measured  # the one seam between the program and this clock
     try:
         with contextlib.redirect_stderr(streams.StringIO()):
             tutelage.generate(recipe(folder, url, n=n))
     finally:
-        verb._run_to_its_end = original
+        sending._to_its_end = original
     return found[0]
 
 

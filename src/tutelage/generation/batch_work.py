@@ -71,6 +71,7 @@ class BatchWork:
                 self._tries.update(request.key for request in chosen)
                 n_sent += len(chosen)
                 self._hand_in(chosen)
+                self._tries = Counter({k: n for k, n in self._tries.items() if k not in self._ledger.final})
         lost = [key for key, n in self._tries.items() if n > self._api.retries and key not in self._ledger.final]
         if lost:
             found = f"{len(lost)} requests got no answer in {self._api.retries + 1} batch jobs"

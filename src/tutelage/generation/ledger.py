@@ -15,38 +15,51 @@
 price of a millionth of a dollar per million tokens is still exact.
 """
 
-import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import cast
+from typing import NamedTuple, cast
 
 from tutelage.generation.journal import Record
+from tutelage.generation.key_table import KeyTable
 
 PICO = 10**12
 JUDGE = "judge:"  # how the keys of requests about answers begin
 
 
-class Place(int):
-    """Where the raw reply of a request lies in the journal: one number, because there are as many as answers."""
+class Place(NamedTuple):
+    """Where the raw reply of a request lies in the journal."""
 
-    __slots__ = ()
+    offset: int  # the first byte
+    n_bytes: int
 
-    @classmethod
-    def of(cls, offset: int, n_bytes: int) -> "Place":
-        """`n_bytes` from byte `offset` on."""
-        assert n_bytes < 1 << 32, "no reply is that long"
-        return cls(offset << 32 | n_bytes)
 
-    @property
-    def offset(self) -> int:
-        """The first byte."""
-        return self >> 32
+class Finals:
+    """Key -> (outcome, place of the raw reply) of every request that is never sent again; flat in memory."""
 
-    @property
-    def n_bytes(self) -> int:
-        """How many."""
-        return self & 0xFFFF_FFFF
+    def __init__(self) -> None:
+        self._table, self._outcomes = KeyTable(), list[str]()
+
+    def __setitem__(self, key: str, value: tuple[str, Place]) -> None:
+        outcome, place = value
+        if outcome not in self._outcomes:
+            self._outcomes.append(outcome)
+        self._table.put(key, self._outcomes.index(outcome), place.offset, place.n_bytes)
+
+    def __getitem__(self, key: str) -> tuple[str, Place]:
+        found = self._table.get(key)
+        if found is None:
+            raise KeyError(key)
+        return self._outcomes[found[0]], Place(found[1], found[2])
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._table
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._table)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,7 +81,7 @@ class Ledger:
     open: dict[int, int] = field(default_factory=dict)  # id of a sending under way -> picodollars reserved
     keys: dict[int, str] = field(default_factory=dict)  # of the sendings under way
     raw: dict[str, tuple[int, Place]] = field(default_factory=dict)  # key -> (id, its raw reply), not parsed yet
-    final: dict[str, tuple[str, Place]] = field(default_factory=dict)  # key -> (outcome, its raw reply)
+    final: Finals = field(default_factory=Finals)
     outcomes: Counter[str] = field(default_factory=Counter)  # of the final answers that the last process wants
     judged: Counter[str] = field(default_factory=Counter)  # outcomes of final replies of a judge
     released: Counter[str] = field(default_factory=Counter)  # why sendings gave no reply
@@ -122,7 +135,7 @@ class Ledger:
             self.n_spent += bool(fields["spent"])
             self.released[fields["why"]] += 1
         elif record.kind == "answered":
-            self.raw[fields["key"]] = (fields["id"], Place.of(record.offset, record.n_bytes))
+            self.raw[fields["key"]] = (fields["id"], Place(record.offset, record.n_bytes))
             self.first_at, self.last_at = self.first_at or fields["at"], fields["at"]
         elif record.kind == "parsed":
             self._parsed(fields)
@@ -144,7 +157,7 @@ class Ledger:
         self.outcomes = Counter(cast("dict[str, int]", fields.get("outcomes", {})))
 
     def _parsed(self, fields: Mapping[str, object]) -> None:
-        key, outcome = sys.intern(str(fields["key"])), sys.intern(str(fields["outcome"]))  # each once in memory
+        key, outcome = str(fields["key"]), str(fields["outcome"])
         answered = self.raw.pop(key, None)
         self.open.pop(int(str(fields["id"])), None)
         self.keys.pop(int(str(fields["id"])), None)

@@ -20,6 +20,7 @@ from tutelage.errors import ConfigError
 from tutelage.generation import reply as replies
 from tutelage.generation.decode import Decoder, Wish, Written
 from tutelage.generation.journal import Fields, Journal
+from tutelage.generation.key_table import KeyTable
 from tutelage.generation.ledger import Ledger
 from tutelage.generation.request import Request
 from tutelage.generation.stop_sign import StopSign
@@ -232,10 +233,9 @@ def _records(requests: Sequence[Request], bodies: Sequence[bytes], first_id: int
 
 def _windows(requests: Iterable[Request], size: int) -> Iterator[list[Request]]:
     """The different requests, so many at a time."""
-    seen, window = set[str](), list[Request]()
+    seen, window = KeyTable(), list[Request]()
     for request in requests:
-        if request.key not in seen:
-            seen.add(request.key)
+        if seen.add(request.key):
             window.append(request)
         if len(window) == size:
             yield window

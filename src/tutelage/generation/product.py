@@ -11,6 +11,7 @@ from tutelage import io
 from tutelage.data.answers import CARD, ROWS, Card, Dropped
 from tutelage.generation import reply as replies
 from tutelage.generation.journal import fields_at
+from tutelage.generation.key_table import KeyTable
 from tutelage.generation.ledger import Ledger, Place
 from tutelage.generation.request import Request
 from tutelage.generation.select.best import Score
@@ -102,10 +103,9 @@ def answered_of(
     requests: Iterable[Request], *, ledger: Ledger, journal: Path, optional: frozenset[str]
 ) -> Iterator[Answered]:
     """Every request that has a reply with it, once, in the order of the prompts."""
-    seen = set[str]()
+    seen = KeyTable()
     for request in requests:
-        if request.key not in seen and request.key in ledger.final:
-            seen.add(request.key)
+        if request.key in ledger.final and seen.add(request.key):
             _, place = ledger.final[request.key]
             yield Answered(request=request, reply=reply_at(journal, place, optional=request.teacher in optional))
 

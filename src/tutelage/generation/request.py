@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,8 +72,7 @@ def request_of(prompt: Prompt, sampling: Sampling, *, sample: int, teacher: str 
     """The request with its key: the SHA-256 of everything that can change the answer, each field by its name."""
     canonical = {"place": sampling.place, "sample": sample, **_asked(prompt, sampling, sample=sample)}
     text = json.dumps(canonical, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    # Once in memory, however many sets of keys it stands in: that is what a prompt costs.
-    key = sys.intern(hashlib.sha256(f"tutelage request {TEMPLATE_VERSION}\n{text}".encode()).hexdigest())
+    key = hashlib.sha256(f"tutelage request {TEMPLATE_VERSION}\n{text}".encode()).hexdigest()
     return Request(prompt=prompt, sample=sample, sampling=sampling, key=key, teacher=teacher)
 
 

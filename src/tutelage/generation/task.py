@@ -14,6 +14,8 @@ from tutelage.generation import journal as journals
 from tutelage.generation import judging
 from tutelage.generation.budget import Budget
 from tutelage.generation.judging import Judge
+from tutelage.generation.key_table import KeyTable
+from tutelage.generation.ledger import Ledger
 from tutelage.generation.parquet import require_pyarrow
 from tutelage.generation.prompts import Asking, Beginning, is_plain_text, read_prompts
 from tutelage.generation.request import Prompt, Request, request_of
@@ -30,7 +32,7 @@ class Survey:
 
     n_prompts: int
     n_rejected: int
-    keys: Mapping[str, int]  # of every request: the most that it can cost, in picodollars
+    keys: KeyTable  # of every request
     sha256: str  # of every request with all that stands in its row beside the reply
 
 
@@ -86,30 +88,38 @@ class Task:
         """Every request, in the order of the prompts."""
         return (request for asked in self.by_prompt() if isinstance(asked, list) for request in asked)
 
+    def most(self, ledger: Ledger) -> int:
+        """Picodollars that all requests without a final reply can cost at most."""
+        budgets, seen = {writer.name: writer.budget for writer in self.writers}, KeyTable()
+        return sum(
+            budgets[request.teacher].most(request.texts, max_tokens=request.sampling.max_tokens)
+            for request in self.sound()
+            if request.key not in ledger.final and seen.add(request.key)
+        )
+
     def survey(self) -> Survey:
         """Counts everything; IntegrityError for prompts that are none, before a cent is spent."""
-        keys, rejects, n_prompts, digest = dict[str, int](), list[Reject](), 0, hashlib.sha256()
-        budgets = {writer.name: writer.budget for writer in self.writers}
+        keys, n_rejects, n_prompts, digest = KeyTable(), 0, 0, hashlib.sha256()
+        first = ""
         for asked in self.by_prompt():
             if isinstance(asked, Reject):
-                rejects.append(asked)
+                first = first or f"first: {asked.name}, {asked.reason}"
+                n_rejects += 1
                 continue
             n_prompts += 1
             for request in asked:
-                most = budgets[request.teacher].most(request.texts, max_tokens=request.sampling.max_tokens)
-                keys[request.key] = most
+                keys.add(request.key)
                 own = [request.key, request.teacher, request.prompt.source, request.prompt.reference]
                 digest.update(json.dumps(own).encode())
-        found = f"{len(rejects)} of {n_prompts + len(rejects)} prompts rejected"
-        first = f"first: {rejects[0].name}, {rejects[0].reason}" if rejects else ""
-        if len(rejects) > self.recipe.data.max_reject * (n_prompts + len(rejects)):
+        found = f"{n_rejects} of {n_prompts + n_rejects} prompts rejected"
+        if n_rejects > self.recipe.data.max_reject * (n_prompts + n_rejects):
             advice = "nothing was sent; repair the rows, name their columns, or raise data.max_reject"
             raise IntegrityError("TOO_MANY_REJECTS", f"{found} ({first}); {advice}")
-        if rejects:
+        if n_rejects:
             console.warning("REJECTED", f"{found} ({first})")
-        if not keys:
+        if not len(keys):
             raise IntegrityError("DATA_READ", "generate.prompts holds no prompt; check its files")
-        return Survey(n_prompts=n_prompts, n_rejected=len(rejects), keys=keys, sha256=digest.hexdigest())
+        return Survey(n_prompts=n_prompts, n_rejected=n_rejects, keys=keys, sha256=digest.hexdigest())
 
     def identity(self, survey: Survey) -> str:
         """SHA-256 of everything that is asked and of the selection: what decides the rows once all is answered."""

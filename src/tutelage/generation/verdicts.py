@@ -18,6 +18,7 @@ from tutelage.data.answers import VERDICTS, Card
 from tutelage.errors import IntegrityError
 from tutelage.generation import reply as replies
 from tutelage.generation.journal import Fields, Record, fields_at, line_of, record_of
+from tutelage.generation.key_table import KeyTable
 from tutelage.generation.ledger import Ledger
 from tutelage.generation.product import row_of
 from tutelage.generation.request import Request
@@ -101,11 +102,10 @@ def _framed(kind: str, fields: Fields) -> bytes:
 
 def _asked(task: Task, ledger: Ledger, journal: Path, verifier: Verifier) -> Iterator[Asked]:
     group: list[tuple[Request, replies.Reply]] = []
-    seen: set[str] = set()
+    seen = KeyTable()
     for request in task.sound():
-        if request.key not in ledger.final or request.key in seen:
+        if request.key not in ledger.final or not seen.add(request.key):
             continue
-        seen.add(request.key)
         place = ledger.final[request.key][1]
         fields = fields_at(journal, place.offset, place.n_bytes)
         optional = request.teacher in task.optional

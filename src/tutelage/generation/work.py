@@ -20,6 +20,7 @@ from tutelage.generation import reply as replies
 from tutelage.generation.budget import Budget, exhausted
 from tutelage.generation.client import Client, Reply, Retry, Stop
 from tutelage.generation.journal import Fields, Journal, Record
+from tutelage.generation.key_table import KeyTable
 from tutelage.generation.ledger import PICO, Ledger
 from tutelage.generation.logprobs import lacking
 from tutelage.generation.pace import Pace, backoff_s
@@ -125,7 +126,7 @@ class Work:
     given_up: list[TutelageError] = field(default_factory=list)
     n_sent: int = 0
     _halt: asyncio.Event = field(default_factory=asyncio.Event)
-    _asked: set[str] = field(default_factory=set)
+    _asked: KeyTable = field(default_factory=KeyTable)
     _n_replies: int = 0
     _bug: Exception | None = None
     _why: Callable[[], TutelageError] | None = None
@@ -140,9 +141,8 @@ class Work:
         tasks: set[asyncio.Task[None]] = set()
         try:
             for request in requests:
-                if request.key in self.ledger.final or request.key in self._asked:
+                if request.key in self.ledger.final or not self._asked.add(request.key):
                     continue
-                self._asked.add(request.key)
                 await self.pace.slot()
                 await self._cool()
                 while not self._halt.is_set() and not self.budget.admits(self.ledger, self._most(request)):

@@ -17,6 +17,7 @@ from tutelage.generation.batch_work import BatchWork
 from tutelage.generation.budget import Price
 from tutelage.generation.journal import Fields, Journal
 from tutelage.generation.judging import Scores
+from tutelage.generation.key_table import KeyTable
 from tutelage.generation.ledger import JUDGE, PICO, Ledger
 from tutelage.generation.parquet import write_parquet
 from tutelage.generation.product import Product, write_card, write_rows
@@ -191,8 +192,7 @@ def _ask(task: Task, journal: Journal, ledger: Ledger, survey: Survey) -> int:
         return 0
     console.tell(f"asking {task.base_url} for {n_open:,} answers of {task.model}")
     if any(writer.api is not None for writer in task.writers):
-        most = sum(survey.keys[key] for key in survey.keys if key not in ledger.final)
-        console.tell(cap_of(task.budget, ledger, most=most))
+        console.tell(cap_of(task.budget, ledger, most=task.most(ledger) if task.budget.price else 0))
     n_sent = 0
     with console.Progress("answers", total=len(survey.keys), done=len(survey.keys) - n_open) as bar:
         _fetch_jobs(task, journal, ledger, survey, bar=bar)
@@ -261,7 +261,9 @@ def _ask_judge(task: Task, journal: Journal, ledger: Ledger) -> int:
     def requests() -> Iterator[Request]:
         return judging.requests_of(judge, keys, task.sound(), ledger=ledger, journal=path, optional=optional)
 
-    wanted = {request.key for request in requests()}
+    wanted = KeyTable()
+    for request in requests():
+        wanted.add(request.key)
     n_open = sum(key not in ledger.final for key in wanted)
     if not n_open:
         return 0

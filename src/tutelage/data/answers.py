@@ -166,6 +166,10 @@ def _example(row: dict[str, Any], *, source: str, name: str, reasoning: bool) ->
         answer = Message("assistant", before + last["content"])
         group = json.dumps([[m.role, _folded(m.content)] for m in turns])
         return Example(source=source, name=name, messages=(*turns, answer), group=group)
+    if "text" in row:  # given, and scored as it stands: no end was scored
+        group = json.dumps([row.get("source", ""), row.get("document", "")])
+        example = example_of_row(row, {"text": "text"}, source=source, name=name)
+        return Example(source=source, name=name, text=example.text, group=group, is_text=True, is_cut=True)
     columns = {"prompt": "prompt", "answer": "answer"}
     example = example_of_row({**row, "answer": before + row["answer"]}, columns, source=source, name=name)
     return Example(

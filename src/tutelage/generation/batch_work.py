@@ -92,9 +92,12 @@ class BatchWork:
     def _gave_numbers(self, requests: Iterable[Request]) -> bool:
         """Whether an answer that is there has the log-probabilities that are asked for: else one request goes first."""
         final, k = self._ledger.final, self._k or 0
-        places = (final[r.key][1] for r in requests if r.key in final and final[r.key][0] == "answer")
-        place = next(places, None)
-        return place is not None and not lacking(body_of(self._journal.fields_at(place.offset, place.n_bytes)), k=k)
+        found = (final[r.key] for r in requests if r.key in final)
+        place = next((place for outcome, place in found if outcome in ("answer", "scored")), None)
+        if place is None:
+            return False
+        body = body_of(self._journal.fields_at(place.offset, place.n_bytes))
+        return not lacking(body, k=k, given=self._writer.sampling.given)
 
     # --- handing in ---
     def _choose(self, requests: Iterable[Request]) -> list[Request]:
@@ -282,7 +285,8 @@ class BatchWork:
 
     def _parsed(self, line: Line, number: int, *, job: OpenJob) -> tuple[str, Fields]:
         optional, amount = self._api.finish_reason_optional, self._ledger.open[number]
-        reply = replies.parse(line.body, status=line.status, finish_reason_optional=optional)
+        scored = self._writer.sampling.given is not None
+        reply = replies.parse(line.body, status=line.status, finish_reason_optional=optional, scored=scored)
         price = Price(prompt=job.price[0], answer=job.price[1]) if job.price is not None else None
         own = replace(self._writer.budget, price=price)
         paid = own.cost(reply.usage, reserved=amount) if line.status == 200 else 0
@@ -290,7 +294,7 @@ class BatchWork:
             found = f"${paid / PICO:.6g} for a request that could cost ${amount / PICO:.6g} at most"
             why = f"{self._url} charged {found}: the price is not its price, or max_tokens is not kept"
             self._stops.append(lambda: LimitError("OVER_RESERVED", f"{why}; {self._safe()}, nothing more is sent"))
-        if reply.outcome == "answer" and self._k is not None:
+        if reply.outcome in ("answer", "scored") and self._k is not None:
             self._look_for_numbers(line.body, k=self._k)
         is_last = reply.outcome == "incomplete" and self._tries[line.key] > self._api.retries
         fields = {"id": number, "key": line.key, "paid": paid, "spent": line.status == 200}
@@ -299,8 +303,9 @@ class BatchWork:
         return "parsed", {**fields, "outcome": reply.outcome, "final": reply.is_final or is_last}
 
     def _look_for_numbers(self, body: bytes, *, k: int) -> None:
-        if what := lacking(body, k=k):
-            self._stops.append(lambda: without_logprobs(self._url, what, k=k, safe=self._safe()))
+        given = self._writer.sampling.given
+        if what := lacking(body, k=k, given=given):
+            self._stops.append(lambda: without_logprobs(self._url, what, k=k, given=given, safe=self._safe()))
         else:
             self._gives_numbers = True
 

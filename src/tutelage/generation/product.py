@@ -40,7 +40,9 @@ def row_of(request: Request, reply: replies.Reply) -> dict[str, io.Json]:
     """One line of answers.jsonl."""
     prompt = request.prompt
     row: dict[str, io.Json] = {"id": request.key, "source": prompt.source, "sample": request.sample}
-    if prompt.messages:
+    if request.sampling.given is not None:
+        row |= {"text": prompt.text, "document": Path(prompt.name).name}
+    elif prompt.messages:
         asked = [{"role": role, "content": content} for role, content in prompt.messages]
         row["messages"] = [*asked, {"role": "assistant", "content": reply.text}]
     else:
@@ -107,13 +109,15 @@ def answered_of(
     for request in requests:
         if request.key in ledger.final and seen.add(request.key):
             _, place = ledger.final[request.key]
-            yield Answered(request=request, reply=reply_at(journal, place, optional=request.teacher in optional))
+            scored, is_whole = request.sampling.given is not None, request.teacher in optional
+            reply = reply_at(journal, place, optional=is_whole, scored=scored)
+            yield Answered(request=request, reply=reply)
 
 
-def reply_at(journal: Path, place: Place, *, optional: bool) -> replies.Reply:
+def reply_at(journal: Path, place: Place, *, optional: bool, scored: bool = False) -> replies.Reply:
     """The reply at a place of the journal."""
     fields = fields_at(journal, place.offset, place.n_bytes)
-    return replies.parse(body_of(fields), status=fields["status"], finish_reason_optional=optional)
+    return replies.parse(body_of(fields), status=fields["status"], finish_reason_optional=optional, scored=scored)
 
 
 def _blocks(lines: Iterator[bytes]) -> Iterator[bytes]:

@@ -2,6 +2,7 @@
 
 outcome         what it is                                             asked again?
 answer          a whole answer                                         no
+scored          the log-probabilities of a given text                  no
 truncated       cut by max_tokens                                      no: it would be paid and cut again
 refused         a refusal or a content filter                          no
 empty           no text, or only white space                           no
@@ -46,8 +47,8 @@ class Reply:
         return self.outcome not in RETRIED
 
 
-def parse(body: bytes, *, status: int = 200, finish_reason_optional: bool = False) -> Reply:
-    """The reply in a body; `finish_reason_optional` for servers that never give one."""
+def parse(body: bytes, *, status: int = 200, finish_reason_optional: bool = False, scored: bool = False) -> Reply:
+    """The reply in a body; `finish_reason_optional` for servers that never give one, `scored` where text was given."""
     if status != 200:
         return Reply(outcome=row_defect(body) or ("rejected" if is_for_good(status) else "error"))
     try:
@@ -66,6 +67,8 @@ def parse(body: bytes, *, status: int = 200, finish_reason_optional: bool = Fals
         return known
     if not choices:
         return replace(known, outcome="no_choice")
+    if scored:
+        return replace(known, outcome="scored", finish_reason="length")
     return _of_choice(choices[0], known, finish_reason_optional=finish_reason_optional)
 
 

@@ -20,6 +20,7 @@ class Sampling:
     temperature: float | None = None  # None: not sent
     seed: int | None = None  # sample n is asked with seed + n; None: not sent
     top_logprobs: int | None = None  # most likely tokens at each position of the answer; None: not asked for
+    given: str | None = None  # how a server is asked to score the prompt itself; None: it writes
     body: Mapping[str, Any] = field(default_factory=dict)  # further fields, as the user gave them
 
 
@@ -84,7 +85,11 @@ def _asked(prompt: Prompt, sampling: Sampling, *, sample: int) -> dict[str, Any]
         fields["prompt"] = prompt.text
     if sampling.temperature is not None:
         fields["temperature"] = sampling.temperature
-    if sampling.top_logprobs is not None:
+    if sampling.given == "echo":
+        fields |= {"echo": True, "logprobs": sampling.top_logprobs}
+    elif sampling.given is not None:
+        fields["prompt_logprobs"] = sampling.top_logprobs
+    elif sampling.top_logprobs is not None:
         asked = {"logprobs": True, "top_logprobs": sampling.top_logprobs}
         fields |= asked if prompt.messages else {"logprobs": sampling.top_logprobs}
     if sampling.seed is not None:

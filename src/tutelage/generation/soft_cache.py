@@ -27,7 +27,7 @@ from tutelage.generation import reply as replies
 from tutelage.generation.endpoint import Endpoint
 from tutelage.generation.journal import fields_at
 from tutelage.generation.ledger import Ledger
-from tutelage.generation.logprobs import Unusable, written_of
+from tutelage.generation.logprobs import Unusable, given_of, written_of
 from tutelage.generation.product import write_card
 from tutelage.generation.soft import OTHER_TOKENS, Matcher, Soft
 from tutelage.generation.task import Task, named_student
@@ -61,7 +61,7 @@ class SoftLabels:
         return {"cache": str(self.path), **counts, "refused": dict(self.reasons)}
 
     def __str__(self) -> str:
-        hard = f", {self.n_hard:,} of them ends of turns, hard" if self.n_hard else ""
+        hard = f", {self.n_hard:,} of them ends or beginnings without numbers, hard" if self.n_hard else ""
         found = f"{self.path}  ({self.n_rows:,} answers, {self.n_positions:,} positions{hard})"
         if not self.reasons:
             return found
@@ -94,7 +94,7 @@ def write_soft(task: Task, ledger: Ledger, journal: Path, card: Card) -> SoftLab
         asked=_asked(task, corpus, tokenizer, k=matcher.k),
         why=f"the {matcher.k} most likely tokens as {endpoint.host} gave them, taken for temperature "
         f"{api.logprobs_temperature:g}; what lacks to 1 is the tail; {found.n_hard} of "
-        f"{found.n_positions} positions are ends of turns without numbers, stored as hard labels",
+        f"{found.n_positions} positions are ends of turns, or beginnings, without numbers, stored as hard labels",
         store=corpus.store.path.name,
         tokenizer=tokenizer,
         config=config,
@@ -158,7 +158,7 @@ def _rows(
             try:
                 body = _body(journal, ledger, str(answer["id"]))
                 whole, windows = _whole(store, documents[number])
-                soft = _soft(body, whole, matcher=matcher, optional=_only_endpoint(task)[0].finish_reason_optional)
+                soft = _soft(body, whole, matcher=matcher, task=task)
             except Unusable as why:
                 found.reasons[str(why).partition(":")[0]] += 1
                 found.first = found.first or f"{ROWS}:{number}, {why}"
@@ -174,7 +174,10 @@ def _body(journal: Path, ledger: Ledger, key: str) -> bytes:
     return body_of(fields_at(journal, place.offset, place.n_bytes))
 
 
-def _soft(body: bytes, row: TokenRow, *, matcher: Matcher, optional: bool) -> Soft:
+def _soft(body: bytes, row: TokenRow, *, matcher: Matcher, task: Task) -> Soft:
+    if task.generate.given is not None:
+        return matcher.match_text(row, given_of(body, given=task.generate.given))
+    optional = _only_endpoint(task)[0].finish_reason_optional
     reply = replies.parse(body, finish_reason_optional=optional)
     if reply.reasoning:
         raise Unusable("the answer came after reasoning, and the row does not hold it as it was written")

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tutelage import console
@@ -17,12 +17,13 @@ from tutelage.generation.judging import Judge
 from tutelage.generation.key_table import KeyTable
 from tutelage.generation.ledger import Ledger
 from tutelage.generation.parquet import require_pyarrow
-from tutelage.generation.prompts import Asking, Beginning, is_plain_text, read_prompts
+from tutelage.generation.prompts import Asking, is_plain_text, read_prompts
 from tutelage.generation.request import Prompt, Request, request_of
 from tutelage.generation.selection import Selection
 from tutelage.generation.writers import Writer, caps_of, endpoint_of, open_writers, require_cap
 from tutelage.recipe import Generate, Recipe
 
+PROMPT_TOKENS = 64  # of a plain text that is continued, unless the recipe says
 _OURS = (ROWS, CARD, journals.NAME)
 
 
@@ -151,7 +152,7 @@ def open_task(recipe: Recipe, *, asks: bool = True, allow_private_host: bool = F
         recipe=recipe,
         generate=wanted,
         folder=folder,
-        asking=Asking(system=wanted.system, interface=wanted.interface, beginning=_beginning(recipe, wanted)),
+        asking=_asking(recipe, wanted),
         writers=writers,
         judge=_judge(wanted, asks=asks, allow_private_host=allow_private_host),
         select_files=selection.files,
@@ -187,10 +188,26 @@ def _require_ours(folder: Path) -> None:
         raise ConfigError("EXISTS", f"{folder} {found}; name an empty or new folder: teacher.answers=FOLDER")
 
 
-def _beginning(recipe: Recipe, wanted: Generate) -> Beginning:
-    """The first tokens of a plain text, by the student's tokenizer; it is loaded only when a source needs it."""
+def _asking(recipe: Recipe, wanted: Generate) -> Asking:
+    asking = Asking(system=wanted.system, interface=wanted.interface, beginning=lambda text: text)
     if not any(is_plain_text(source) for source in wanted.prompts):
-        return lambda text: text
+        return asking
+    cut = _cutter(recipe)
+    if wanted.given is not None:
+        n_tokens = wanted.prompt_tokens or recipe.data.max_length
+        return replace(asking, pieces=lambda text: [piece for piece in cut(text, n_tokens) if piece.strip()])
+    n_first = wanted.prompt_tokens or PROMPT_TOKENS
+
+    def beginning(text: str) -> str:
+        head = text[: 64 * (n_first + 8)]
+        first = next(cut(head, n_first), head)
+        return first if len(first) < len(head) else text
+
+    return replace(asking, beginning=beginning)
+
+
+def _cutter(recipe: Recipe) -> Callable[[str, int], Iterator[str]]:
+    """Cuts a text into pieces of so many tokens of the student's."""
     from tutelage.models.load import load_tokenizer
 
     named = [learner.section for learner in recipe.learners.values() if learner.section.model is not None]
@@ -198,10 +215,14 @@ def _beginning(recipe: Recipe, wanted: Generate) -> Beginning:
     if section is None or section.model is None:
         raise ConfigError("CONFIG", "plain text is cut by the student's tokenizer; give student.model")
     backend = load_tokenizer(section.model, revision=section.revision).backend_tokenizer
-    n_tokens = wanted.prompt_tokens
 
-    def beginning(text: str) -> str:
-        offsets = backend.encode(text[: 64 * (n_tokens + 8)], add_special_tokens=False).offsets
-        return text[: offsets[n_tokens - 1][1]] if len(offsets) > n_tokens else text
+    def cut(text: str, n_tokens: int) -> Iterator[str]:
+        ends = [end for _, end in backend.encode(text, add_special_tokens=False).offsets]
+        begin = 0
+        while begin < len(text):
+            end, ends = (ends[n_tokens - 1], ends[n_tokens:]) if len(ends) > n_tokens else (len(text), [])
+            end = max(end, begin + 1)  # several tokens may make one character
+            yield text[begin:end]
+            begin = end
 
-    return beginning
+    return cut

@@ -148,7 +148,9 @@ def _begin(journal: Journal, ledger: Ledger, task: Task, survey: Survey) -> None
     for key, (number, place) in ledger.raw.items():
         fields = journal.fields_at(place.offset, place.n_bytes)
         optional = _ends_without_reason(task, key, fields)
-        reply = replies.parse(body_of(fields), status=fields["status"], finish_reason_optional=optional)
+        given = task.generate.given is not None
+        body, status = body_of(fields), fields["status"]
+        reply = replies.parse(body, status=status, finish_reason_optional=optional, scored=given)
         price = fields.get("price")  # of the one who answered: each teacher, and the judge, has its own
         own = replace(budget, price=Price(prompt=price[0], answer=price[1]) if price is not None else None)
         paid = own.cost(reply.usage, reserved=ledger.open.get(number, 0)) if fields["status"] == 200 else 0
@@ -295,6 +297,7 @@ def _card(task: Task, survey: Survey, ledger: Ledger, product: Product, *, score
             "interface",
             "prompt_tokens",
             "top_logprobs",
+            "given",
         },
     )
     return Card(
@@ -343,7 +346,7 @@ def _soft(task: Task, ledger: Ledger, journal: Path, card: Card) -> "SoftLabels"
 def _warn(task: Task, card: Card, ledger: Ledger) -> None:
     """What a user should look at, once each."""
     outcomes = dict(card.outcomes)
-    whole = {"answer", "truncated", "incomplete"}
+    whole = {"answer", "scored", "truncated", "incomplete"}
     if n := outcomes.get("truncated", 0):
         limit = task.generate.max_tokens
         kept = "kept" if any(step.complete is False for step in task.generate.select) else "left out"

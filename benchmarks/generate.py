@@ -21,6 +21,7 @@ import asyncio
 import contextlib
 import io as streams
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -261,10 +262,11 @@ def main() -> None:
     config = {name: value for name, value in vars(arguments).items() if name not in ("serve", "memory", "folder")}
     result: dict[str, Any] = {"environment": measure.environment(config)}
     for name, act in (("rate", rate), ("memory", memory), ("server", server)):
-        if name in arguments.only:
-            result[name] = act(arguments)
-    print(json.dumps({name: value for name, value in result.items() if name != "environment"}, indent=1))
-    return print(measure.write("generate", result))
+        if name not in arguments.only:
+            continue
+        found = act(arguments)
+        print(json.dumps({name: found, "load_average": os.getloadavg()}, indent=1))
+        print(measure.write("generate" if name == "rate" else f"generate_{name}", {**result, name: found}))
 
 
 if __name__ == "__main__":

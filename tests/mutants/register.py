@@ -10,6 +10,7 @@ from tests.mutants.cache_threshold import THRESHOLD_CODEC
 from tests.mutants.codistillation import CODISTILLATION
 from tests.mutants.data_and_files import DATA, EVALUATION, FILES
 from tests.mutants.generation import GENERATION
+from tests.mutants.generation_given import GIVEN_AND_LATER
 from tests.mutants.generation_select import SELECTION
 from tests.mutants.generation_teachers import GENERATION_TEACHERS
 from tests.mutants.grey import GREY_BOX
@@ -36,6 +37,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *GENERATION,
     *SELECTION,
     *GREY_BOX,
+    *GIVEN_AND_LATER,
     *GENERATION_TEACHERS,
     *RUNS,
 )

@@ -6,6 +6,7 @@ Shape legend: T tokens, V vocabulary, K kept tokens.
 import json
 import math
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from tutelage.models import load
 from tutelage.training.prepare import InMemory, prepare
 
 OWN, K = tiny_runs.tokenizer(), 4
-TEXTS = ["the cat sat on the mat. café 😀 \n\n the frog", *tiny_runs.documents(11, sentences=8)]
+TEXTS = ["the cat sat on the mat. café 😀 \n\n the frog", *tiny_runs.documents(7, sentences=8)]
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +47,24 @@ def given_logp(teacher: Any, ids: list[int]) -> torch.Tensor:
     return torch.log_softmax(teacher(torch.tensor([ids])).logits[0, :, : len(OWN)], dim=-1)
 
 
-def spelt(number: int) -> str:
-    """A token as the older interface writes it."""
-    data = grey.data_of(OWN, number) if number not in OWN.all_special_ids else b""
-    if not data:
-        return OWN.convert_ids_to_tokens(number)
+@cache
+def spellings(tokenizer: Any) -> list[str]:
+    """Every token as the older interface writes it."""
+    return [_spelt(tokenizer, number) for number in range(len(tokenizer))]
+
+
+def _spelt(tokenizer: Any, number: int) -> str:
+    if number in tokenizer.all_special_ids:
+        return tokenizer.convert_ids_to_tokens(number)
+    data = grey.data_of(tokenizer, number)
     try:
         return data.decode()
     except UnicodeDecodeError:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def spelt(number: int) -> str:
+    return spellings(OWN)[number]
 
 
 def echo(teacher: Any, body: dict[str, Any], *, begin: bool = False) -> dict[str, Any]:
@@ -147,6 +157,7 @@ def test_the_cache_holds_the_model_s_own_distribution_at_every_token_of_the_text
     ledger_of(tmp_path, max_requests=100)
 
 
+@pytest.mark.slow
 def test_a_student_learns_given_text_from_the_numbers_alone(student, teacher, tmp_path):
     with Endpoint(serving(teacher, echo)) as server:
         path = written(tmp_path, student, server.url)

@@ -1,7 +1,6 @@
 """What `tutelage generate` costs beside a bare loop of the same HTTP library, and what it keeps in memory a prompt.
 
     python -m benchmarks.generate [--rounds 7] [--requests 2000] [--prompts 10000 100000]
-    python -m benchmarks.generate --only server --server http://127.0.0.1:8080/v1 [--rounds 5] [--requests 48]
 
 rate     N requests to a server of this file on loopback, in a process of its own, that answers at once: the bare loop
          (one client, 8 or 64 workers, JSON read; the faster one counts) and ours (the whole of asking: budget, records
@@ -11,7 +10,7 @@ memory   peak bytes that Python holds while it opens a journal of so many answer
          set (`generate --no-ask`, which reads everything that asking keeps), each size in a process of its own, by
          tracemalloc: resident bytes would count the journal's pages, which the system takes back at will.  The slope
          between two sizes is bytes a prompt.
-server   against a real server: answers a second of the bare loop at fixed concurrencies, and ours, which finds its own.
+Against a real server: `generate_server.py`.
 
 A journal is made durable by fsync, so the disk decides too: the folder is given by --folder (default: a temporary one).
 """
@@ -21,6 +20,7 @@ import asyncio
 import contextlib
 import io as streams
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -35,10 +35,10 @@ import httpx2
 
 import tutelage
 from benchmarks import measure
+from tutelage.generation import sending
 from tutelage.generation.journal import Journal
 from tutelage.generation.task import open_task
 from tutelage.recipe import load_recipe
-from tutelage.verbs import generate as verb
 
 CONCURRENCY = 64
 BARE = (8, 64)  # workers of the bare loop: its pool is slower with more connections, so the better one counts
@@ -99,7 +99,7 @@ def recipe(folder: Path, url: str, *, n: int, **generate: Any) -> dict[str, Any]
     path.write_text(
         "".join(json.dumps({"prompt": f"What is {i} and {i}? Say it in one sentence."}) + "\n" for i in range(n))
     )
-    asked = {"prompts": str(path), "max_requests": 10 * n, "max_tokens": 64, **generate}
+    asked: dict[str, Any] = {"prompts": str(path), "max_requests": 10 * n, "max_tokens": 64, **generate}
     api = {"base_url": url, "model": "m", "concurrency": CONCURRENCY, "terms": "none", "timeout_s": 600}
     return {
         "teacher": {"api": api, "answers": str(folder / "answers")},
@@ -133,22 +133,22 @@ def timed(act: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - process
 
 
-def asking_alone(folder: Path, url: str, *, n: int) -> tuple[float, float]:
+def asking_alone(folder: Path, url: str, *, n: int, **generate: Any) -> tuple[float, float]:
     """Seconds of the asking of one call: what comes before and after is the same for any endpoint."""
     found: list[tuple[float, float]] = []
-    original = verb._run_to_its_end
+    original = sending._to_its_end
 
     def measured(begin: Any) -> Any:
         result: list[Any] = []
         found.append(timed(lambda: result.append(original(begin))))
         return result[0]
 
-    verb._run_to_its_end = measured  # the one seam between the program and this clock
+    sending._to_its_end = measured  # the one seam between the program and this clock
     try:
         with contextlib.redirect_stderr(streams.StringIO()):
-            tutelage.generate(recipe(folder, url, n=n))
+            tutelage.generate(recipe(folder, url, n=n, **generate))
     finally:
-        verb._run_to_its_end = original
+        sending._to_its_end = original
     return found[0]
 
 
@@ -220,36 +220,12 @@ def memory(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"peak_bytes": found, "bytes_a_prompt": slope}
 
 
-# --- a real server ---
-def server(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Answers a second: the best of fixed concurrencies, and ours."""
-    n, found = arguments.requests, {}
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as place:
-        task = open_task(load_recipe(recipe(Path(place), arguments.server, n=n)))
-        bodies = [request.as_body() for request in task.sound()]
-        for number in range(arguments.rounds):
-            for concurrency in arguments.concurrencies:
-                seconds, _ = timed(
-                    lambda c=concurrency: asyncio.run(bare_loop(arguments.server, bodies, concurrency=c))
-                )  # type: ignore[misc]
-                found.setdefault(f"fixed {concurrency}", []).append(n / seconds)
-            own = Path(place) / str(number)
-            own.mkdir()
-            found.setdefault("ours", []).append(n / asking_alone(own, arguments.server, n=n)[0])
-            print({name: round(rates[-1], 3) for name, rates in found.items()}, file=sys.stderr)
-    medians = {name: statistics.median(rates) for name, rates in found.items()}
-    best = max(rate for name, rate in medians.items() if name != "ours")
-    return {"requests": n, "answers_per_s": found, "medians": medians, "share_of_best_fixed": medians["ours"] / best}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=("rate", "memory", "server"), default=["rate", "memory"])
+    parser.add_argument("--only", nargs="+", choices=("rate", "memory"), default=["rate", "memory"])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--requests", type=int, default=2_000)
     parser.add_argument("--prompts", type=int, nargs="+", default=[10_000, 100_000])
-    parser.add_argument("--server", help="base URL of a server that runs")
-    parser.add_argument("--concurrencies", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--folder", help="where journals are written")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--memory", help=argparse.SUPPRESS)
@@ -260,11 +236,12 @@ def main() -> None:
         return print(memory_of(arguments))
     config = {name: value for name, value in vars(arguments).items() if name not in ("serve", "memory", "folder")}
     result: dict[str, Any] = {"environment": measure.environment(config)}
-    for name, act in (("rate", rate), ("memory", memory), ("server", server)):
-        if name in arguments.only:
-            result[name] = act(arguments)
-    print(json.dumps({name: value for name, value in result.items() if name != "environment"}, indent=1))
-    return print(measure.write("generate", result))
+    for name, act in (("rate", rate), ("memory", memory)):
+        if name not in arguments.only:
+            continue
+        found = act(arguments)
+        print(json.dumps({name: found, "load_average": os.getloadavg()}, indent=1))
+        print(measure.write("generate" if name == "rate" else f"generate_{name}", {**result, name: found}))
 
 
 if __name__ == "__main__":

@@ -155,7 +155,7 @@ def test_what_expired_or_failed_goes_into_the_next_job_and_what_was_answered_doe
     assert ledger_of(tmp_path).released == {"batch expired": N // 2, "batch 500": 1}
 
 
-def test_a_refusal_of_one_prompt_is_final_and_an_unfinished_reply_is_asked_again_so_often(tmp_path):
+def test_a_prompt_that_does_not_fit_is_final_and_an_unfinished_reply_is_asked_again_so_often(tmp_path):
     def lines(n: int, body: Any) -> tuple[int, Any]:
         if n == 0:
             return 400, {"error": {"code": "context_length_exceeded", "message": "too long"}}
@@ -165,10 +165,20 @@ def test_a_refusal_of_one_prompt_is_final_and_an_unfinished_reply_is_asked_again
         return 200, reply_of(body, finish=None)
 
     with Provider(plans=[Plan(line=lines), Plan(line=unfinished), Plan(line=unfinished)]) as provider:
+        made = ask(tmp_path, provider)
+        assert made.card.outcomes == {"answer": N - 2, "incomplete": 1, "too_long": 1} and n_created(provider) == 3
+        assert ask(tmp_path, provider).n_sent == 0 and n_created(provider) == 3, "final"
+    ledger_of(tmp_path)
+
+
+def test_requests_that_fail_in_every_job_stop_the_run_and_a_rerun_hands_them_in_again(tmp_path):
+    def broken(n: int, body: Any) -> tuple[int, Any]:
+        return (500, {"error": {"message": "x"}}) if n == 0 else (200, reply_of(body))
+
+    with Provider(plans=[Plan(line=broken)] * 3) as provider:
         failed = ask(tmp_path, provider)
         assert isinstance(failed, RemoteError) and "1 requests got no answer in 3 batch jobs" in failed.message
-        made = ask(tmp_path, provider)
-        assert made.card.outcomes == {"answer": N - 1, "too_long": 1} and n_created(provider) == 4
+        assert ask(tmp_path, provider).card.outcomes == {"answer": N} and n_created(provider) == 4
 
 
 @pytest.mark.parametrize("status", ["cancelled", "failed"])

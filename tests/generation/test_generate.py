@@ -176,3 +176,18 @@ def test_a_permanent_error_keeps_what_was_answered(server, tmp_path):
     assert "4 of 9 answers are safe, rerun to continue" in failed.message and len(server.seen) == 5
     server.script = lambda n, body: OK
     assert generate(tmp_path, server.url, n=9).card.rows == 9 and len(server.seen) == 10
+
+
+def test_status_counts_the_answers_that_the_last_call_wants_and_tells_of_older_ones(server, tmp_path):
+    def state():
+        return tutelage.status(tmp_path / "answers")
+
+    generate(tmp_path, server.url, n=6)
+    server.script = lambda n, body: Action(finish="length") if n == 6 else error(401)
+    assert isinstance(outcome(tmp_path, server.url, n=6, temperature=0.5, api={"concurrency": 1}), RemoteError)
+    assert (state().done, state().total, state().outcomes, state().older) == (1, 6, {"truncated": 1}, 6)
+    assert "answers:  1 of 6" in str(state()) and "older:    6 answers of other settings or prompts, kept" in str(
+        state()
+    )
+    generate(tmp_path, server.url, n=6)
+    assert (state().done, state().total, state().outcomes, state().older) == (6, 6, {"answer": 6}, 1)

@@ -18,6 +18,7 @@ from tutelage.data.answers import read_card
 from tutelage.data.tokenize import Encoder
 from tutelage.errors import ConfigError, Stopped
 from tutelage.generation import decode, local
+from tutelage.generation import journal as journals
 from tutelage.models.fetch import PACKAGES
 from tutelage.models.template import Renderer
 
@@ -182,6 +183,35 @@ def test_the_measured_number_format_stays_when_the_same_call_goes_on():
     found = {"device": "cpu", "dtype": "bfloat16"}
     here = local.Local(model="m", revision=None, dtype="auto", device="auto", weights="", tokenizer="", template=None)
     assert local.compute_of(here, found) == found
+
+
+def stopped_in_the_middle(folder: Path, teacher: Path, monkeypatch, compute: dict[str, str]) -> None:
+    """A journal with 4 of 6 answers, whose teacher computed as `compute` says."""
+    generate(folder, teacher, n=4)
+    journal = journals.Journal(folder / "answers", lambda _: None)
+    state = ledger_of(folder)
+    journal.commit([("run", {**state.run, "compute": {"": compute}})])
+    journal.close()
+
+
+def test_answers_that_were_begun_on_a_device_that_is_not_here_are_not_finished_on_another_one(
+    teacher, tmp_path, monkeypatch, capsys
+):
+    stopped_in_the_middle(tmp_path, teacher, monkeypatch, {"device": "cuda", "dtype": "float32"})
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(
+        ConfigError, match=r"were begun on cuda, which this machine lacks.*teacher.device=cpu"
+    ) as caught:
+        generate(tmp_path, teacher, section={"device": "auto"})
+    assert caught.value.code == "RESUME_MISMATCH"
+    made = generate(tmp_path, teacher, section={"device": "cpu"})
+    said = capsys.readouterr().err
+    assert "note[RESUMED]: answers of" in said and "begun on cuda (float32), the rest is written on cpu" in said
+    assert made.card.teachers[""].compute == {"device": "cpu", "dtype": "float32", "before": "cuda (float32)"}
+    other = tiny_runs.model_folder(tmp_path / "other", layers=2, seed=1)
+    capsys.readouterr()
+    generate(tmp_path, other, section={"device": "auto"}, n=1)
+    assert "begun on" not in capsys.readouterr().err, "another model's answers are not this one's"
 
 
 @pytest.mark.parametrize("name, value", [("budget_usd", 1.0), ("max_requests", 5)])

@@ -51,6 +51,7 @@ class Provider:
     calls: list[str] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)
     refusal: tuple[int, Any] | None = None  # what every upload gets
+    deleted: dict[str, int] = field(default_factory=dict)  # file -> what a download of it gets
     cut_downloads: int = 0  # so many files break off in the middle
     _looks: Counter[str] = field(default_factory=Counter)
 
@@ -175,6 +176,8 @@ class _Handler(BaseHTTPRequestHandler):
         if path.startswith("/batches/"):
             job = state.look(path.rpartition("/")[2])
             return self._send(200, job) if job else self._send(404, {"error": {"message": "no such batch"}})
+        if path.split("/")[2] in state.deleted:
+            return self._send(state.deleted[path.split("/")[2]], {"error": {"message": "no such file"}})
         data = state.files[path.split("/")[2]]
         if state.cut_downloads:
             state.cut_downloads -= 1

@@ -168,7 +168,7 @@ SELECTION = (
         id="M349",
         what="what a judge said counted as answers",
         file="verbs/status.py",
-        old="done=len(ledger.final) - ledger.n_judged,",
+        old="done=ledger.outcomes.total(),",
         new="done=len(ledger.final),",
         oracles=(JUDGING + "test_the_judges_best_answer_is_kept_and_paid_at_its_own_price",),
     ),

@@ -133,8 +133,8 @@ GENERATION_TEACHERS = (
         id="M365",
         what="a reply that is missing in a completed job is free",
         file="generation/batch_work.py",
-        old='self._close(mark, why=f"batch {job.status}", is_paid=job.status not in _UNPAID)',
-        new='self._close(mark, why=f"batch {job.status}", is_paid=False)',
+        old="is_paid = job.status not in _UNPAID or self._files_gone > 0",
+        new="is_paid = self._files_gone > 0",
         oracles=(BATCH + "test_a_reply_that_is_missing_in_a_completed_job_stays_spent",),
     ),
     Mutant(

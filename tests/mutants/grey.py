@@ -62,7 +62,7 @@ GREY_BOX = (
         id="M376",
         what="answers without the numbers that were asked for are bought to the end",
         file="generation/work.py",
-        old="if wanted and (what := lacking(outcome.body, k=wanted)):",
+        old="if wanted and (what := lacking(outcome.body, k=wanted, given=given, text=request.prompt.text)):",
         new="if False:",
         oracles=(GREY + "test_an_endpoint_without_the_numbers_that_were_asked_for_stops_the_run_at_once[0]",),
     ),

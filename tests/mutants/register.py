@@ -12,6 +12,7 @@ from tests.mutants.data_and_files import DATA, EVALUATION, FILES
 from tests.mutants.evaluation import NUMBERS
 from tests.mutants.further import FURTHER
 from tests.mutants.generation import GENERATION
+from tests.mutants.generation_given import GIVEN_AND_LATER
 from tests.mutants.generation_select import SELECTION
 from tests.mutants.generation_teachers import GENERATION_TEACHERS
 from tests.mutants.grey import GREY_BOX
@@ -42,6 +43,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *GENERATION,
     *SELECTION,
     *GREY_BOX,
+    *GIVEN_AND_LATER,
     *GENERATION_TEACHERS,
     *PLANNING,
     *RUNS,

@@ -9,12 +9,13 @@ import yaml
 
 import tutelage
 from tests.generation import grey
+from tests.instruments import faults
 from tests.instruments.endpoint import Action, Endpoint
 from tests.verbs import tiny_runs
 from tests.verbs.test_answers import TRAINING
 from tests.verbs.tiny_runs import call
 from tutelage.cache.reader import TeacherCache
-from tutelage.data.answers import SOFT
+from tutelage.data.answers import CARD, SOFT
 from tutelage.errors import ConfigError, IntegrityError, RemoteError
 from tutelage.training.prepare import InMemory, prepare
 
@@ -64,6 +65,25 @@ def test_a_student_learns_the_endpoint_s_soft_labels_and_is_measured_on_held_out
     losses = [line["student/forward_kl"] for line in run.metrics if "student/forward_kl" in line]
     assert losses[-1] < losses[0]
     assert set(run.evaluation().transfer.models) == {"student_before", "student"}
+
+
+def test_a_card_never_stands_without_the_soft_labels_that_belong_to_it(student, tmp_path):
+    """Killed between any two operations, a set without them has no card, and is written again."""
+    with Endpoint(grey.answering(OWN, said)) as server:
+        path = written(tmp_path, student, server.url)
+        first = faults.operations(lambda: tutelage.generate(path))
+        again = faults.operations(lambda: tutelage.generate(path, ask=False))
+    card, soft = tmp_path / "answers" / CARD, tmp_path / "answers" / SOFT
+    for operations, there in ((first, False), (again, True)):
+        has_card = has_soft = there
+        for operation in operations:
+            has_card = has_card and not (operation.kind == "unlink" and operation.path == card)
+            has_soft = has_soft and not (operation.kind == "rename" and operation.path == soft)
+            has_card = has_card or (operation.kind == "rename" and operation.target == card)
+            has_soft = has_soft or (operation.kind == "rename" and operation.target == soft)
+            assert has_soft or not has_card, operation
+        assert has_card and has_soft
+    assert {p.name for p in (tmp_path / "answers").iterdir()} >= {CARD, SOFT} and not list(soft.parent.glob(".soft*"))
 
 
 def test_the_cache_holds_the_endpoint_s_numbers_at_every_answer_and_can_be_looked_at(student, tmp_path):

@@ -15,6 +15,7 @@ from tests.verbs.test_answers import TRAINING
 from tests.verbs.tiny_runs import call
 from tutelage.data.answers import VERDICTS, example_of, read_card
 from tutelage.data.split import is_held_out
+from tutelage.errors import IntegrityError
 from tutelage.evaluation.written import write_answers
 from tutelage.generation.verdicts import read_verdicts
 from tutelage.models import load
@@ -117,6 +118,23 @@ def test_valid_json_is_counted_where_a_schema_is_asked_for(student, tmp_path):
     found = run.evaluation().tasks.estimates["teacher"]
     assert found["right_answers"].value == pytest.approx(np.mean([right(i) for i in numbers]))
     assert found["valid_json"].value == pytest.approx(np.mean([right(i) or i % 2 for i in numbers]))
+
+
+def test_a_damaged_or_shortened_file_of_verdicts_is_refused(student, tmp_path):
+    with Endpoint(answering) as server:
+        tutelage.generate(written(tmp_path, student, server.url))
+    folder = tmp_path / "answers"
+    path, card = folder / VERDICTS, read_card(folder)
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    assert len(list(read_verdicts(folder, card)[1])) == N
+    other = whole.replace(b'"right":1', b'"right":0', 1)  # sound JSON, and another verdict
+    spoilt = (other, b"".join(lines[:-1]), b"".join(lines[:3] + lines[4:]), whole[:-1][:-5], b"")
+    for data in spoilt:
+        path.write_bytes(data)
+        with pytest.raises(IntegrityError, match="the file is damaged; write it anew: tutelage generate") as caught:
+            list(read_verdicts(folder, card)[1])
+        assert caught.value.code == "DATA_READ"
 
 
 def test_no_prompt_is_asked_without_a_verifier_without_held_out_rows_or_where_none_is_wanted(student, tmp_path):

@@ -2,7 +2,7 @@
 
 answers.jsonl   a row a line, in the order of the prompts: messages, the answer last; or prompt and answer
 answers.parquet where it was asked for: the same rows, for other programs
-verdicts.jsonl  where a step verifies: how many answers to each prompt were right, dropped ones too
+verdicts.jnl    where a step verifies: how many answers to each prompt were right, dropped ones too
 soft/           where log-probabilities were asked for: a teacher cache, see generation/soft_cache.py
 card.json       who was asked, how, what it cost, what was dropped and why, and the checksum of the rows
 """
@@ -22,7 +22,7 @@ from tutelage.errors import ConfigError, IntegrityError
 FORMAT_VERSION = 1
 ROWS, CARD = "answers.jsonl", "card.json"
 PARQUET = "answers.parquet"  # the same rows, where they were asked for; see generation/parquet.py
-VERDICTS = "verdicts.jsonl"  # of every answer to every prompt; see generation/verdicts.py
+VERDICTS = "verdicts.jnl"  # of every answer to every prompt; see generation/verdicts.py
 SOFT = "soft"  # a teacher cache beside them: what an endpoint gave of its distributions
 
 
@@ -166,6 +166,10 @@ def _example(row: dict[str, Any], *, source: str, name: str, reasoning: bool) ->
         answer = Message("assistant", before + last["content"])
         group = json.dumps([[m.role, _folded(m.content)] for m in turns])
         return Example(source=source, name=name, messages=(*turns, answer), group=group)
+    if "text" in row:  # given, and scored as it stands: no end was scored
+        group = json.dumps([row.get("source", ""), row.get("document", "")])
+        example = example_of_row(row, {"text": "text"}, source=source, name=name)
+        return Example(source=source, name=name, text=example.text, group=group, is_text=True, is_cut=True)
     columns = {"prompt": "prompt", "answer": "answer"}
     example = example_of_row({**row, "answer": before + row["answer"]}, columns, source=source, name=name)
     return Example(

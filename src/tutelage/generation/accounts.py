@@ -1,5 +1,7 @@
 """What the journal and the card tell of each teacher: whom it was, what it computed with, what came of it."""
 
+from typing import cast
+
 from tutelage.data.answers import Asked
 from tutelage.generation.ledger import Ledger
 from tutelage.generation.product import Product
@@ -8,7 +10,9 @@ from tutelage.generation.writers import Writer
 
 def compute_paths(writers: tuple[Writer, ...], ledger: Ledger, *, is_finished: bool) -> dict[str, dict[str, str]]:
     """What the models on this machine compute with: chosen once, so that a call that goes on writes the same."""
-    known = dict(ledger.compute)
+    models = cast("dict[str, str]", ledger.run.get("models", {}))  # what another model did says nothing of this one
+    known = {w.name: ledger.compute[w.name] for w in writers
+             if w.name in ledger.compute and models.get(w.name) == w.sampling.model}  # fmt: skip
     for writer in writers:
         if writer.local is not None and not is_finished:
             from tutelage.generation.local import compute_of

@@ -25,6 +25,7 @@ ENDED = ("completed", "failed", "expired", "cancelled")
 FIRST_WAIT_S = 1.0
 _TRIES = 6
 _PAGES = 50  # of a hundred jobs, the newest first
+_GONE = (404, 410)
 _UNSENT = (httpx2.ConnectError, httpx2.ConnectTimeout)
 
 
@@ -47,6 +48,10 @@ class Job:
 
 class MaybeCreated(Exception):
     """The answer to `create` got lost: there may be a job."""
+
+
+class FileGoneError(Exception):  # not for users: `BatchWork` settles what was in it and says so
+    """The provider keeps a file no longer."""
 
 
 class BatchClient:
@@ -112,8 +117,13 @@ class BatchClient:
 
     @contextmanager
     def lines(self, file_id: str) -> Iterator[Iterator[bytes]]:
-        """The lines of a file, as they come; the key, should it be in them, is not."""
+        """The lines of a file, as they come; the key, should it be in them, is not.
+
+        FileGoneError when the provider has deleted the file.
+        """
         with self._http.stream("GET", f"{self._endpoint.base_url}/files/{file_id}/content") as response:
+            if response.status_code in _GONE:
+                raise FileGoneError(str(response.status_code))
             if response.status_code != 200:
                 raise self._refused(response.status_code, response.read())
             yield self._scrubbed(response)
@@ -199,6 +209,6 @@ class BatchClient:
             return RemoteError("API_AUTH", f"{host} refuses the key ({said}); check the variable")
         if 300 <= status < 400:
             return RemoteError("BASE_URL", f"{host} redirects ({status}), which is not followed; set base_url")
-        if status == 404:
+        if status in _GONE:
             return RemoteError("API_BATCH", f"{host} has no such batch job ({said}); set teacher.api.transport: direct")
         return RemoteError("API_REQUEST", f"{host} refuses the batch job ({said})")

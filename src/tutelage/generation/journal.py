@@ -76,7 +76,8 @@ def _header_of(lines: Sequence[str]) -> str:
     return f"{head} {_crc(head.encode()).decode()}"
 
 
-def _record_of(line: bytes, offset: int) -> Record | None:
+def record_of(line: bytes, offset: int) -> Record | None:
+    """The record in a line without its line feed; None when a byte of it is not what was written."""
     crc, _, rest = line.partition(b" ")
     length, _, text = rest.partition(b" ")
     if not length.isdigit() or len(text) != int(length) or _crc(text) != crc:
@@ -97,7 +98,7 @@ def _group_at(data: _Data, start: int) -> tuple[list[Record], int] | None:
         return None
     records: list[Record] = []
     for line in body.split(b"\n")[:-1]:
-        record = _record_of(line, begin)
+        record = record_of(line, begin)
         if record is None:
             return None
         records.append(record)
@@ -230,7 +231,7 @@ def fields_at(path: Path, offset: int, n_bytes: int) -> Fields:
     """The fields of the record at a place; IntegrityError[JOURNAL_CORRUPT] when it is not there."""
     with path.open("rb") as file:
         file.seek(offset)
-        record = _record_of(file.read(n_bytes), offset)
+        record = record_of(file.read(n_bytes), offset)
     if record is None:
         raise IntegrityError("JOURNAL_CORRUPT", f"{path}: the record at byte {offset} changed while it was in use")
     return record.fields

@@ -16,6 +16,7 @@ from typing import Any
 from tutelage.errors import ConfigError
 from tutelage.generation.budget import Budget, Price
 from tutelage.generation.endpoint import Endpoint
+from tutelage.generation.key_table import KeyTable
 from tutelage.generation.ledger import JUDGE, Ledger
 from tutelage.generation.product import answered_of, reply_at
 from tutelage.generation.request import Prompt, Request, Sampling, request_of
@@ -110,15 +111,16 @@ def open_judge(steps: tuple[Step, ...], endpoint: Endpoint, *, budget: Budget) -
 
 def wanted(
     judge: Judge, requests: Iterable[Request], *, ledger: Ledger, journal: Path, optional: frozenset[str]
-) -> set[str]:
+) -> KeyTable:
     """The keys of the answers that it is to judge: those that the steps before leave, where there is a choice."""
-    selection, keys = Selection(judge.before), set[str]()
+    selection, keys = Selection(judge.before), KeyTable()
     try:
         answered = answered_of(requests, ledger=ledger, journal=journal, optional=optional)
         for _, group in itertools.groupby(answered, key=lambda one: one.request.prompt):
             left = selection.kept(list(group))
             if len(left) > judge.keep:
-                keys.update(one.request.key for one in left)
+                for one in left:
+                    keys.add(one.request.key)
     finally:
         selection.close()
     return keys
@@ -126,7 +128,7 @@ def wanted(
 
 def requests_of(
     judge: Judge,
-    keys: set[str],
+    keys: KeyTable,
     requests: Iterable[Request],
     *,
     ledger: Ledger,
@@ -152,7 +154,8 @@ def n_open(
         return 0
     keys = wanted(judge, requests(), ledger=ledger, journal=journal, optional=optional)
     asked = requests_of(judge, keys, requests(), ledger=ledger, journal=journal, optional=optional)
-    return sum(key not in ledger.final for key in {request.key for request in asked})
+    seen = KeyTable()
+    return sum(seen.add(request.key) for request in asked if request.key not in ledger.final)
 
 
 @dataclass(slots=True, kw_only=True)

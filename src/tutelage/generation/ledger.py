@@ -3,48 +3,63 @@
     job       {job, url, teacher, ids}              a batch job will be made of these sendings, reserved with it
     submitted {job, batch}                          the provider's id of the job
     closed    {job}                                 nothing more comes from it: every sending is settled
-    run       {at, tutelage, …}                     a process begins; what was under way in the one before is lost
+    run       {at, outcomes, tutelage, …}           a process begins; what was under way in the one before is lost;
+                                                    outcomes: of the answers it wants, as far as they are there
     reserved  {id, key, amount}                     money put aside, before request `key` is sent
     released  {id, key, paid, spent, why}           no reply: nothing was paid, or all of it counts as paid
     answered  {id, key, at, status, price, body | body64}  the raw reply, before any parsing; price: of a token
-    parsed    {id, key, paid, spent, outcome, final}   what it was; `final`: `key` is never asked again
+    parsed    {id, key, paid, spent, outcome, final}   what it was; `final`: `key` is never asked again; `old`: the call
+                                                    that took it in does not want it any more
 
 `key` is the SHA-256 of the canonical request, `id` counts the sendings.  Money is in whole picodollars (1e-12 $): a
 price of a millionth of a dollar per million tokens is still exact.
 """
 
-import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import cast
+from typing import NamedTuple, cast
 
 from tutelage.generation.journal import Record
+from tutelage.generation.key_table import KeyTable
 
 PICO = 10**12
 JUDGE = "judge:"  # how the keys of requests about answers begin
 
 
-class Place(int):
-    """Where the raw reply of a request lies in the journal: one number, because there are as many as answers."""
+class Place(NamedTuple):
+    """Where the raw reply of a request lies in the journal."""
 
-    __slots__ = ()
+    offset: int  # the first byte
+    n_bytes: int
 
-    @classmethod
-    def of(cls, offset: int, n_bytes: int) -> "Place":
-        """`n_bytes` from byte `offset` on."""
-        assert n_bytes < 1 << 32, "no reply is that long"
-        return cls(offset << 32 | n_bytes)
 
-    @property
-    def offset(self) -> int:
-        """The first byte."""
-        return self >> 32
+class Finals:
+    """Key -> (outcome, place of the raw reply) of every request that is never sent again; flat in memory."""
 
-    @property
-    def n_bytes(self) -> int:
-        """How many."""
-        return self & 0xFFFF_FFFF
+    def __init__(self) -> None:
+        self._table, self._outcomes = KeyTable(), list[str]()
+
+    def __setitem__(self, key: str, value: tuple[str, Place]) -> None:
+        outcome, place = value
+        if outcome not in self._outcomes:
+            self._outcomes.append(outcome)
+        self._table.put(key, self._outcomes.index(outcome), place.offset, place.n_bytes)
+
+    def __getitem__(self, key: str) -> tuple[str, Place]:
+        found = self._table.get(key)
+        if found is None:
+            raise KeyError(key)
+        return self._outcomes[found[0]], Place(found[1], found[2])
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._table
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._table)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -66,11 +81,11 @@ class Ledger:
     open: dict[int, int] = field(default_factory=dict)  # id of a sending under way -> picodollars reserved
     keys: dict[int, str] = field(default_factory=dict)  # of the sendings under way
     raw: dict[str, tuple[int, Place]] = field(default_factory=dict)  # key -> (id, its raw reply), not parsed yet
-    final: dict[str, tuple[str, Place]] = field(default_factory=dict)  # key -> (outcome, its raw reply)
-    outcomes: Counter[str] = field(default_factory=Counter)  # of what is final
+    final: Finals = field(default_factory=Finals)
+    outcomes: Counter[str] = field(default_factory=Counter)  # of the final answers that the last process wants
+    judged: Counter[str] = field(default_factory=Counter)  # outcomes of final replies of a judge
     released: Counter[str] = field(default_factory=Counter)  # why sendings gave no reply
     retried: Counter[str] = field(default_factory=Counter)  # outcomes of replies that were no answer
-    n_judged: int = 0  # final replies of a judge
     n_spent: int = 0  # sendings that were paid, or may have been
     n_lost: int = 0  # sendings under way when a process died
     next_id: int = 0
@@ -78,6 +93,11 @@ class Ledger:
     first_at: str = ""  # of replies
     last_at: str = ""
     run: Mapping[str, object] = field(default_factory=dict)  # of the last process
+
+    @property
+    def n_judged(self) -> int:
+        """Final replies of a judge."""
+        return self.judged.total()
 
     @property
     def compute(self) -> dict[str, dict[str, str]]:
@@ -115,7 +135,7 @@ class Ledger:
             self.n_spent += bool(fields["spent"])
             self.released[fields["why"]] += 1
         elif record.kind == "answered":
-            self.raw[fields["key"]] = (fields["id"], Place.of(record.offset, record.n_bytes))
+            self.raw[fields["key"]] = (fields["id"], Place(record.offset, record.n_bytes))
             self.first_at, self.last_at = self.first_at or fields["at"], fields["at"]
         elif record.kind == "parsed":
             self._parsed(fields)
@@ -134,9 +154,10 @@ class Ledger:
             self.n_spent += 1
             self.n_lost += 1
         self.run = fields
+        self.outcomes = Counter(cast("dict[str, int]", fields.get("outcomes", {})))
 
     def _parsed(self, fields: Mapping[str, object]) -> None:
-        key, outcome = sys.intern(str(fields["key"])), sys.intern(str(fields["outcome"]))  # each once in memory
+        key, outcome = str(fields["key"]), str(fields["outcome"])
         answered = self.raw.pop(key, None)
         self.open.pop(int(str(fields["id"])), None)
         self.keys.pop(int(str(fields["id"])), None)
@@ -146,7 +167,7 @@ class Ledger:
             self.n_lost += 1
         elif fields["final"]:
             self.final[key] = (outcome, answered[1])
-            self.n_judged += key.startswith(JUDGE)
-            self.outcomes[f"{'judge: ' if key.startswith(JUDGE) else ''}{outcome}"] += 1
+            if not fields.get("old"):
+                (self.judged if key.startswith(JUDGE) else self.outcomes)[outcome] += 1
         else:
             self.retried[outcome] += 1

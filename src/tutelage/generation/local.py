@@ -20,6 +20,7 @@ from tutelage.errors import ConfigError
 from tutelage.generation import reply as replies
 from tutelage.generation.decode import Decoder, Wish, Written
 from tutelage.generation.journal import Fields, Journal
+from tutelage.generation.key_table import KeyTable
 from tutelage.generation.ledger import Ledger
 from tutelage.generation.request import Request
 from tutelage.generation.stop_sign import StopSign
@@ -28,7 +29,7 @@ from tutelage.generation.writers import Local, Writer
 from tutelage.models import head, load, vocabulary
 from tutelage.models.cast import cast
 from tutelage.models.template import Renderer
-from tutelage.training.precision import choose_compute_path
+from tutelage.training.precision import choose_compute_path, choose_device
 
 ROWS = 16  # that are written at once, unless the recipe says
 MOST_PADDED = 1 << 14  # tokens of the prompts of a round, padding included: memory of the first pass
@@ -37,9 +38,35 @@ _LIBRARIES = ("torch", "transformers", "tokenizers")
 
 
 def compute_of(local: Local, recorded: dict[str, str] | None) -> dict[str, str]:
-    """Device and number format: those recorded for these answers before, else chosen now (measured on a CPU)."""
-    if recorded is not None and local.dtype == "auto" and local.device in ("auto", recorded["device"]):
-        return recorded
+    """Device and number format: those recorded for these answers before, else chosen now (measured on a CPU).
+
+    ConfigError[RESUME_MISMATCH] when that device is not here; another one, named in the recipe, is noted and recorded.
+    """
+    if recorded is not None and local.device in ("auto", recorded["device"]):
+        _require_there(local, recorded["device"])
+        if local.dtype == "auto":
+            return recorded
+    found = _chosen(local)
+    if recorded is None or found["device"] == recorded["device"]:
+        return found
+    before = f"{recorded['device']} ({recorded['dtype']})"
+    what = f"answers of {local.model} were begun on {before}, the rest is written on {found['device']}"
+    console.note("RESUMED", f"{what} ({found['dtype']}), as the recipe says; the card names both")
+    return {**found, "before": before}
+
+
+def _require_there(local: Local, device: str) -> None:
+    try:
+        choose_device(device)
+    except ConfigError as error:
+        raise ConfigError(
+            "RESUME_MISMATCH",
+            f"the unfinished answers of {local.model} were begun on {device}, which this machine lacks: the rest would "
+            "be rounded otherwise; go on there, or name another device in the recipe, such as teacher.device=cpu",
+        ) from error
+
+
+def _chosen(local: Local) -> dict[str, str]:
     path = choose_compute_path("auto" if local.dtype == "auto" else "float32", device=local.device)
     dtype = str(path.weight_dtype).removeprefix("torch.") if local.dtype == "auto" else local.dtype
     return {"device": path.device, "dtype": dtype}
@@ -206,10 +233,9 @@ def _records(requests: Sequence[Request], bodies: Sequence[bytes], first_id: int
 
 def _windows(requests: Iterable[Request], size: int) -> Iterator[list[Request]]:
     """The different requests, so many at a time."""
-    seen, window = set[str](), list[Request]()
+    seen, window = KeyTable(), list[Request]()
     for request in requests:
-        if request.key not in seen:
-            seen.add(request.key)
+        if seen.add(request.key):
             window.append(request)
         if len(window) == size:
             yield window

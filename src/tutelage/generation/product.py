@@ -11,6 +11,7 @@ from tutelage import io
 from tutelage.data.answers import CARD, ROWS, Card, Dropped
 from tutelage.generation import reply as replies
 from tutelage.generation.journal import fields_at
+from tutelage.generation.key_table import KeyTable
 from tutelage.generation.ledger import Ledger, Place
 from tutelage.generation.request import Request
 from tutelage.generation.select.best import Score
@@ -39,7 +40,9 @@ def row_of(request: Request, reply: replies.Reply) -> dict[str, io.Json]:
     """One line of answers.jsonl."""
     prompt = request.prompt
     row: dict[str, io.Json] = {"id": request.key, "source": prompt.source, "sample": request.sample}
-    if prompt.messages:
+    if request.sampling.given is not None:
+        row |= {"text": prompt.text, "document": Path(prompt.name).name}
+    elif prompt.messages:
         asked = [{"role": role, "content": content} for role, content in prompt.messages]
         row["messages"] = [*asked, {"role": "assistant", "content": reply.text}]
     else:
@@ -102,18 +105,19 @@ def answered_of(
     requests: Iterable[Request], *, ledger: Ledger, journal: Path, optional: frozenset[str]
 ) -> Iterator[Answered]:
     """Every request that has a reply with it, once, in the order of the prompts."""
-    seen = set[str]()
+    seen = KeyTable()
     for request in requests:
-        if request.key not in seen and request.key in ledger.final:
-            seen.add(request.key)
+        if request.key in ledger.final and seen.add(request.key):
             _, place = ledger.final[request.key]
-            yield Answered(request=request, reply=reply_at(journal, place, optional=request.teacher in optional))
+            scored, is_whole = request.sampling.given is not None, request.teacher in optional
+            reply = reply_at(journal, place, optional=is_whole, scored=scored)
+            yield Answered(request=request, reply=reply)
 
 
-def reply_at(journal: Path, place: Place, *, optional: bool) -> replies.Reply:
+def reply_at(journal: Path, place: Place, *, optional: bool, scored: bool = False) -> replies.Reply:
     """The reply at a place of the journal."""
     fields = fields_at(journal, place.offset, place.n_bytes)
-    return replies.parse(body_of(fields), status=fields["status"], finish_reason_optional=optional)
+    return replies.parse(body_of(fields), status=fields["status"], finish_reason_optional=optional, scored=scored)
 
 
 def _blocks(lines: Iterator[bytes]) -> Iterator[bytes]:

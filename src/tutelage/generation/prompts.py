@@ -15,6 +15,7 @@ from tutelage.recipe import Generate, PromptSource, Source
 from tutelage.recipe.column_text import ColumnText, parse
 
 Beginning = Callable[[str], str]  # a text -> its first tokens
+Pieces = Callable[[str], list[str]]  # a text -> all of it, in pieces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +25,7 @@ class Asking:
     system: str | None  # may name columns, until it is rendered for a row
     interface: str
     beginning: Beginning  # of plain texts
+    pieces: Pieces | None = None  # of plain texts that are given whole, to be scored
 
 
 def is_plain_text(source: Source) -> bool:
@@ -45,7 +47,12 @@ def read_prompts(generate: Generate, asking: Asking) -> Iterator[Prompt | Reject
 def _of_examples(source: PromptSource, asking: Asking) -> Iterator[Prompt | Reject]:
     plain = is_plain_text(source)
     for item in sources.read(_spec(source)):
-        yield item if isinstance(item, Reject) else _prompt(item, asking, plain=plain)
+        if isinstance(item, Reject):
+            yield item
+        elif asking.pieces is not None:
+            yield from (Prompt(text=piece, source=item.source, name=item.name) for piece in asking.pieces(item.text))
+        else:
+            yield _prompt(item, asking, plain=plain)
 
 
 def _of_rows(

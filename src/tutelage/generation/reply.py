@@ -2,6 +2,7 @@
 
 outcome         what it is                                             asked again?
 answer          a whole answer                                         no
+scored          the log-probabilities of a given text                  no
 truncated       cut by max_tokens                                      no: it would be paid and cut again
 refused         a refusal or a content filter                          no
 empty           no text, or only white space                           no
@@ -10,6 +11,7 @@ tool_call       a call of a tool instead of an answer                  no
 no_choice       an empty list of choices                               no
 bad_text        characters that no file can hold                       no
 too_long        the prompt does not fit the model (status 400)         no
+rejected        another no to this one request (batch jobs alone)      no
 incomplete      no finish_reason: the stream may have been cut         yes, as often as errors are retried
 error           an error in a body with status 200                     yes
 bad_body        not the JSON of this interface                         yes, then the run stops
@@ -23,6 +25,7 @@ from typing import Any
 from tutelage.generation.budget import Usage
 
 RETRIED = ("incomplete", "error", "bad_body")
+LATER = (408, 409, 425, 429)  # a no of these may be a yes the next time, and so may one from 500 on
 _THINK = re.compile(r"\s*<(think|thinking|reasoning)>(.*?)(?:</\1>|\Z)(.*)", re.DOTALL)
 _FILTERED = ("content_filter", "safety", "refusal")
 
@@ -44,10 +47,10 @@ class Reply:
         return self.outcome not in RETRIED
 
 
-def parse(body: bytes, *, status: int = 200, finish_reason_optional: bool = False) -> Reply:
-    """The reply in a body; `finish_reason_optional` for servers that never give one."""
+def parse(body: bytes, *, status: int = 200, finish_reason_optional: bool = False, scored: bool = False) -> Reply:
+    """The reply in a body; `finish_reason_optional` for servers that never give one, `scored` where text was given."""
     if status != 200:
-        return Reply(outcome=row_defect(body) or "error")
+        return Reply(outcome=row_defect(body) or ("rejected" if is_for_good(status) else "error"))
     try:
         content = json.loads(body)
     except (ValueError, RecursionError):
@@ -64,7 +67,14 @@ def parse(body: bytes, *, status: int = 200, finish_reason_optional: bool = Fals
         return known
     if not choices:
         return replace(known, outcome="no_choice")
+    if scored:
+        return replace(known, outcome="scored", finish_reason="length")
     return _of_choice(choices[0], known, finish_reason_optional=finish_reason_optional)
+
+
+def is_for_good(status: int) -> bool:
+    """Whether a request with this status gets the same no again."""
+    return 400 <= status < 500 and status not in LATER
 
 
 def _of_choice(choice: dict[str, Any], known: Reply, *, finish_reason_optional: bool) -> Reply:

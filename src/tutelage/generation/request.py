@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +20,7 @@ class Sampling:
     temperature: float | None = None  # None: not sent
     seed: int | None = None  # sample n is asked with seed + n; None: not sent
     top_logprobs: int | None = None  # most likely tokens at each position of the answer; None: not asked for
+    given: str | None = None  # how a server is asked to score the prompt itself; None: it writes
     body: Mapping[str, Any] = field(default_factory=dict)  # further fields, as the user gave them
 
 
@@ -73,8 +73,7 @@ def request_of(prompt: Prompt, sampling: Sampling, *, sample: int, teacher: str 
     """The request with its key: the SHA-256 of everything that can change the answer, each field by its name."""
     canonical = {"place": sampling.place, "sample": sample, **_asked(prompt, sampling, sample=sample)}
     text = json.dumps(canonical, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    # Once in memory, however many sets of keys it stands in: that is what a prompt costs.
-    key = sys.intern(hashlib.sha256(f"tutelage request {TEMPLATE_VERSION}\n{text}".encode()).hexdigest())
+    key = hashlib.sha256(f"tutelage request {TEMPLATE_VERSION}\n{text}".encode()).hexdigest()
     return Request(prompt=prompt, sample=sample, sampling=sampling, key=key, teacher=teacher)
 
 
@@ -86,7 +85,11 @@ def _asked(prompt: Prompt, sampling: Sampling, *, sample: int) -> dict[str, Any]
         fields["prompt"] = prompt.text
     if sampling.temperature is not None:
         fields["temperature"] = sampling.temperature
-    if sampling.top_logprobs is not None:
+    if sampling.given == "echo":
+        fields |= {"echo": True, "logprobs": sampling.top_logprobs}
+    elif sampling.given is not None:
+        fields["prompt_logprobs"] = sampling.top_logprobs
+    elif sampling.top_logprobs is not None:
         asked = {"logprobs": True, "top_logprobs": sampling.top_logprobs}
         fields |= asked if prompt.messages else {"logprobs": sampling.top_logprobs}
     if sampling.seed is not None:

@@ -111,7 +111,7 @@ class Selection:
 
     def _has_answer(self, answered: Answered) -> bool:
         reply = answered.reply
-        if reply.outcome in ("answer", "truncated") and reply.text.strip():
+        if reply.outcome == "scored" or (reply.outcome in ("answer", "truncated") and reply.text.strip()):
             return True
         why = reply.outcome if reply.outcome != "truncated" else "truncated before the answer"
         self._no_answer.add(answered, Verdict(why=why), reply.reasoning)

@@ -13,14 +13,14 @@ Shape legend: N trained positions of a row, K kept tokens.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tutelage.data.tokenize import TokenRow
-from tutelage.generation.logprobs import Choice, Unusable, Written
+from tutelage.generation.logprobs import Choice, Given, Unusable, Written
 from tutelage.models.token_bytes import control_tokens, token_bytes
 
 MOST_SUM = 1e-3  # that probabilities may lie above 1: rounding of what a server prints
@@ -74,6 +74,58 @@ class Matcher:
         hard = [({token_id: 0.0}, -math.inf) for token_id in rest[len(ends) :]]
         own = [one.token.logp for one in (*content, *ends)] + [0.0] * len(hard)
         return self._arrays([*soft, *hard], own, n_hard=len(hard))
+
+    def match_text(self, row: TokenRow, given: Sequence[Given]) -> Soft:
+        """The targets of a whole text that was given, from its second token on; `Unusable` as in `match`.
+
+        What one side puts before a text (a control token) the other may lack.  A token before which the endpoint saw
+        nothing has no number there: a hard label, where the student's row begins with a control token.
+        """
+        ids = row.ids.tolist()
+        n_begin = next((n for n, token_id in enumerate(ids) if token_id not in self._is_control), len(ids))
+        n_text = len(ids) - n_begin
+        text = given[1:] if self._begins(given, n_text=n_text) else given
+        if len(text) not in (n_text, n_text + 1):  # one more was written behind it
+            raise Unusable(f"{OTHER_TOKENS}: {len(text)} for {n_text} of the row")
+        soft: list[tuple[dict[int, float], float]] = [({i: 0.0}, -math.inf) for i in ids[1:n_begin]]
+        own, n_hard = [0.0] * len(soft), len(soft)
+        for n, (token_id, one) in enumerate(zip(ids[n_begin:], text, strict=False)):
+            found = self._own_of(one, token_id, n=n, is_first=one is given[0])
+            if n_begin + n == 0:
+                continue
+            n_hard += found is None
+            soft.append(self._position(found) if found is not None else ({token_id: 0.0}, -math.inf))
+            own.append(found.token.logp if found is not None else 0.0)
+        return self._arrays(soft, own, n_hard=n_hard)
+
+    def _begins(self, given: Sequence[Given], *, n_text: int) -> bool:
+        """Whether the endpoint put a control token before the text."""
+        first = given[0].token if given else None
+        if first is None:
+            return len(given) > n_text
+        return first.text in self._control or first.token_id in self._is_control
+
+    def _own_of(self, one: Given, token_id: int, *, n: int, is_first: bool) -> Written | None:
+        """A token of the text, which is the row's, with its numbers; None for the first one of all, without any."""
+        token, top = one.token, tuple(self._named(choice) for choice in one.top)
+        if token is not None:
+            self._require_same(token_id, self._named(token), n=n)
+        if not top and is_first:
+            return None
+        if not top:
+            raise Unusable(f"it has no log-probabilities at token {n}")
+        found = self._named(token) if token is not None else next((c for c in top if c.token_id == token_id), None)
+        if found is None:
+            raise Unusable(f"{OTHER_TOKENS}: token {n} is another one than the row's {token_id}")
+        self._require_same(token_id, found, n=n)
+        return Written(token=found, top=top)
+
+    def _named(self, found: Choice) -> Choice:
+        """With the bytes of its id, where the endpoint says ids and spells them with losses or without the space."""
+        own = self._data.get(found.token_id) if found.token_id is not None else None
+        if own is not None and (found.data is None or found.data.lstrip(b" ") == own.lstrip(b" ")):
+            return replace(found, data=own)
+        return found
 
     def _n_ends(self, written: Sequence[Written]) -> int:
         """1 when the last token is the end of the turn: a control token, or nothing at all."""

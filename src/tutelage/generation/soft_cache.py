@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from tutelage import console
+from tutelage import console, io
 from tutelage.cache.given import GivenRow, endpoint_record, write_given
 from tutelage.cache.manifest import Asked
-from tutelage.data.answers import ROWS, SOFT
+from tutelage.data.answers import ROWS, SOFT, Card
 from tutelage.data.store import Store
 from tutelage.data.tokenize import TokenRow
 from tutelage.errors import IntegrityError
@@ -27,13 +27,16 @@ from tutelage.generation import reply as replies
 from tutelage.generation.endpoint import Endpoint
 from tutelage.generation.journal import fields_at
 from tutelage.generation.ledger import Ledger
-from tutelage.generation.logprobs import Unusable, written_of
+from tutelage.generation.logprobs import Unusable, given_of, written_of
+from tutelage.generation.product import write_card
 from tutelage.generation.soft import OTHER_TOKENS, Matcher, Soft
 from tutelage.generation.task import Task, named_student
 from tutelage.generation.work import body_of
 from tutelage.models import load, vocabulary
 from tutelage.recipe import Api, Evaluation, Recipe, Source
 from tutelage.training.corpus import Corpus
+
+_ASIDE = ".soft"  # rows and card, while the soft labels are made: the card itself comes after them
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,7 +61,7 @@ class SoftLabels:
         return {"cache": str(self.path), **counts, "refused": dict(self.reasons)}
 
     def __str__(self) -> str:
-        hard = f", {self.n_hard:,} of them ends of turns, hard" if self.n_hard else ""
+        hard = f", {self.n_hard:,} of them ends or beginnings without numbers, hard" if self.n_hard else ""
         found = f"{self.path}  ({self.n_rows:,} answers, {self.n_positions:,} positions{hard})"
         if not self.reasons:
             return found
@@ -72,14 +75,14 @@ def student_of(recipe: Recipe) -> tuple[Any, Any]:
     return load.load_tokenizer(name, revision=revision), load.load_config(name, revision=revision)
 
 
-def write_soft(task: Task, ledger: Ledger, journal: Path) -> SoftLabels:
-    """The cache of a set that is finished, in place of the one that was there.
+def write_soft(task: Task, ledger: Ledger, journal: Path, card: Card) -> SoftLabels:
+    """The cache of the rows of a set whose card is not written yet, in place of the one that was there.
 
-    Raises IntegrityError[TOKENIZER_MISMATCH] or [API_LOGPROBS] when most answers are refused; the set stays as it is.
+    Raises IntegrityError[TOKENIZER_MISMATCH] or [API_LOGPROBS] when most answers are refused; the rows stay.
     """
     assert task.generate.top_logprobs is not None
     tokenizer, config = student_of(task.recipe)
-    corpus = _corpus(task, tokenizer)
+    corpus = _corpus(task, tokenizer, card)
     found = SoftLabels(path=task.folder / SOFT)
     matcher = Matcher(tokenizer, k=task.generate.top_logprobs)
     rows = list(_rows(task, corpus.store, ledger=ledger, journal=journal, matcher=matcher, found=found))
@@ -91,7 +94,7 @@ def write_soft(task: Task, ledger: Ledger, journal: Path) -> SoftLabels:
         asked=_asked(task, corpus, tokenizer, k=matcher.k),
         why=f"the {matcher.k} most likely tokens as {endpoint.host} gave them, taken for temperature "
         f"{api.logprobs_temperature:g}; what lacks to 1 is the tail; {found.n_hard} of "
-        f"{found.n_positions} positions are ends of turns without numbers, stored as hard labels",
+        f"{found.n_positions} positions are ends of turns, or beginnings, without numbers, stored as hard labels",
         store=corpus.store.path.name,
         tokenizer=tokenizer,
         config=config,
@@ -106,13 +109,22 @@ def _only_endpoint(task: Task) -> tuple[Api, Endpoint]:
     return writer.api, writer.endpoint
 
 
-def _corpus(task: Task, tokenizer: Any) -> Corpus:
-    """The answers alone, as `train` will read them."""
-    data = task.recipe.data
+def _corpus(task: Task, tokenizer: Any, card: Card) -> Corpus:
+    """The answers alone, as `train` will read them; from a folder beside them that has the card already."""
+    data, aside = task.recipe.data, task.folder / _ASIDE
     own = [source for source in data.sources if source.answers and Path(source.answers) == task.folder]
-    alone = data.model_copy(update={"sources": (own or [Source(answers=str(task.folder))])[:1], "held_out": None})
+    source = own[0] if own else Source(answers=str(task.folder))
+    there = source.model_copy(update={"answers": str(aside), "name": source.name or f"answers:{source.answers}"})
+    alone = data.model_copy(update={"sources": (there,), "held_out": None})
     recipe = task.recipe.model_copy(update={"data": alone, "evaluation": Evaluation()})
-    return Corpus(recipe, tokenizer, examples={})
+    io.remove_tree(aside)
+    io.make_directory(aside)
+    io.symlink(aside / ROWS, f"../{ROWS}")
+    write_card(aside, card)
+    try:
+        return Corpus(recipe, tokenizer, examples={})
+    finally:
+        io.remove_tree(aside)
 
 
 def _asked(task: Task, corpus: Corpus, tokenizer: Any, *, k: int) -> Asked:
@@ -146,7 +158,7 @@ def _rows(
             try:
                 body = _body(journal, ledger, str(answer["id"]))
                 whole, windows = _whole(store, documents[number])
-                soft = _soft(body, whole, matcher=matcher, optional=_only_endpoint(task)[0].finish_reason_optional)
+                soft = _soft(body, whole, matcher=matcher, task=task)
             except Unusable as why:
                 found.reasons[str(why).partition(":")[0]] += 1
                 found.first = found.first or f"{ROWS}:{number}, {why}"
@@ -162,7 +174,10 @@ def _body(journal: Path, ledger: Ledger, key: str) -> bytes:
     return body_of(fields_at(journal, place.offset, place.n_bytes))
 
 
-def _soft(body: bytes, row: TokenRow, *, matcher: Matcher, optional: bool) -> Soft:
+def _soft(body: bytes, row: TokenRow, *, matcher: Matcher, task: Task) -> Soft:
+    if task.generate.given is not None:
+        return matcher.match_text(row, given_of(body, given=task.generate.given))
+    optional = _only_endpoint(task)[0].finish_reason_optional
     reply = replies.parse(body, finish_reason_optional=optional)
     if reply.reasoning:
         raise Unusable("the answer came after reasoning, and the row does not hold it as it was written")

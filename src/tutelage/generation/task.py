@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tutelage import console
@@ -14,13 +14,16 @@ from tutelage.generation import journal as journals
 from tutelage.generation import judging
 from tutelage.generation.budget import Budget
 from tutelage.generation.judging import Judge
+from tutelage.generation.key_table import KeyTable
+from tutelage.generation.ledger import Ledger
 from tutelage.generation.parquet import require_pyarrow
-from tutelage.generation.prompts import Asking, Beginning, is_plain_text, read_prompts
+from tutelage.generation.prompts import Asking, is_plain_text, read_prompts
 from tutelage.generation.request import Prompt, Request, request_of
 from tutelage.generation.selection import Selection
 from tutelage.generation.writers import Writer, caps_of, endpoint_of, open_writers, require_cap
 from tutelage.recipe import Generate, Recipe
 
+PROMPT_TOKENS = 64  # of a plain text that is continued, unless the recipe says
 _OURS = (ROWS, CARD, journals.NAME)
 
 
@@ -30,7 +33,7 @@ class Survey:
 
     n_prompts: int
     n_rejected: int
-    keys: Mapping[str, int]  # of every request: the most that it can cost, in picodollars
+    keys: KeyTable  # of every request
     sha256: str  # of every request with all that stands in its row beside the reply
 
 
@@ -86,30 +89,38 @@ class Task:
         """Every request, in the order of the prompts."""
         return (request for asked in self.by_prompt() if isinstance(asked, list) for request in asked)
 
+    def most(self, ledger: Ledger) -> int:
+        """Picodollars that all requests without a final reply can cost at most."""
+        budgets, seen = {writer.name: writer.budget for writer in self.writers}, KeyTable()
+        return sum(
+            budgets[request.teacher].most(request.texts, max_tokens=request.sampling.max_tokens)
+            for request in self.sound()
+            if request.key not in ledger.final and seen.add(request.key)
+        )
+
     def survey(self) -> Survey:
         """Counts everything; IntegrityError for prompts that are none, before a cent is spent."""
-        keys, rejects, n_prompts, digest = dict[str, int](), list[Reject](), 0, hashlib.sha256()
-        budgets = {writer.name: writer.budget for writer in self.writers}
+        keys, n_rejects, n_prompts, digest = KeyTable(), 0, 0, hashlib.sha256()
+        first = ""
         for asked in self.by_prompt():
             if isinstance(asked, Reject):
-                rejects.append(asked)
+                first = first or f"first: {asked.name}, {asked.reason}"
+                n_rejects += 1
                 continue
             n_prompts += 1
             for request in asked:
-                most = budgets[request.teacher].most(request.texts, max_tokens=request.sampling.max_tokens)
-                keys[request.key] = most
+                keys.add(request.key)
                 own = [request.key, request.teacher, request.prompt.source, request.prompt.reference]
                 digest.update(json.dumps(own).encode())
-        found = f"{len(rejects)} of {n_prompts + len(rejects)} prompts rejected"
-        first = f"first: {rejects[0].name}, {rejects[0].reason}" if rejects else ""
-        if len(rejects) > self.recipe.data.max_reject * (n_prompts + len(rejects)):
+        found = f"{n_rejects} of {n_prompts + n_rejects} prompts rejected"
+        if n_rejects > self.recipe.data.max_reject * (n_prompts + n_rejects):
             advice = "nothing was sent; repair the rows, name their columns, or raise data.max_reject"
             raise IntegrityError("TOO_MANY_REJECTS", f"{found} ({first}); {advice}")
-        if rejects:
+        if n_rejects:
             console.warning("REJECTED", f"{found} ({first})")
-        if not keys:
+        if not len(keys):
             raise IntegrityError("DATA_READ", "generate.prompts holds no prompt; check its files")
-        return Survey(n_prompts=n_prompts, n_rejected=len(rejects), keys=keys, sha256=digest.hexdigest())
+        return Survey(n_prompts=n_prompts, n_rejected=n_rejects, keys=keys, sha256=digest.hexdigest())
 
     def identity(self, survey: Survey) -> str:
         """SHA-256 of everything that is asked and of the selection: what decides the rows once all is answered."""
@@ -141,7 +152,7 @@ def open_task(recipe: Recipe, *, asks: bool = True, allow_private_host: bool = F
         recipe=recipe,
         generate=wanted,
         folder=folder,
-        asking=Asking(system=wanted.system, interface=wanted.interface, beginning=_beginning(recipe, wanted)),
+        asking=_asking(recipe, wanted),
         writers=writers,
         judge=_judge(wanted, asks=asks, allow_private_host=allow_private_host),
         select_files=selection.files,
@@ -177,10 +188,26 @@ def _require_ours(folder: Path) -> None:
         raise ConfigError("EXISTS", f"{folder} {found}; name an empty or new folder: teacher.answers=FOLDER")
 
 
-def _beginning(recipe: Recipe, wanted: Generate) -> Beginning:
-    """The first tokens of a plain text, by the student's tokenizer; it is loaded only when a source needs it."""
+def _asking(recipe: Recipe, wanted: Generate) -> Asking:
+    asking = Asking(system=wanted.system, interface=wanted.interface, beginning=lambda text: text)
     if not any(is_plain_text(source) for source in wanted.prompts):
-        return lambda text: text
+        return asking
+    cut = _cutter(recipe)
+    if wanted.given is not None:
+        n_tokens = wanted.prompt_tokens or recipe.data.max_length
+        return replace(asking, pieces=lambda text: [piece for piece in cut(text, n_tokens) if piece.strip()])
+    n_first = wanted.prompt_tokens or PROMPT_TOKENS
+
+    def beginning(text: str) -> str:
+        head = text[: 64 * (n_first + 8)]
+        first = next(cut(head, n_first), head)
+        return first if len(first) < len(head) else text
+
+    return replace(asking, beginning=beginning)
+
+
+def _cutter(recipe: Recipe) -> Callable[[str, int], Iterator[str]]:
+    """Cuts a text into pieces of so many tokens of the student's."""
     from tutelage.models.load import load_tokenizer
 
     named = [learner.section for learner in recipe.learners.values() if learner.section.model is not None]
@@ -188,10 +215,14 @@ def _beginning(recipe: Recipe, wanted: Generate) -> Beginning:
     if section is None or section.model is None:
         raise ConfigError("CONFIG", "plain text is cut by the student's tokenizer; give student.model")
     backend = load_tokenizer(section.model, revision=section.revision).backend_tokenizer
-    n_tokens = wanted.prompt_tokens
 
-    def beginning(text: str) -> str:
-        offsets = backend.encode(text[: 64 * (n_tokens + 8)], add_special_tokens=False).offsets
-        return text[: offsets[n_tokens - 1][1]] if len(offsets) > n_tokens else text
+    def cut(text: str, n_tokens: int) -> Iterator[str]:
+        ends = [end for _, end in backend.encode(text, add_special_tokens=False).offsets]
+        begin = 0
+        while begin < len(text):
+            end, ends = (ends[n_tokens - 1], ends[n_tokens:]) if len(ends) > n_tokens else (len(text), [])
+            end = max(end, begin + 1)  # several tokens may make one character
+            yield text[begin:end]
+            begin = end
 
-    return beginning
+    return cut

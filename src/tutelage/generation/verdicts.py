@@ -1,12 +1,12 @@
 """How often the teacher was right: every prompt with the verdicts on all its answers, those that were dropped too.
 
-A set holds right answers alone, so it cannot tell how good its teacher is.  verdicts.jsonl can: line 1 is how it was
-judged and which set it belongs to, each other line a prompt in the order of the recipe.  It is what `train` asks the
-student, as far as prompts were held out.
+A set holds right answers alone, so it cannot tell how good its teacher is.  verdicts.jnl can: line 1 (`head`) is how it
+was judged and which set it belongs to, each other line (`asked`) a prompt in the order of the recipe, the last one
+(`end`) how many they are.  It is what `train` asks the student, as far as prompts were held out.  A line is framed like
+a record of the journal: its checksum, its length, its JSON.
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,7 +18,8 @@ from tutelage import io
 from tutelage.data.answers import VERDICTS, Card
 from tutelage.errors import IntegrityError
 from tutelage.generation import reply as replies
-from tutelage.generation.journal import fields_at
+from tutelage.generation.journal import Fields, Record, fields_at, line_of, record_of
+from tutelage.generation.key_table import KeyTable
 from tutelage.generation.ledger import Ledger
 from tutelage.generation.product import row_of
 from tutelage.generation.request import Request
@@ -92,7 +93,7 @@ def read_answer(text: str, verify: Sequence[Verify]) -> str:
 
 
 def write_verdicts(task: Task, ledger: Ledger, journal: Path, card: Card) -> None:
-    """Writes verdicts.jsonl, or removes an old one where no step verifies."""
+    """Writes verdicts.jnl, or removes an old one where no step verifies."""
     verify = tuple(step.verify for step in task.generate.select if step.verify is not None)
     path = task.folder / VERDICTS
     if not verify:
@@ -104,20 +105,26 @@ def write_verdicts(task: Task, ledger: Ledger, journal: Path, card: Card) -> Non
 
 
 def _lines(head: Head, asked: Iterator[Asked]) -> Iterator[bytes]:
-    yield head.model_dump_json(exclude_none=True).encode() + b"\n"
+    yield _framed("head", head.model_dump(mode="json", exclude_none=True))
+    n_prompts = 0
     for one in asked:
-        yield json.dumps(one.model_dump(mode="json"), ensure_ascii=False).encode() + b"\n"
+        n_prompts += 1
+        yield _framed("asked", one.model_dump(mode="json"))
+    yield _framed("end", {"prompts": n_prompts})
+
+
+def _framed(kind: str, fields: Fields) -> bytes:
+    return f"{line_of(kind, fields)}\n".encode()
 
 
 def _asked(
     task: Task, ledger: Ledger, journal: Path, verifier: Verifier, *, verify: Sequence[Verify]
 ) -> Iterator[Asked]:
     group: list[tuple[Request, replies.Reply]] = []
-    seen: set[str] = set()
+    seen = KeyTable()
     for request in task.sound():
-        if request.key not in ledger.final or request.key in seen:
+        if request.key not in ledger.final or not seen.add(request.key):
             continue
-        seen.add(request.key)
         place = ledger.final[request.key][1]
         fields = fields_at(journal, place.offset, place.n_bytes)
         optional = request.teacher in task.optional
@@ -160,7 +167,7 @@ def read_verdicts(folder: Path, card: Card) -> tuple[Head, Iterator[Asked]] | No
     if not path.is_file():
         return None
     with path.open("rb") as file:
-        head = _read_as(Head, file.readline(), where=f"{path}:1")
+        head = _read_as(Head, _record(file.readline(), where=f"{path}:1"), where=f"{path}:1")
     return (head, _read(path)) if head.answers == card.sha256 else None
 
 
@@ -168,12 +175,28 @@ def _read(path: Path) -> Iterator[Asked]:
     with path.open("rb") as file:
         file.readline()
         for number, line in enumerate(file, start=2):
-            yield _read_as(Asked, line, where=f"{path}:{number}")
+            record = _record(line, where=f"{path}:{number}")
+            if record.kind == "end" and record.fields == {"prompts": number - 2}:
+                return
+            yield _read_as(Asked, record, where=f"{path}:{number}")
+    raise _damaged(f"{path} ends too early")
 
 
-def _read_as(kind: type[Line], line: bytes, *, where: str) -> Line:
+def _record(line: bytes, *, where: str) -> Record:
+    record = record_of(line.removesuffix(b"\n"), 0)
+    if record is None:
+        raise _damaged(f"{where} does not have its own checksum")
+    return record
+
+
+def _read_as(kind: type[Line], record: Record, *, where: str) -> Line:
     try:
-        return kind.model_validate_json(line)
+        return kind.model_validate(record.fields)
     except ValidationError as error:
-        found = f"{where} is no verdict ({error.error_count()} mistakes in it): the file is damaged"
-        raise IntegrityError("DATA_READ", f"{found}; write it anew: tutelage generate RECIPE --no-ask") from error
+        raise _damaged(f"{where} is no verdict ({error.error_count()} mistakes in it)") from error
+
+
+def _damaged(found: str) -> IntegrityError:
+    return IntegrityError(
+        "DATA_READ", f"{found}: the file is damaged; write it anew: tutelage generate RECIPE --no-ask"
+    )

@@ -20,6 +20,7 @@ from tutelage.generation import reply as replies
 from tutelage.generation.budget import Budget, exhausted
 from tutelage.generation.client import Client, Reply, Retry, Stop
 from tutelage.generation.journal import Fields, Journal, Record
+from tutelage.generation.key_table import KeyTable
 from tutelage.generation.ledger import PICO, Ledger
 from tutelage.generation.logprobs import lacking
 from tutelage.generation.pace import Pace, backoff_s
@@ -125,7 +126,7 @@ class Work:
     given_up: list[TutelageError] = field(default_factory=list)
     n_sent: int = 0
     _halt: asyncio.Event = field(default_factory=asyncio.Event)
-    _asked: set[str] = field(default_factory=set)
+    _asked: KeyTable = field(default_factory=KeyTable)
     _n_replies: int = 0
     _bug: Exception | None = None
     _why: Callable[[], TutelageError] | None = None
@@ -140,9 +141,8 @@ class Work:
         tasks: set[asyncio.Task[None]] = set()
         try:
             for request in requests:
-                if request.key in self.ledger.final or request.key in self._asked:
+                if request.key in self.ledger.final or not self._asked.add(request.key):
                     continue
-                self._asked.add(request.key)
                 await self.pace.slot()
                 await self._cool()
                 while not self._halt.is_set() and not self.budget.admits(self.ledger, self._most(request)):
@@ -247,7 +247,10 @@ class Work:
         if request.teacher:
             answered["teacher"] = request.teacher
         await self.committer.put("answered", {**answered, **body_fields(outcome.body)})
-        reply = replies.parse(outcome.body, status=outcome.status, finish_reason_optional=self.finish_reason_optional)
+        given, optional = request.sampling.given, self.finish_reason_optional
+        reply = replies.parse(
+            outcome.body, status=outcome.status, finish_reason_optional=optional, scored=given is not None
+        )
         final = reply.is_final or (last and reply.outcome == "incomplete")
         paid = self.budget.cost(reply.usage, reserved=amount) if outcome.status == 200 else 0
         parsed = {"id": number, "key": request.key, "paid": paid, "outcome": reply.outcome, "final": final}
@@ -256,18 +259,16 @@ class Work:
             self.halt(partial(self._overcharged, request, paid=paid, amount=amount))
         if not final:
             return reply.outcome
-        wanted = self.top_logprobs if reply.outcome == "answer" else None
-        if wanted and (what := lacking(outcome.body, k=wanted)):
-            self.halt(partial(self._without_logprobs, what))
+        wanted = self.top_logprobs if reply.outcome in ("answer", "scored") else None
+        if wanted and (what := lacking(outcome.body, k=wanted, given=given, text=request.prompt.text)):
+            self.halt(partial(self._without_logprobs, what, given))
         self._n_replies += 1
         self.pace.answered()
         self.on_answer()
         return ""
 
-    def _without_logprobs(self, what: str) -> RemoteError:
-        found = f"{self.host} gives {what} ({self.top_logprobs} asked for)"
-        advice = "lower generate.top_logprobs or leave it out: loss cross_entropy learns the text alone"
-        return RemoteError("API_LOGPROBS", f"{found}; {self.safe()}, nothing more is sent; {advice}")
+    def _without_logprobs(self, what: str, given: str | None) -> RemoteError:
+        return without_logprobs(self.host, what, k=self.top_logprobs or 0, given=given, safe=self.safe())
 
     def _overcharged(self, request: Request, *, paid: int, amount: int) -> LimitError:
         found = f"{self.host} charged ${paid / PICO:.6g} for a request that could cost ${amount / PICO:.6g} at most"
@@ -302,3 +303,15 @@ class Work:
         if not isinstance(error, RemoteError):
             return error
         return RemoteError(error.code, f"{error.message}; {self.safe()}, rerun to continue")
+
+
+def without_logprobs(where: str, what: str, *, k: int, safe: str, given: str | None = None) -> RemoteError:
+    """The error of an endpoint that gives `what` instead of the `k` most likely tokens."""
+    advice = "lower generate.top_logprobs or leave it out: loss cross_entropy learns the text alone"
+    if given is not None:
+        other = "prompt_logprobs" if given == "echo" else "echo"
+        advice = (
+            f"not every server scores a given text (vLLM does): try generate.given={other}, lower top_logprobs, ask "
+            "another server, or leave generate.given out, and the teacher writes on"
+        )
+    return RemoteError("API_LOGPROBS", f"{where} gives {what} ({k} asked for); {safe}, nothing more is sent; {advice}")

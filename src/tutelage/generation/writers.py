@@ -175,7 +175,8 @@ def _sampling(wanted: Generate, *, model: str, place: str, body: Mapping[str, ob
     return Sampling(
         model=model,
         place=place,
-        max_tokens=wanted.max_tokens,
+        max_tokens=wanted.max_tokens if wanted.given is None else 1,  # servers refuse 0
+        given=wanted.given,
         temperature=wanted.temperature,
         seed=wanted.seed,
         top_logprobs=wanted.top_logprobs,

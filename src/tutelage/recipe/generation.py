@@ -228,6 +228,11 @@ class Generate(Section):
         description="ask for the so many most likely tokens at each position of the answers, and write them to the "
         "folder soft beside the answers as a teacher cache; the student needs the teacher's tokenizer",
     )
+    given: Literal["echo", "prompt_logprobs"] | None = Field(
+        default=None,
+        description="have the texts of prompts scored as they stand, not continued, with top_logprobs at each of their "
+        "tokens; how the server is asked: echo (the older completions interface), prompt_logprobs (vLLM)",
+    )
     seed: Index | None = Field(
         default=None, description="sample n of a prompt is asked with seed + n, where endpoints heed it; null: not sent"
     )
@@ -238,8 +243,10 @@ class Generate(Section):
         default="auto",
         description="auto: conversations and prompts as chat, texts as completions; chat: texts too",
     )
-    prompt_tokens: Count = Field(
-        default=64, description="of a plain text: its first so many tokens (the student's) are the prompt"
+    prompt_tokens: Count | None = Field(
+        default=None,
+        description="of a plain text: its first so many tokens (the student's) are the prompt, null: 64; of a given "
+        "one: tokens of a piece, null: data.max_length",
     )
     parquet: bool = Field(
         default=False, description='also write answers.parquet (needs pip install "tutelage[parquet]")'

@@ -21,7 +21,23 @@ def broken(tree: Tree) -> Iterator[Problem]:
         data = section_of(tree, "data")
         if generate.get("top_logprobs") is not None and data.get("train_on", "answers") != "answers":
             yield Problem(("data", "train_on"), "must be answers with generate.top_logprobs: prompts have no numbers")
+        yield from _given(generate)
         yield from _who_writes(teacher if isinstance(teacher, dict) else {}, generate)
+
+
+def _given(generate: Tree) -> Iterator[Problem]:
+    """Texts that are scored as they stand: nothing is written, and nothing chosen."""
+    if generate.get("given") is None:
+        return
+    if generate.get("top_logprobs") is None:
+        yield Problem(("generate", "top_logprobs"), "is missing: given text is asked for its log-probabilities")
+    if not _all_continued(generate.get("prompts")):
+        yield Problem(("generate", "prompts"), "must be plain text with generate.given: text files, or jsonl with text")
+    for name, usual in (("samples", 1), ("interface", "auto"), ("max_tokens", 512)):
+        if generate.get(name, usual) not in (None, usual):
+            yield dead(("generate", name), "with generate.given: nothing is written")
+    for name in given_in(generate, "temperature", "seed", "system", "select"):
+        yield dead(("generate", name), "with generate.given: nothing is written")
 
 
 def _who_writes(teacher: Tree, generate: Tree) -> Iterator[Problem]:

@@ -1,13 +1,15 @@
 """The verb `generate`: asks a teacher behind an API, pays no answer twice, and writes the set that students learn."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tutelage import __version__, console, io
-from tutelage.data.answers import PARQUET, ROWS, SOFT, Card
+from tutelage.data.answers import CARD, PARQUET, ROWS, SOFT, Card
+from tutelage.errors import IntegrityError
 from tutelage.generation import judging
 from tutelage.generation import reply as replies
 from tutelage.generation.accounts import asked, compute_paths
@@ -15,6 +17,7 @@ from tutelage.generation.batch_work import BatchWork
 from tutelage.generation.budget import Price
 from tutelage.generation.journal import Fields, Journal
 from tutelage.generation.judging import Scores
+from tutelage.generation.key_table import KeyTable
 from tutelage.generation.ledger import JUDGE, PICO, Ledger
 from tutelage.generation.parquet import write_parquet
 from tutelage.generation.product import Product, write_card, write_rows
@@ -103,14 +106,19 @@ def generate(
             optional=task.optional,
             scores=scores,
         )
+        io.remove_file(task.folder / CARD)  # with it the set is there: it goes first, and comes last
         io.remove_tree(task.folder / SOFT)  # of the set before this one
         io.remove_file(task.folder / PARQUET)
         card = _card(task, survey, ledger, product, scores=scores)
         if task.generate.parquet:
             write_parquet(task.folder, card)
         write_verdicts(task, ledger, journal.path, card)
-        card = write_card(task.folder, card)  # with it the set is there
-        soft = _soft(task, ledger, journal.path) if task.generate.top_logprobs is not None else None
+        try:
+            soft = _soft(task, ledger, journal.path, card) if task.generate.top_logprobs is not None else None
+        except IntegrityError:
+            write_card(task.folder, card)  # the text can be learned without them
+            raise
+        card = write_card(task.folder, card)
     finally:
         journal.close()
     _warn(task, card, ledger)
@@ -121,7 +129,8 @@ def generate(
 def _begin(journal: Journal, ledger: Ledger, task: Task, survey: Survey) -> None:
     """A process begins; replies that the one before journalled and did not read are read now."""
     budget = task.budget
-    n_done = sum(key in ledger.final for key in survey.keys)
+    outcomes = Counter(ledger.final[key][0] for key in survey.keys if key in ledger.final)
+    n_done = outcomes.total()
     run: dict[str, Any] = {
         "at": now(),
         "tutelage": __version__,
@@ -130,6 +139,8 @@ def _begin(journal: Journal, ledger: Ledger, task: Task, survey: Survey) -> None
         "compute": compute_paths(task.writers, ledger, is_finished=n_done == len(survey.keys)),
         "total": len(survey.keys),
         "done": n_done,
+        "outcomes": dict(sorted(outcomes.items())),
+        "models": {writer.name: writer.sampling.model for writer in task.writers},
         "cap": budget.cap,
         "max_requests": budget.max_requests,
     }
@@ -137,12 +148,16 @@ def _begin(journal: Journal, ledger: Ledger, task: Task, survey: Survey) -> None
     for key, (number, place) in ledger.raw.items():
         fields = journal.fields_at(place.offset, place.n_bytes)
         optional = _ends_without_reason(task, key, fields)
-        reply = replies.parse(body_of(fields), status=fields["status"], finish_reason_optional=optional)
+        given = task.generate.given is not None
+        body, status = body_of(fields), fields["status"]
+        reply = replies.parse(body, status=status, finish_reason_optional=optional, scored=given)
         price = fields.get("price")  # of the one who answered: each teacher, and the judge, has its own
         own = replace(budget, price=Price(prompt=price[0], answer=price[1]) if price is not None else None)
         paid = own.cost(reply.usage, reserved=ledger.open.get(number, 0)) if fields["status"] == 200 else 0
         parsed = {"id": number, "key": key, "paid": paid, "outcome": reply.outcome, "final": reply.is_final}
         parsed["spent"] = fields["status"] == 200
+        if key not in survey.keys:
+            parsed["old"] = True
         records.append(("parsed", parsed))
     for record in journal.commit(records):
         ledger.apply(record)
@@ -179,22 +194,22 @@ def _ask(task: Task, journal: Journal, ledger: Ledger, survey: Survey) -> int:
         return 0
     console.tell(f"asking {task.base_url} for {n_open:,} answers of {task.model}")
     if any(writer.api is not None for writer in task.writers):
-        most = sum(survey.keys[key] for key in survey.keys if key not in ledger.final)
-        console.tell(cap_of(task.budget, ledger, most=most))
+        console.tell(cap_of(task.budget, ledger, most=task.most(ledger) if task.budget.price else 0))
     n_sent = 0
     with console.Progress("answers", total=len(survey.keys), done=len(survey.keys) - n_open) as bar:
-        _fetch_jobs(task, journal, ledger, bar=bar)
+        _fetch_jobs(task, journal, ledger, survey, bar=bar)
         for writer in task.writers:
             ask = _ask_local if writer.local is not None else _ask_remote
             n_sent += ask(task, writer, journal, ledger, bar=bar)
     return n_sent
 
 
-def _fetch_jobs(task: Task, journal: Journal, ledger: Ledger, *, bar: console.Progress) -> None:
+def _fetch_jobs(task: Task, journal: Journal, ledger: Ledger, survey: Survey, *, bar: console.Progress) -> None:
     """Open batch jobs of all teachers, before anybody is asked: what they reserve may turn out cheaper."""
     for writer in task.writers:
         if writer.api is not None and BatchWork.open_jobs(writer, ledger):
-            BatchWork(writer, journal=journal, ledger=ledger, bar=bar).run(task.sound, only_fetch=True)
+            work = BatchWork(writer, journal=journal, ledger=ledger, bar=bar, wanted=survey.keys)
+            work.run(task.sound, only_fetch=True)
     for job in ledger.jobs.values():
         whose = f"of teacher {job.teacher or '(the only one)'} at {job.url}"
         found = (
@@ -248,7 +263,9 @@ def _ask_judge(task: Task, journal: Journal, ledger: Ledger) -> int:
     def requests() -> Iterator[Request]:
         return judging.requests_of(judge, keys, task.sound(), ledger=ledger, journal=path, optional=optional)
 
-    wanted = {request.key for request in requests()}
+    wanted = KeyTable()
+    for request in requests():
+        wanted.add(request.key)
     n_open = sum(key not in ledger.final for key in wanted)
     if not n_open:
         return 0
@@ -280,6 +297,7 @@ def _card(task: Task, survey: Survey, ledger: Ledger, product: Product, *, score
             "interface",
             "prompt_tokens",
             "top_logprobs",
+            "given",
         },
     )
     return Card(
@@ -319,16 +337,16 @@ def _card(task: Task, survey: Survey, ledger: Ledger, product: Product, *, score
     )
 
 
-def _soft(task: Task, ledger: Ledger, journal: Path) -> "SoftLabels":
+def _soft(task: Task, ledger: Ledger, journal: Path, card: Card) -> "SoftLabels":
     from tutelage.generation.soft_cache import write_soft  # brings torch along, which nothing else here needs
 
-    return write_soft(task, ledger, journal)
+    return write_soft(task, ledger, journal, card)
 
 
 def _warn(task: Task, card: Card, ledger: Ledger) -> None:
     """What a user should look at, once each."""
     outcomes = dict(card.outcomes)
-    whole = {"answer", "truncated", "incomplete"}
+    whole = {"answer", "scored", "truncated", "incomplete"}
     if n := outcomes.get("truncated", 0):
         limit = task.generate.max_tokens
         kept = "kept" if any(step.complete is False for step in task.generate.select) else "left out"

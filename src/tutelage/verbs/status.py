@@ -22,8 +22,9 @@ class Status:
     model: str
     base_url: str
     total: int  # answers that the last call wanted
-    done: int  # replies that are final, all calls
-    outcomes: dict[str, int]
+    done: int  # of them, replies that are final
+    outcomes: dict[str, int]  # of them, and of a judge's replies
+    older: int  # answers to other requests than the last call wanted
     retried: dict[str, int]  # replies and failures that were, or will be, sent again
     requests: int  # that were paid, or may have been
     max_requests: int | None
@@ -47,6 +48,8 @@ class Status:
             f"outcomes: {_counts(self.outcomes) or 'none yet'}",
             f"requests: {self.requests:,}" + (f" of {self.max_requests:,}" if self.max_requests is not None else ""),
         ]
+        if self.older:
+            lines.append(f"older:    {self.older:,} answers of other settings or prompts, kept")
         if self.jobs:
             lines.append(f"batch:    {', '.join(job or 'one may be there' for job in self.jobs)} (rerun to fetch)")
         if self.retried:
@@ -115,8 +118,9 @@ def _status(folder: Path, ledger: Ledger, *, running: bool) -> Status:
         model=str(run.get("model", "")),
         base_url=str(run.get("base_url", "")),
         total=int(run.get("total", 0)),
-        done=len(ledger.final) - ledger.n_judged,
-        outcomes=dict(ledger.outcomes),
+        done=ledger.outcomes.total(),
+        outcomes={**ledger.outcomes, **{f"judge: {outcome}": n for outcome, n in ledger.judged.items()}},
+        older=len(ledger.final) - ledger.n_judged - ledger.outcomes.total(),
         retried=dict(ledger.retried + ledger.released),
         requests=requests,
         max_requests=run.get("max_requests"),
@@ -130,7 +134,7 @@ def _status(folder: Path, ledger: Ledger, *, running: bool) -> Status:
 
 
 def _left_s(ledger: Ledger, run: dict[str, Any]) -> float | None:
-    n_answers = len(ledger.final) - ledger.n_judged
+    n_answers = ledger.outcomes.total()
     n_done = n_answers - int(run.get("done", 0))
     if n_done <= 0 or not ledger.last_at or n_answers >= int(run["total"]):
         return None

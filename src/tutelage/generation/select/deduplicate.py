@@ -10,6 +10,7 @@ from typing import Any
 
 from tutelage.data.words import words_of
 from tutelage.errors import ConfigError
+from tutelage.generation.key_table import KeyTable
 from tutelage.generation.select import Candidate, Judge, Said, Verdict, folded
 from tutelage.recipe.generation import Deduplicate
 
@@ -21,11 +22,13 @@ _MOST_MISSED = 1e-3  # chance that two answers of exactly the wanted similarity 
 
 def build(settings: Deduplicate) -> Judge:
     """The first of equal or similar ones stays."""
-    seen: set[bytes] = set()
+    seen = KeyTable()
     near = _Near(settings.near) if settings.near is not None else None
 
     def judge(candidate: Candidate) -> Said:
-        digest = hashlib.sha256(repr([folded(text) for text in (*candidate.asked, candidate.text)]).encode()).digest()
+        digest = hashlib.sha256(
+            repr([folded(text) for text in (*candidate.asked, candidate.text)]).encode()
+        ).hexdigest()
         if digest in seen:
             return "equals an earlier answer"
         if near is not None and (found := near.resembled(candidate)):

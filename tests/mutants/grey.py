@@ -78,8 +78,8 @@ GREY_BOX = (
         id="M379",
         what="the teacher's wrong answers, which the set does not hold, not counted against it",
         file="generation/verdicts.py",
-        old="right=sum(not why and text for why, text in zip(found, is_text, strict=True)),",
-        new="right=len(group),",
+        old="right = [not why and text for why, text in zip(found, is_text, strict=True)]",
+        new="right = [True for _ in group]",
         oracles=(ACCURACY + "test_valid_json_is_counted_where_a_schema_is_asked_for",),
     ),
     Mutant(

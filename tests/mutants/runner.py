@@ -2,7 +2,7 @@
 
 Importing torch and transformers takes seconds, so this process imports them once (never tutelage) and forks: a child
 puts its copy of src first on sys.path and runs pytest in itself.  OUT.json: {id: {"exit": pytest's status, "output",
-"seconds"}}; "unchanged" is the run of one oracle of each test file on src itself, which must pass: all of them run
+"seconds"}}; "unchanged" is the run of one oracle of each folder of tests on src itself, which must pass: all of them run
 there in the rest of the suite.  It comes first, by itself: the others copy what it compiled, and so does the suite.
 """
 
@@ -107,12 +107,12 @@ def run(mutants: list[Mutant], *, n_processes: int) -> dict[str, dict[str, objec
     assert not any(name.partition(".")[0] == "tutelage" for name in sys.modules), "tutelage must be fresh in the child"
     gc.collect()
     gc.freeze()  # pytest collects garbage ten times at its end: half a child's time if it has to look at all of torch
-    of_each_file = {oracle.partition("::")[0]: oracle for m in mutants for oracle in m.oracles}
+    of_each_room = {oracle.partition("::")[0].rpartition("/")[0]: oracle for m in mutants for oracle in m.oracles}
     with tempfile.TemporaryDirectory(prefix="tutelage-mutants-") as folder:
         place = Path(folder, UNCHANGED)
         place.mkdir()
         started = time.monotonic()
-        pid = oracle_in_child(SOURCE.parent, sorted(of_each_file.values()), place / "output")
+        pid = oracle_in_child(SOURCE.parent, sorted(of_each_room.values()), place / "output")
         first = _result(place, os.waitpid(pid, 0)[1], started)
         source = copy_of_source(place, None)  # with what has been compiled by now, here or by the rest of the suite
         return {UNCHANGED: first} | _run_mutants(mutants, Path(folder), source / "tutelage", n_processes=n_processes)

@@ -40,7 +40,7 @@ def test_every_mutant_has_its_own_id():
 
 
 @pytest.mark.slow
-def test_an_oracle_of_every_file_passes_on_the_unchanged_package(results):
+def test_an_oracle_of_every_room_passes_on_the_unchanged_package(results):
     assert results[UNCHANGED]["exit"] == 0, results[UNCHANGED]["output"][-4000:]
 
 

@@ -2,8 +2,8 @@
 
 Importing torch and transformers takes seconds, so this process imports them once (never tutelage) and forks: a child
 puts its copy of src first on sys.path and runs pytest in itself.  OUT.json: {id: {"exit": pytest's status, "output",
-"seconds"}}; "unchanged" is the run of one oracle of each folder of tests on src itself, which must pass: all of them run
-there in the rest of the suite.  It comes first, by itself: the others copy what it compiled, and so does the suite.
+"seconds"}}; "unchanged" is the run of one oracle of each folder of tests on src itself, which must pass: all of them
+run there in the rest of the suite.  It comes first, by itself: the others copy what it compiled, and so does the suite.
 """
 
 import gc

@@ -116,3 +116,14 @@ def test_many_students_do_not_make_a_finding():
     assert alone.difference.decided and alone.p_value == pytest.approx(2 / 64)
     many = contingencies(("teacher", teacher), [(f"s{i}", student) for i in range(2)])
     assert not any(one.difference.decided for one in many)
+
+
+def test_models_that_are_right_equally_often_with_other_numbers_of_answers_are_not_told_apart():
+    """A share of four answers lies below 1 more often than one answer does: the order of shares is no evidence."""
+    draw, n_told = np.random.default_rng(5), 0
+    for _ in range(200):
+        four = [Row(n=4, right=int(k), wrong=("x",) * (4 - int(k))) for k in draw.binomial(4, 0.75, size=200)]
+        one = [Row(right=int(k), wrong=() if k else ("y",)) for k in draw.binomial(1, 0.75, size=200)]
+        (found,) = contingencies(("teacher", four), [("student", one)])
+        n_told += found.difference.decided
+    assert n_told <= 20  # 5 % expected; 196 by the order of shares

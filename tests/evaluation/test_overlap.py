@@ -57,6 +57,13 @@ def test_of_a_short_row_all_words_must_stand_there_and_of_a_tiny_one_nothing_is_
     assert (tiny.n_rows, tiny.n_compared, tiny.rows) == (2, 0, ())
 
 
+def test_a_system_prompt_that_all_rows_share_is_nobodys_copy():
+    system = " ".join(f"w{i}" for i in range(20))
+    measured = [f"{system} {text(i, 20)}" for i in range(40)]
+    training = [words_of(f"{system} {text(i)}") for i in range(100, 140)] + [words_of(measured[7])]
+    assert [one.row for one in find({"held_out": rows(*measured)}, training)["held_out"].rows] == [7]
+
+
 def planted(*rows, n_rows):
     found = tuple(RowOverlap(row=row, share=1.0, name=f"{row}.txt", words="so it is") for row in rows)
     return SetOverlap(n_rows=n_rows, n_compared=n_rows, rows=found)

@@ -24,7 +24,7 @@ PLANNING: tuple[Mutant, ...] = (
         id="M457",
         what="of a cache's disk the held-out rows are forgotten",
         file="planning/estimate.py",
-        old="return rows * work.stored / form.draws + held_out * facts.text.held_out + beside",
+        old="return rows * work.stored / form.draws + held_out * held_out_positions + beside",
         new="return rows * work.stored / form.draws + beside",
         oracles=(PLAN + "test_the_disk_of_a_cache_is_within_5_percent_of_what_label_then_writes[topk]",),
     ),

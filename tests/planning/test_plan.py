@@ -81,7 +81,7 @@ def test_behind_an_endpoint_text_is_paid_by_the_token_and_distributions_are_not_
     endpoint = Endpoint(usd_per_prompt_token=1e-6, usd_per_answer_token=4e-6)
     plan = plan_of(Facts(text=TEXT, students=FACTS.students, endpoint=endpoint), form=FORM)
     assert set(plan.possible) == {"control", "hard"}
-    assert plan.possible["hard"].usd == pytest.approx(1e6 * (0.125 * 1e-6 + 0.875 * 4e-6))
+    assert plan.possible["hard"].endpoint_usd == pytest.approx(1e6 * (0.125 * 1e-6 + 0.875 * 4e-6))
     why = {e.name: e.impossible for e in plan.estimates if e.impossible}
     assert all("endpoint" in reason for reason in why.values())
     assert "generate.top_logprobs" in why["grey"]
@@ -92,7 +92,7 @@ def test_log_probabilities_of_an_endpoint_are_advised_and_stored():
     endpoint = Endpoint(top_logprobs=5)
     plan = plan_of(Facts(text=TEXT, students=FACTS.students, endpoint=endpoint), form=FORM)
     assert plan.possible["grey"].work.stored == plan.possible["grey"].work.answer > 0
-    assert plan.possible["grey"].usd is None  # no price is known
+    assert plan.possible["grey"].endpoint_usd is None  # no price is known
     assert advise(plan).technique == "grey"
 
 
@@ -136,6 +136,40 @@ def test_the_student_and_the_teacher_have_their_real_sizes(tmp_path: Path):
         run = tutelage.train({**recipe, "teacher": str(place.teacher())} | {"cache": None}, run_dir=tmp_path / "run")
     assert facts.students["student"].parameters == sum(p.numel() for p in run.student().parameters())
     assert 0 < facts.text.held_out < facts.text.unique
+
+
+def test_prompts_are_computed_too_and_only_answers_are_stored(tmp_path: Path):
+    """The forward passes are over whole conversations, whatever part of them is learned."""
+    rows = [
+        {"prompt": f"a long question of many words, number {i}, asked again", "answer": f"yes {i}"} for i in range(40)
+    ]
+    (tmp_path / "qa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    place = Place(tmp_path)
+    recipe = place.recipe(tmp_path / "cache")
+    source = {"jsonl": str(tmp_path / "qa.jsonl"), "prompt": "prompt", "answer": "answer"}
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    recipe["data"] = {"sources": [source], "max_length": 128, "chat_template": template}
+    recipe["training"] = {**recipe["training"], "batch_tokens": 256}
+    with home(place.home):
+        found = {kind: tutelage.plan({**recipe, "data": {**recipe["data"], "train_on": kind}}).plan
+                 for kind in ("all", "answers")}  # fmt: skip
+    texts = {kind: plan.facts.text for kind, plan in found.items()}
+    assert texts["answers"].unique == texts["all"].unique
+    assert texts["answers"].learned < 0.5 * texts["all"].learned
+    assert found["answers"].possible["soft"].flops == found["all"].possible["soft"].flops
+    assert found["answers"].possible["cached"].work.stored == texts["answers"].learned
+
+
+def test_a_teacher_from_nothing_is_to_learn_along_and_an_existing_one_raises_no_doubt():
+    new = Facts(text=TEXT, students=FACTS.students, teacher=FACTS.teacher, teacher_is_new=True)
+    advice = advise(plan_of(new, form=FORM))
+    assert advice.technique == "co"
+    assert any("does not exist yet" in doubt for doubt in advice.doubts)
+    assert not any("does not exist yet" in doubt for doubt in advise(plan_of(FACTS, form=FORM)).doubts)
+
+
+def test_hours_whose_price_nobody_said_cost_an_unknown_sum():
+    assert plan_of(FACTS, form=FORM).possible["soft"].usd is None
 
 
 # --- the command ---

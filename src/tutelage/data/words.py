@@ -47,6 +47,11 @@ def seen_in(texts: Sequence[Words], stream: Iterable[Sequence[str]]) -> list[npt
     return [found[n][np.searchsorted(known[n], of_text)] for n, of_text in hashes]
 
 
+def sequence_hashes(words: Sequence[str], n: int) -> npt.NDArray[np.uint64]:
+    """A hash of each n words in a row of a text, shape [W - n + 1]; the same within one process."""
+    return _sequences(_ids(words), n)
+
+
 def _mark(found_H: npt.NDArray[np.bool_], known_H: npt.NDArray[np.uint64], hashes: npt.NDArray[np.uint64]) -> None:
     if len(known_H):
         place = np.minimum(np.searchsorted(known_H, hashes), len(known_H) - 1)
@@ -58,11 +63,13 @@ def _together(
 ) -> Iterable[tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]]:
     """Texts of the stream joined to long ones: the words' numbers, and for each where its text ends."""
     parts: list[npt.NDArray[np.uint64]] = []
+    n_words = 0
     for words in stream:
         parts.append(_ids(words))
-        if sum(map(len, parts)) >= _AT_ONCE:
+        n_words += len(words)
+        if n_words >= _AT_ONCE:
             yield _joined(parts)
-            parts = []
+            parts, n_words = [], 0
     if parts:
         yield _joined(parts)
 

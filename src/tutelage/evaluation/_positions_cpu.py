@@ -26,6 +26,7 @@ _inner = partial(njit, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wr
 _QUARTER, _ZERO = np.float32(0.25), np.float32(0)
 # Floors of the fourth root, so that no power of it is a subnormal number, which is slow: below them a token weighs less
 # than 2e-38 in the sum of its power.
+_FARTHEST = np.float32(-120.0)  # e**-30 at the hottest temperature: 1e-13 of the largest
 _LEAST, _LEAST_OF_HIGH_POWERS = np.float32(3.4e-10), np.float32(2e-5)
 
 
@@ -36,6 +37,7 @@ def _heated_sums(row: Any, factor: Any, shift: Any) -> Any:
     z1 = z2 = z3 = z4 = z5 = z6 = z8 = np.float32(0)
     for j in range(row.shape[0]):
         z = widen(row[j]) * factor - shift
+        z = _FARTHEST if z < _FARTHEST else z  # below it the floors of the powers would be multiplied by anything
         root = exp(z * _QUARTER)
         r = _LEAST if root < _LEAST else root
         u = _LEAST_OF_HIGH_POWERS if root < _LEAST_OF_HIGH_POWERS else root

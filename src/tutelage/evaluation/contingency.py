@@ -63,7 +63,7 @@ class Contingency:
     only_second: Share
     neither: Share
     difference: stats.Difference
-    p_value: float  # of "they are right equally often"; corrected for the number of pairs
+    p_value: float  # of "they are right equally often": exact, or of the paired shares; corrected for the pairs
     same_wrong: SameWrong | None  # None where no prompt was answered wrong by both
 
 
@@ -97,6 +97,8 @@ def _contingency(
 ) -> Contingency:
     a_N, b_N = _right(first[1]), _right(second[1])
     n = len(a_N)
+    difference = stats.difference(stats.ratio(a_N, np.ones(n)), stats.ratio(b_N, np.ones(n)))
+    is_exact = all(row.n == 1 for row in (*first[1], *second[1]))  # of several answers a share says nothing of order
     return Contingency(
         first=first[0],
         second=second[0],
@@ -104,8 +106,8 @@ def _contingency(
         only_first=share(float((a_N * (1 - b_N)).sum()), n),
         only_second=share(float(((1 - a_N) * b_N).sum()), n),
         neither=share(float(((1 - a_N) * (1 - b_N)).sum()), n),
-        difference=stats.difference(stats.ratio(a_N, np.ones(n)), stats.ratio(b_N, np.ones(n))),
-        p_value=sign_test(int((a_N > b_N).sum()), int((a_N < b_N).sum())),
+        difference=difference,
+        p_value=sign_test(int((a_N > b_N).sum()), int((a_N < b_N).sum())) if is_exact else difference.p,
         same_wrong=_same_wrong(first[1], second[1], choices=choices),
     )
 

@@ -91,7 +91,7 @@ def _against(here: Gap, there: Gap) -> Against:
     half = stats.quantile_95(min(here.left.n, there.left.n)) * stderr
     known = math.isfinite(half)
     low, high = (ratio * math.exp(-half), ratio * math.exp(half)) if known else (0.0, math.inf)
-    p_value = math.erfc(abs(math.log(ratio)) / stderr / math.sqrt(2)) if known and stderr > 0 else float(ratio == 1)
+    p_value = stats.p_value(math.log(ratio), stderr, n=min(here.left.n, there.left.n))
     return Against(gap=there, ratio=ratio, low=low, high=high, p_value=p_value if known else 1.0, decided=False)
 
 

@@ -68,7 +68,8 @@ def _task(name: str, answers: Sequence[Answer]) -> TaskScores:
     for answer in sorted(answers, key=lambda a: a.question):
         by_model.setdefault(answer.model, []).append(answer)
     models = [model for model in dict.fromkeys(answer.model for answer in answers)]
-    metrics = [m for m in by_model[models[0]][0].metrics if all(m in answer.metrics for answer in answers)]
+    # Of a question, a perplexity and the like are no shares, and their means are not what the harness reports.
+    metrics = [m for m in by_model[models[0]][0].metrics if all(0 <= a.metrics.get(m, -1) <= 1 for a in answers)]
     measured = {
         model: {m: stats.ratio([a.metrics[m] for a in by_model[model]], [1.0] * len(by_model[model])) for m in metrics}
         for model in models

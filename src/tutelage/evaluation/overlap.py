@@ -20,13 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tutelage import io
-from tutelage.data.words import Words, seen_in
+from tutelage.data.words import Words, seen_in, sequence_hashes
 from tutelage.errors import TutelageError
 from tutelage.evaluation import records
 from tutelage.evaluation.transfer import Transfer
 
 OVERLAP = "overlap.json"
 N_WORDS, LEAST_WORDS, LEAST_SHARE = 13, 5, 0.2
+MOST_ROWS, MOST_SHARE = 2, 0.05  # of a set: a sequence in more rows than both is everybody's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +78,20 @@ def find(
     """By set: the rows that stand in the training rows.  A set is (where it stands, its words) of each row."""
     texts = [Words(words=words, n=_length(words)) for rows in sets.values() for _, words in rows]
     seen = iter(seen_in(texts, training))
-    return {name: _set_overlap(rows, [next(seen) for _ in rows]) for name, rows in sets.items()}
+    return {
+        name: _set_overlap(rows, _without_the_shared(rows, [next(seen) for _ in rows])) for name, rows in sets.items()
+    }
+
+
+def _without_the_shared(
+    rows: Sequence[tuple[str, Sequence[str]]], seen: Sequence[NDArray[np.bool_]]
+) -> list[NDArray[np.bool_]]:
+    """Leaves out the sequences that many rows of the set have: a system prompt or a template is nobody's copy."""
+    hashes = [sequence_hashes(words, _length(words)) for _, words in rows]
+    each, counts = np.unique(np.concatenate([np.unique(h) for h in hashes] or [np.zeros(0, np.uint64)]),
+                             return_counts=True)  # fmt: skip
+    shared = each[counts > max(MOST_ROWS, MOST_SHARE * len(rows))]
+    return [starts & ~np.isin(of_row, shared) for starts, of_row in zip(seen, hashes, strict=True)]
 
 
 def _length(words: Sequence[str]) -> int:

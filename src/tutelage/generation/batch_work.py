@@ -31,6 +31,7 @@ from tutelage.generation.writers import Writer
 MOST_REQUESTS, MOST_BYTES = 50_000, 100 << 20  # of one job
 FIRST_POLL_S, MOST_POLL_S = 2.0, 60.0
 _DOWNLOADS = 5  # tries of one file
+_HAVE_NUMBERS = ("answer", "scored", "truncated")  # outcomes of replies that carry log-probabilities
 _LOOKS = 3  # for a job by its mark
 _UNPAID = ("expired", "cancelled", "failed")  # what has no reply in such a job was not worked on
 
@@ -93,7 +94,7 @@ class BatchWork:
         """Whether an answer that is there has the log-probabilities that are asked for: else one request goes first."""
         final, k = self._ledger.final, self._k or 0
         found = (final[r.key] for r in requests if r.key in final)
-        place = next((place for outcome, place in found if outcome in ("answer", "scored")), None)
+        place = next((place for outcome, place in found if outcome in _HAVE_NUMBERS), None)
         if place is None:
             return False
         body = body_of(self._journal.fields_at(place.offset, place.n_bytes))
@@ -294,7 +295,7 @@ class BatchWork:
             found = f"${paid / PICO:.6g} for a request that could cost ${amount / PICO:.6g} at most"
             why = f"{self._url} charged {found}: the price is not its price, or max_tokens is not kept"
             self._stops.append(lambda: LimitError("OVER_RESERVED", f"{why}; {self._safe()}, nothing more is sent"))
-        if reply.outcome in ("answer", "scored") and self._k is not None:
+        if reply.outcome in _HAVE_NUMBERS and self._k is not None:
             self._look_for_numbers(line.body, k=self._k)
         is_last = reply.outcome == "incomplete" and self._tries[line.key] > self._api.retries
         fields = {"id": number, "key": line.key, "paid": paid, "spent": line.status == 200}

@@ -3,5 +3,5 @@
 flops     operations of a model, by formula             machines   what a described machine does in a second
 facts     what a plan is made from                      pace       seconds a token, of a machine described or measured
 storage   bytes of a teacher cache, by codec            techniques/ one file each: who computes what
-memory    bytes while a model trains                    estimate   all of it as one plan, with its advice
+advice    what to do with the numbers                   estimate   all of it as one plan
 """

@@ -31,10 +31,12 @@ def advise(plan: Plan) -> Advice:
 
 def _technique(plan: Plan) -> tuple[str, str]:
     possible, epochs = plan.possible, plan.facts.text.epochs
+    if plan.facts.teacher_is_new and "co" in possible:
+        return "co", "the teacher has to be trained anyway, and one pass trains both"
     if "soft" in possible and epochs >= _WORTH_A_CACHE:
         return "cached", f"the text is read {epochs:.3g} times, and a cache asks the teacher once"
     if "soft" in possible:
-        return "soft", "the teacher's whole distribution is there, and the text is read once"
+        return "soft", "the teacher's whole distribution is there, and no text is read again"
     if "grey" in possible:
         return "grey", "the endpoint gives log-probabilities, which say more a token than the text alone"
     if "hard" in possible:
@@ -67,7 +69,7 @@ def _doubts(plan: Plan) -> list[str]:
                 "from it; compare with a smaller teacher, or with one between"
             )
     co, control = plan.possible.get("co"), plan.possible.get("control")
-    if co is not None and control is not None and co.flops and control.flops and control.flops.total:
+    if facts.teacher_is_new and co is not None and control is not None and co.flops and control.flops:
         doubts.append(
             f"a teacher that does not exist yet pays only if it serves several students or is wanted itself: training "
             f"it along costs {co.flops.total / control.flops.total:.3g} times the students alone, which that many more "

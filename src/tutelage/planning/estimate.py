@@ -27,8 +27,10 @@ class Estimate:
 
     @property
     def usd(self) -> float | None:
-        """Of the endpoint and of the machine, one without a price being free; None where the endpoint's is unknown."""
-        return None if self.endpoint_usd is None else self.endpoint_usd + (self.machine_usd or 0.0)
+        """Of the endpoint and of the machine; None where a price is unknown."""
+        if self.endpoint_usd is None or self.machine_usd is None:
+            return None
+        return self.endpoint_usd + self.machine_usd
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,16 +64,16 @@ def plan_of(
     if size is not None:
         stored = storage.table(
             forms,
-            positions=facts.text.unique,
+            positions=facts.text.learned,
             n_vocabulary=size.vocabulary,
             hidden_size=size.hidden or None,
-            row_positions=facts.text.window,
+            row_positions=facts.text.row_positions,
         )
     return Plan(
         facts=facts,
         estimates=tuple(_estimates(facts, form=form, machine=machine, pace=pace)),
         stored=tuple(stored),
-        whole_bytes=storage.whole_bytes(size.vocabulary) * facts.text.unique if size is not None else None,
+        whole_bytes=storage.whole_bytes(size.vocabulary) * facts.text.learned if size is not None else None,
         pace=pace,
         machine=machine,
     )
@@ -114,17 +116,21 @@ def _disk(work: Work, facts: Facts, *, form: Form) -> float | None:
 
     def each(one: Form) -> float | None:
         return storage.bytes_per_token(
-            one, n_vocabulary=size.vocabulary, hidden_size=size.hidden, row_positions=facts.text.window
+            one,
+            n_vocabulary=size.vocabulary,
+            hidden_size=size.hidden,
+            row_positions=facts.text.row_positions,
         )
 
     rows = each(form)
     if rows is None or facts.teacher is None:
         return None if rows is None else rows * work.stored / form.draws
     held_out = each(storage.HELD_OUT) if facts.text.held_out else 0.0
+    held_out_positions = facts.text.held_out * facts.text.trained_share
     assert held_out is not None, "the bytes of hidden states follow from their number"
     heads = 2 if form.codec == "hidden" and facts.text.held_out else 1  # in the tables of every cache of that codec
     probe = min(facts.text.unique, storage.PROBE_POSITIONS) * (
         size.hidden * facts.number_bytes + storage.PROBE_IDS_BYTES
     )
     beside = heads * size.head * facts.number_bytes + probe
-    return rows * work.stored / form.draws + held_out * facts.text.held_out + beside
+    return rows * work.stored / form.draws + held_out * held_out_positions + beside

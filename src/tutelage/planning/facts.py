@@ -8,12 +8,26 @@ from tutelage.planning.flops import Size
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Text:
-    """The training data, in tokens: `trained` are read in all epochs, `unique` are there."""
+    """The training data, in tokens: `trained` are computed in all epochs, `unique` are there.
+
+    Of answers a part is learned, and stored in a cache: `trained_share`.
+    """
 
     trained: float
     unique: float
     held_out: float
     window: float  # tokens of a row, on average: what the attention looks at, and a row of a cache
+    trained_share: float = 1.0
+
+    @property
+    def learned(self) -> float:
+        """Of the tokens that are there, those that are learned: the positions of a cache."""
+        return self.unique * self.trained_share
+
+    @property
+    def row_positions(self) -> float:
+        """Positions of a row of a cache, on average."""
+        return self.window * self.trained_share
 
     @property
     def epochs(self) -> float:
@@ -37,6 +51,7 @@ class Facts:
     text: Text
     students: Mapping[str, Size]
     teacher: Size | None = None
+    teacher_is_new: bool = False  # it has to be trained from nothing
     endpoint: Endpoint | None = None
     prompt_share: float = 0.125  # of a text, what the teacher is given to go on from
     number_bytes: int = 2  # of the teacher's weights and hidden states as it runs: bfloat16

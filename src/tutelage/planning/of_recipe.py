@@ -32,6 +32,7 @@ def facts_of(recipe: Recipe) -> Facts:
         },
         teacher=size_of(teacher, n_vocabulary=n_vocabulary) if teacher is not None else None,
         endpoint=_endpoint(recipe) if teacher is None else None,
+        teacher_is_new=recipe.teacher is not None and recipe.teacher.config is not None,
         number_bytes={"float32": 4, "float64": 8}.get(recipe.training.precision, 2),
         draws=(recipe.cache.draws or 1) if recipe.cache is not None else 1,
     )
@@ -50,9 +51,10 @@ def form_of(recipe: Recipe) -> Form:
 
 
 def _text(recipe: Recipe, corpus: Corpus) -> Text:
-    n_train = corpus.store.n_trained[corpus.split.train]
-    unique = float(n_train.sum())
-    held_out = sum(float(store.n_trained[rows].sum()) for store, rows in corpus.measured_rows().values())
+    n_R = corpus.store.lengths[corpus.split.train]
+    unique = float(n_R.sum())
+    held_out = sum(float(store.lengths[rows].sum()) for store, rows in corpus.measured_rows().values())
+    stored = corpus.store.n_trained[corpus.split.train].sum() / max(1.0, unique)
     training = recipe.training
     if training.tokens is not None:
         trained = float(training.tokens)
@@ -61,7 +63,8 @@ def _text(recipe: Recipe, corpus: Corpus) -> Text:
     else:
         assert training.epochs is not None, "recipe rules: one length"
         trained = training.epochs * unique
-    return Text(trained=trained, unique=unique, held_out=held_out, window=float(n_train.mean()) if len(n_train) else 0)
+    window = float(n_R.mean()) if len(n_R) else 0.0
+    return Text(trained=trained, unique=unique, held_out=held_out, window=window, trained_share=float(stored))
 
 
 def _teacher_config(recipe: Recipe) -> Any:

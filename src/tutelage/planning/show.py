@@ -97,17 +97,18 @@ def _row(estimate: Estimate, *, with_time: bool) -> str:
     assert estimate.flops is not None, "what is possible has operations"
     time = duration(estimate.seconds) if with_time and estimate.seconds is not None else ""
     disk = "?" if estimate.disk_bytes is None else amount(estimate.disk_bytes, "B") if estimate.disk_bytes else "-"
-    cost = "?" if estimate.usd is None else dollars(estimate.usd)
+    known = estimate.usd if estimate.usd is not None else estimate.endpoint_usd or None  # the machine's may be unknown
+    cost = "?" if known is None else dollars(known)
     teacher = amount(estimate.flops.teacher) if estimate.flops.teacher else "-"
     return f"{estimate.name:<10}{teacher:>20}{amount(estimate.flops.students):>10}{time:>12}{disk:>12}{cost:>15}"
 
 
 def _stored(plan: Plan) -> Iterator[str]:
     text = plan.facts.text
-    yield f"{f'stored for {amount(text.unique)} tokens':<38}{'bytes a token':>14}{'in all':>12}"
+    yield f"{f'stored for {amount(text.learned)} tokens':<38}{'bytes a token':>14}{'in all':>12}"
     if plan.whole_bytes is not None and text.unique:
         yield (
-            f"{'whole distributions, float16':<38}{plan.whole_bytes / text.unique:>14,.0f}"
+            f"{'whole distributions, float16':<38}{plan.whole_bytes / text.learned:>14,.0f}"
             f"{amount(plan.whole_bytes, 'B'):>12}"
         )
     for one in plan.stored:

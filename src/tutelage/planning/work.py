@@ -24,7 +24,7 @@ class Work:
 
 
 class Technique(Protocol):
-    """A module of `techniques/`; the name of its file is what `--techniques` calls it."""
+    """A module of `techniques/`; the name of its file is what `tutelage plan` calls it."""
 
     TITLE: str
 

@@ -210,7 +210,7 @@ def _ranked(transfer: Transfer) -> list[str]:
         each = ", ".join(f"{model_name(model)} {value:.3f}" for value, model in ranked)
         verdict = (
             f"{best} is {model_name(first)}, ahead of {model_name(second)} by {abs(d.value):.3f} ± {d.stderr:.3f} nats"
-            if d is not None and d.decided
+            if d is not None and d.is_sure
             else f"no difference between {model_name(first)} and {model_name(second)} beyond noise"
         )
         what = "KL to the teacher, nats: " if metric == "kl_to_teacher" else "nats: "

@@ -28,7 +28,8 @@ def note(result: TaskResult) -> str:
     )
     return (
         f"{result.n_prompts:,} prompts, 95% intervals over prompts. {DECIDED} after the first cell: one of the "
-        "two is right more often (exact sign test); after the same wrong answer, a share of the prompts that both got "
+        "two is right more often (exact sign test; paired shares where a prompt has several answers); after the same "
+        "wrong answer, a share of the prompts that both got "
         f"wrong: more often than {chance}. Both corrected for the number of rows (Holm)."
     )
 

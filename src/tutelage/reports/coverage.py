@@ -1,5 +1,6 @@
 """How much of the distance to the teacher is left in each set of text, as a table and a sentence."""
 
+import math
 from collections.abc import Sequence
 
 from tutelage import visible
@@ -32,7 +33,7 @@ def sentence(covered: Covered, other: Against) -> str:
     """Whether the student covers a set as well as the text that it learned from."""
     name, of_set = model_name(covered.model), visible.line(other.gap.name.replace("_", " "))
     if not other.decided:
-        return f"No difference between held-out text and {of_set}: the {name} covers both alike, by what this shows."
+        return f"Held-out text and {of_set} text are not shown to differ in what is left of the {name}’s distance."
     how = "more" if other.ratio > 1 else "less"
     return (
         f"On {of_set} text {other.ratio:.2g} times as much of the distance is left as on held-out text "
@@ -52,10 +53,15 @@ def rows(found: Sequence[Covered]) -> list[list[str]]:
 def _row(model: str, gap: Gap, against: Against | None = None) -> list[str]:
     times = ""
     if against is not None:
-        times = marked(f"{against.ratio:.2f} times ({against.low:.2f}–{against.high:.2f})", against.decided)
+        interval = f"{against.low:.2f}–{against.high:.2f}" if math.isfinite(against.high) else "?"
+        times = marked(f"{against.ratio:.2f} times ({interval})", against.decided)
     return [
         f"{model_name(model)}, {gap.name.replace('_', ' ')}",
-        f"{gap.kl.value:.3f} ± {gap.kl.stderr:.3f}",
-        f"{100 * gap.left.value:.1f} ± {100 * gap.left.stderr:.1f}",
+        f"{gap.kl.value:.3f} ± {_error(gap.kl.stderr, digits=3)}",
+        f"{100 * gap.left.value:.1f} ± {_error(100 * gap.left.stderr, digits=1)}",
         times or "–",
     ]
+
+
+def _error(stderr: float, *, digits: int) -> str:
+    return f"{stderr:.{digits}f}" if math.isfinite(stderr) else "?"

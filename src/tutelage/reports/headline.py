@@ -56,10 +56,12 @@ def _loss(result: SetResult, name: str) -> str:
     d = result.difference("held_out_loss", first=name, second=roles.control(name))
     if d is None:
         return ""
-    if not d.is_sure:
+    if d.n < 2:
+        return "Held-out loss: one sequence tells no error, so student and control cannot be told apart; hold out more."
+    if not d.decided:
         return (
-            f"Held-out loss: no difference between student and control ({_signed(d)} nats, paired over {d.n} "
-            "sequences): having a teacher neither helped nor harmed the prediction of this text by more than noise."
+            f"Held-out loss: student and control are not shown to differ ({_signed(d)} nats, paired over {d.n} "
+            "sequences): whether having a teacher helped or harmed the prediction of this text is within noise."
         )
     if d.value < 0:
         return (
@@ -77,8 +79,10 @@ def _imitation(result: SetResult, name: str) -> str:
     d = result.difference("kl_to_teacher", first=name, second=roles.control(name))
     if d is None:
         return ""
-    if not d.is_sure:
-        return f"Imitation: no difference between student and control in KL to the teacher ({_signed(d)} nats)."
+    if d.n < 2:
+        return ""
+    if not d.decided:
+        return f"Imitation: student and control are not shown to differ in KL to the teacher ({_signed(d)} nats)."
     both = {"student": name, "control": roles.control(name)}
     winner, loser = ("student", "control") if d.value < 0 else ("control", "student")
     kl = {role: result.estimates[model]["kl_to_teacher"].value for role, model in both.items()}

@@ -237,8 +237,9 @@ def evaluate(
         with run.lock():
             io.make_directory(run.evaluation)
             harness.write(run.evaluation, answers)
-        if (stored := _stored(run)) is not None and not force:
-            return stored
+            if (stored := _stored(run)) is not None and not force:
+                write_report(run.report_path, report_of(run))
+                return stored
     summary = io.read_json(run.finished_path)
     prompts = [Prompt(**view["prompt"]) for view in _shown_json(run).get("prompts", [])]
     extra = [prompt for prompt in prompts if prompt.text not in recipe.evaluation.prompts]

@@ -43,7 +43,7 @@ def ask(
             device = str(next(model.parameters()).device)
             wrapped = model_type(pretrained=model, tokenizer=tokenizer, batch_size=_BATCH, device=device)
             result = _evaluated(evaluator, wrapped, tasks=tasks, manager=manager, limit=limit)
-            found += [_answer(task, name, one) for task, of_task in result["samples"].items() for one in of_task]
+            found += [one for task, of_task in result["samples"].items() for one in _answers(task, name, of_task)]
     return found
 
 
@@ -67,9 +67,24 @@ def _require_known(manager: Any, tasks: Sequence[str], task_files: Path | None) 
         raise ConfigError("CONFIG", f"--tasks: {', '.join(unknown)} is no task of the harness{where}")
 
 
-def _answer(task: str, model: str, sample: Mapping[str, Any]) -> Answer:
+def _answers(task: str, model: str, samples: Sequence[Mapping[str, Any]]) -> Iterator[Answer]:
+    """One for each question: the harness gives a sample for each filter of the task, whose metrics are named by it."""
+    by_question: dict[int, list[Mapping[str, Any]]] = {}
+    for sample in samples:
+        by_question.setdefault(int(sample["doc_id"]), []).append(sample)
+    for of_question in by_question.values():
+        yield _answer(task, model, of_question)
+
+
+def _answer(task: str, model: str, filtered: Sequence[Mapping[str, Any]]) -> Answer:
     """Of a question with choices the likeliest one, as the harness' own accuracy takes it."""
-    metrics = {m: float(sample[m]) for m in sample["metrics"] if isinstance(sample.get(m), int | float)}
+    sample = filtered[0]
+    metrics = {
+        m if len(filtered) == 1 else f"{m},{one.get('filter', '')}": float(one[m])
+        for one in filtered
+        for m in one["metrics"]
+        if isinstance(one.get(m), int | float)
+    }
     said = sample["filtered_resps"]
     are_choices = len(said) > 1 and all(isinstance(one, list | tuple) and len(one) == 2 for one in said)
     logp = [float(one[0]) for one in said] if are_choices else []

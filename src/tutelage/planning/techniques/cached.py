@@ -15,5 +15,5 @@ def work(facts: Facts) -> Work:
     return Work(
         student_training=text.trained,
         teacher_forward=text.unique + text.held_out,
-        stored=text.unique * facts.draws,
+        stored=text.learned * facts.draws,
     )

@@ -82,6 +82,7 @@ def oracle_in_child(source: Path, oracles: list[str], output: Path) -> int:
         os.dup2(file.fileno(), 2)
     sys.path.insert(0, str(source))
     os.environ["PYTHONPATH"] = str(source)  # for the commands that a test starts
+    os.environ["TUTELAGE_TESTS_NO_SHRINK"] = "1"
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # it would warn that it cannot rewrite what is imported already
     import pytest
 

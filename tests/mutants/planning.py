@@ -20,12 +20,4 @@ PLANNING: tuple[Mutant, ...] = (
         new="teacher_forward=text.trained,",
         oracles=(PLAN + "test_every_technique_is_its_tokens_times_the_formula",),
     ),
-    Mutant(
-        id="M457",
-        what="of a cache's disk the held-out rows are forgotten",
-        file="planning/estimate.py",
-        old="return rows * work.stored / form.draws + held_out * held_out_positions + beside",
-        new="return rows * work.stored / form.draws + beside",
-        oracles=(PLAN + "test_the_disk_of_a_cache_is_within_5_percent_of_what_label_then_writes[topk]",),
-    ),
 )

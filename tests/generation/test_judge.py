@@ -1,6 +1,7 @@
 """Best of n by a judge model: its requests are journalled, resumed and capped like those of the teacher."""
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from tests.generation.asking import ledger_of, recipe, row_bytes, rows
 from tests.instruments import faults
 from tests.instruments.endpoint import Action, Endpoint, error
 from tests.instruments.quick_disk import QUICK_DISK
+from tutelage import io
 from tutelage.errors import ConfigError, LimitError, RemoteError, TutelageError
 from tutelage.generation.judging import score_in
 from tutelage.generation.ledger import JUDGE
@@ -145,6 +147,29 @@ def test_killed_anywhere_the_judge_goes_on_and_every_cent_is_counted(teacher, ju
                 n_exact += 1
                 assert made.card.spent_usd == pytest.approx(billed)
     assert n > 24 and n_exact > 3
+
+
+def dies_with_a_journalled_score() -> faults.Hook:
+    """Dies before the first write after one that holds a reply of the judge: it is safe, its price not yet settled."""
+    written = False
+
+    def hook(operation: io.Operation) -> None:
+        nonlocal written
+        if operation.kind == "write" and written:
+            os._exit(faults.DIED)
+        written = written or (operation.data is not None and b"Score:" in bytes(operation.data))
+
+    return hook
+
+
+def test_a_score_that_was_journalled_before_a_kill_is_settled_at_the_judges_price(teacher, judge, tmp_path):
+    best = {"judge": {"api": {"base_url": judge.url, "model": "j", "concurrency": 1}}}
+    hook = dies_with_a_journalled_score()
+    assert faults.in_child(lambda: run(tmp_path, teacher, judge, n=1, best=best), hook) == faults.DIED
+    assert 0 < len(judge.seen) < SAMPLES
+    made = run(tmp_path, teacher, judge, n=1, best=best)
+    assert not made.card.lost and len(judge.seen) == SAMPLES
+    assert made.card.spent_usd == pytest.approx(teacher.billed_usd + judge.billed_usd)
 
 
 def test_a_no_of_the_judge_keeps_every_answer_and_the_same_command_goes_on(teacher, judge, tmp_path):

@@ -101,7 +101,7 @@ THRESHOLD_CODEC = (
         file="cache/_members_cpu.py",
         old="x, top = push_uniform(x, top, words, value, _RADIX[j])",
         new="x, top = push_uniform(x, top, words, value - before, _RADIX[j])",
-        oracles=(THRESHOLD + "test_any_sets_come_back_around_powers_of_two[15]",),
+        oracles=(THRESHOLD + "test_a_row_is_coded_without_the_row_before",),
     ),
     Mutant(
         id="M272",
@@ -117,6 +117,6 @@ THRESHOLD_CODEC = (
         file="cache/_set_coder_cpu.py",
         old="return (state & PAST_FIELD) + (age << 3) if last > base else state & CLASS_FIELD",
         new="return (state & PAST_FIELD) + (age << 3) if last > 0 else state & CLASS_FIELD",
-        oracles=(THRESHOLD + "test_what_is_read_is_what_was_drawn",),
+        oracles=(THRESHOLD + "test_a_row_is_coded_without_the_row_before",),
     ),
 )

@@ -138,7 +138,7 @@ SELECTION = (
         file="verbs/generate.py",
         old="own = replace(budget, price=Price(prompt=price[0], answer=price[1]) if price is not None else None)",
         new="own = budget",
-        oracles=(JUDGING + "test_killed_anywhere_the_judge_goes_on_and_every_cent_is_counted",),
+        oracles=(JUDGING + "test_a_score_that_was_journalled_before_a_kill_is_settled_at_the_judges_price",),
     ),
     Mutant(
         id="M346",

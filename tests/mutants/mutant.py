@@ -14,3 +14,11 @@ class Mutant:
     new: str
     oracles: tuple[str, ...]  # pytest node ids; one of them must fail
     after: str = ""  # where `old` occurs more than once: the first one below the line that starts like this
+
+    @property
+    def plain(self) -> bool:
+        """Whether its oracles run with all loops as plain Python: compiled ones take up to half a minute anew.
+
+        Not those of the evaluation, which are compared closer than float32 sums in plain order come.
+        """
+        return self.file.endswith("_cpu.py") and not self.file.startswith("evaluation/")

@@ -4,6 +4,7 @@ Importing torch and transformers takes seconds, so this process imports them onc
 puts its copy of src first on sys.path and runs pytest in itself.  OUT.json: {id: {"exit": pytest's status, "output",
 "seconds"}}; "unchanged" is the run of one oracle of each folder of tests on src itself, which must pass: all of them
 run there in the rest of the suite.  It comes first, by itself: the others copy what it compiled, and so does the suite.
+Mutants of compiled loops run as plain Python; "unchanged, plain" is the run of all their oracles in this way.
 """
 
 import gc
@@ -24,7 +25,7 @@ from tests.mutants.register import MUTANTS
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: what its threads hold does not survive a fork
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "tutelage"
-UNCHANGED = "unchanged"
+UNCHANGED, UNCHANGED_PLAIN = "unchanged", "unchanged, plain"
 TIMEOUT_S = 240.0  # of one mutant (some are compiled anew)
 WARM = (
     *("hypothesis", "hypothesis.strategies", "jinja2", "numba", "numpy", "pydantic", "pytest", "rich.console"),
@@ -71,7 +72,7 @@ def copy_of_source(folder: Path, mutant: Mutant | None, *, of: Path = SOURCE) ->
     return package.parent
 
 
-def oracle_in_child(source: Path, oracles: list[str], output: Path) -> int:
+def oracle_in_child(source: Path, oracles: list[str], output: Path, *, plain: bool = False) -> int:
     """Forks; the child runs pytest on `oracles` with the package from `source` and exits with its status."""
     pid = os.fork()
     if pid:
@@ -83,6 +84,9 @@ def oracle_in_child(source: Path, oracles: list[str], output: Path) -> int:
     sys.path.insert(0, str(source))
     os.environ["PYTHONPATH"] = str(source)  # for the commands that a test starts
     os.environ["TUTELAGE_TESTS_NO_SHRINK"] = "1"
+    if plain:
+        os.environ["NUMBA_DISABLE_JIT"] = "1"
+        importlib.import_module("numba").config.DISABLE_JIT = True
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # it would warn that it cannot rewrite what is imported already
     import pytest
 
@@ -109,14 +113,22 @@ def run(mutants: list[Mutant], *, n_processes: int) -> dict[str, dict[str, objec
     gc.collect()
     gc.freeze()  # pytest collects garbage ten times at its end: half a child's time if it has to look at all of torch
     of_each_room = {oracle.partition("::")[0].rpartition("/")[0]: oracle for m in mutants for oracle in m.oracles}
+    plain = {oracle for m in mutants if m.plain for oracle in m.oracles}
     with tempfile.TemporaryDirectory(prefix="tutelage-mutants-") as folder:
-        place = Path(folder, UNCHANGED)
-        place.mkdir()
-        started = time.monotonic()
-        pid = oracle_in_child(SOURCE.parent, sorted(of_each_room.values()), place / "output")
-        first = _result(place, os.waitpid(pid, 0)[1], started)
-        source = copy_of_source(place, None)  # with what has been compiled by now, here or by the rest of the suite
-        return {UNCHANGED: first} | _run_mutants(mutants, Path(folder), source / "tutelage", n_processes=n_processes)
+        first = _unchanged(Path(folder, UNCHANGED), sorted(of_each_room.values()), plain=False)
+        second = _unchanged(Path(folder, UNCHANGED_PLAIN), sorted(plain), plain=True)
+        source = copy_of_source(Path(folder, UNCHANGED), None)  # with what has been compiled by now, by whomever
+        results = _run_mutants(mutants, Path(folder), source / "tutelage", n_processes=n_processes)
+        return {UNCHANGED: first, UNCHANGED_PLAIN: second} | results
+
+
+def _unchanged(place: Path, oracles: list[str], *, plain: bool) -> dict[str, object]:
+    place.mkdir()
+    started = time.monotonic()
+    if not oracles:
+        return {"exit": 0, "output": "nothing to run", "seconds": 0.0}
+    pid = oracle_in_child(SOURCE.parent, oracles, place / "output", plain=plain)
+    return _result(place, os.waitpid(pid, 0)[1], started)
 
 
 def _run_mutants(
@@ -130,7 +142,8 @@ def _run_mutants(
             mutant = jobs.pop(0)
             place = folder / mutant.id
             source = copy_of_source(place, mutant, of=package)
-            running[oracle_in_child(source, list(mutant.oracles), place / "output")] = (place, time.monotonic())
+            pid = oracle_in_child(source, list(mutant.oracles), place / "output", plain=mutant.plain)
+            running[pid] = (place, time.monotonic())
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == 0:
             _stop_the_late(running)

@@ -15,10 +15,8 @@ writes these bits back.
 Everything is int64 (below 2**63 no operation wraps), so that the same functions run as plain Python too.
 """
 
-import zlib
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any  # numba is untyped: its decorators and array types are Any to the checker
 
 import numpy as np
@@ -33,15 +31,6 @@ _WORD_MASK, _STATIC_MASK = (1 << WORD) - 1, (1 << STATIC) - 1
 inner: Callable[[Any], Any] = partial(
     njit, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False, forceinline=True
 )()
-
-
-def stamp_of(*files: str) -> int:
-    """A number that changes with the text of source files.
-
-    numba (0.66) keeps compiled code until the file of the outer function changes, whatever the others that it calls
-    do; a number that the function closes over is part of its key.
-    """
-    return zlib.crc32(b"".join(Path(file).read_bytes() for file in files))
 
 
 @inner

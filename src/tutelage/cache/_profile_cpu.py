@@ -5,9 +5,10 @@ from typing import Any  # numba is untyped: its array types are Any to the check
 import numpy as np
 from numba import njit
 
+from tutelage._compiled import stamp_of
 from tutelage.cache import _sampling_cpu
 from tutelage.cache import _set_coder_cpu as c
-from tutelage.cache._coder_cpu import inner, stamp_of
+from tutelage.cache._coder_cpu import inner
 from tutelage.cache._sampling_cpu import BLOCK, read_row
 
 _STAMP = stamp_of(__file__, c.__file__, _sampling_cpu.__file__)

@@ -5,6 +5,7 @@ from typing import Any  # numba is untyped: its array types are Any to the check
 import numpy as np
 from numba import njit
 
+from tutelage._compiled import stamp_of
 from tutelage.cache import _coder_cpu as coder
 from tutelage.cache import _members_cpu as members
 from tutelage.cache import _set_coder_cpu as c
@@ -18,7 +19,6 @@ from tutelage.cache._coder_cpu import (
     push_static,
     push_uniform,
     settle,
-    stamp_of,
 )
 
 _outer = njit(nogil=True, cache=True, error_model="numpy", _nrt=False)
@@ -166,7 +166,7 @@ def _loops(stamp: int) -> tuple[Any, Any]:
     def encode(model: Any, state: Any, words: Any, s: Any, row: Any, before: Any) -> Any:
         """Push a whole row: its last position first; the state and top.  `before` [M] is memory for the history."""
         _ = stamp
-        base, states, x, top = c.begin_row(s, row), s.token, state, 0
+        base, states, x, top = c.begin_row(s, row), s.token, np.int64(state), 0
         for t in range(row.current.shape[0]):
             for j in range(row.offsets[t], row.offsets[t + 1]):
                 before[j] = states[row.ids[j]]
@@ -180,7 +180,7 @@ def _loops(stamp: int) -> tuple[Any, Any]:
     def decode(model: Any, state: Any, top: Any, words: Any, s: Any, row: Any) -> Any:
         """Pop a whole row; the first position that cannot be, or the number of positions, then the state and top."""
         _ = stamp
-        base, x, done = c.begin_row(s, row), state, row.current.shape[0]
+        base, x, done = c.begin_row(s, row), np.int64(state), row.current.shape[0]
         row.offsets[0] = 0
         for t in range(row.current.shape[0]):
             x, top, fine = _pop_position(x, top, words, model, s, row, t, base)

@@ -11,9 +11,9 @@ from typing import Any  # numba is untyped: its decorators and array types are A
 import numpy as np
 from numba import njit
 
-from tutelage.cache._coder_cpu import stamp_of
+from tutelage._compiled import stamp_of, widen
 from tutelage.losses import _fused_cpu
-from tutelage.losses._fused_cpu import exponentials, maximum, widen
+from tutelage.losses._fused_cpu import exponentials, maximum
 
 BLOCK = 256  # a token that is looked at alone costs about as much as ten that are summed
 

@@ -17,7 +17,8 @@ from typing import Any  # numba is untyped: its decorators and array types are A
 import numpy as np
 from numba import njit
 
-from tutelage.losses._fused_cpu import BLOCK, exp, maximum, wide_vectors, widen
+from tutelage._compiled import wide_vectors, widen
+from tutelage.losses._fused_cpu import BLOCK, exp, maximum
 
 RUN = 256  # columns; a maximum each
 N_HEATED = 7  # inverse temperatures 1/4, 2/4, 3/4, 4/4, 5/4, 6/4, 8/4: powers of the fourth root of an exponential

@@ -11,7 +11,8 @@ from typing import Any  # numba is untyped: its decorators and array types are A
 import numpy as np
 from numba import njit
 
-from tutelage.losses._fused_cpu import BLOCK, _inner, narrow, norms, read_row, wide_vectors, widen, write_hard
+from tutelage._compiled import narrow, wide_vectors, widen
+from tutelage.losses._fused_cpu import BLOCK, _inner, norms, read_row, write_hard
 
 TAKEN = 1  # the scratch row that `_fused_cpu` gives to the teacher: zeros here, but at the row's few tokens
 

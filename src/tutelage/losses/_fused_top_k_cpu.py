@@ -9,7 +9,8 @@ from typing import Any  # numba is untyped: its decorators and array types are A
 import numpy as np
 from numba import njit
 
-from tutelage.losses._fused_cpu import BLOCK, _inner, read_row, wide_vectors, widen
+from tutelage._compiled import wide_vectors, widen
+from tutelage.losses._fused_cpu import BLOCK, _inner, read_row
 from tutelage.losses._fused_sampled_cpu import TAKEN, subtract, write_row
 
 

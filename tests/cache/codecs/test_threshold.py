@@ -106,6 +106,22 @@ def test_any_sets_come_back_at_any_m_with_more_candidates_than_there_is_room_for
     assert m < 150 or 12 * m > MOST_CANDIDATES
 
 
+def test_a_row_is_coded_without_the_row_before():
+    """One memory serves row after row, encoded or read: what stands in it from the one before changes no bit."""
+    n, draw = 6, np.random.default_rng(0)
+    used, data = model(vocabulary=80, m=8), []
+    rows = [draw.integers(0, 80, (2, n)) for _ in range(3)]
+    drawn = [random_sets(draw, n=n, vocabulary=80, m=8, grains=2, next_ids_n=upcoming) for _, upcoming in rows]
+    for (current, upcoming), sets in zip(rows, drawn, strict=True):
+        where = {"current_ids_n": current, "next_ids_n": upcoming}
+        data.append(set_coder.encode_row(used, sets, **where))
+        assert data[-1] == set_coder.encode_row(model(vocabulary=80, m=8), sets, **where)
+    for (current, upcoming), sets, row in zip(rows[::-1], drawn[::-1], data[::-1], strict=True):
+        where = {"current_ids_n": current, "next_ids_n": upcoming}
+        read = set_coder.decode_row(used, np.frombuffer(row, np.uint8), **where, row_number=0)
+        assert np.array_equal(read.ids_M, sets.ids_M)
+
+
 def test_a_set_with_one_token_twice_is_refused():
     """Its tokens could not be put in order: a place of the answer would keep what memory held."""
     coder, next_ids_n = model(vocabulary=400, m=4), np.array([7])

@@ -85,9 +85,8 @@ def _plain_narrow(value: Any, like: Any) -> Any:
     return np.uint16((bits + (bits >> 16 & 1) + 0x7FFF) >> 16 & 0xFFFF).view(np.int16)
 
 
-if config.DISABLE_JIT:
-    wide_vectors, widen, narrow = lambda: None, _plain_widen, _plain_narrow
-    bits_to_float, float_to_bits = lambda bits: bits.view(np.float32), lambda value: value.view(np.int32)
-else:
-    wide_vectors, widen, narrow = intrinsic(_wide_vectors), intrinsic(_widen), intrinsic(_narrow)
-    bits_to_float, float_to_bits = intrinsic(_bits_to_float), intrinsic(_float_to_bits)
+wide_vectors: Any = (lambda: None) if config.DISABLE_JIT else intrinsic(_wide_vectors)
+bits_to_float: Any = (lambda bits: bits.view(np.float32)) if config.DISABLE_JIT else intrinsic(_bits_to_float)
+float_to_bits: Any = (lambda value: value.view(np.int32)) if config.DISABLE_JIT else intrinsic(_float_to_bits)
+widen: Any = _plain_widen if config.DISABLE_JIT else intrinsic(_widen)
+narrow: Any = _plain_narrow if config.DISABLE_JIT else intrinsic(_narrow)

@@ -65,6 +65,15 @@ def test_what_held_out_sources_share_with_training_is_left_out_of_training_and_s
     assert (split.n_overlapping, split.n_dropped) == (1, 2)
 
 
+def test_a_share_of_held_out_sources_is_what_training_on_them_would_hold_out():
+    texts = [f"the cat {n} sat" for n in range(200)]
+    source, other = store_of_texts(*texts), store_of_texts("yes", texts[0], texts[1], "of course")
+    kept = by_share(source, 0.1).held_out
+    split = by_sources(other, source, share=0.1)
+    assert split.held_out.tolist() == kept.tolist() and 5 < len(kept) < 50
+    assert by_sources(source, source, share=0.1).train.tolist() == by_share(source, 0.1).train.tolist()
+
+
 def test_a_window_that_two_documents_share_is_on_one_side_only():
     head = [5] * 8
     train, held_out = (store_of([head + [end] * 7], max_length=8) for end in (6, 7))

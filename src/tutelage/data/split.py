@@ -29,9 +29,26 @@ def by_share(store: Store, share: float) -> Split:
     A document stays on its side when others are added.  Copies that differ in white space or case are on one side.
     At least one document is held out, unless `share` is 0, and at least one is not.
     """
+    is_held_out, scored = _drawn(store, share), np.flatnonzero(store.n_trained > 0)
+    return _finish(store, scored[~is_held_out], held_out_store=store, held_out=scored[is_held_out])
+
+
+def by_sources(store: Store, held_out_store: Store, *, share: float | None = None) -> Split:
+    """Holds out sources of their own; what they share with the training sources is left out of training.
+
+    With `share`, those of their rows that `by_share` would hold out.
+    """
+    held_out = np.flatnonzero(held_out_store.n_trained > 0)
+    if share is not None:
+        held_out = held_out[_drawn(held_out_store, share)]
+    return _finish(store, np.flatnonzero(store.n_trained > 0), held_out_store=held_out_store, held_out=held_out)
+
+
+def _drawn(store: Store, share: float) -> npt.NDArray[np.bool_]:
+    """Which of the rows with something to learn are held out."""
     scored = np.flatnonzero(store.n_trained > 0)
     if share <= 0:
-        return _finish(store, scored, held_out_store=store, held_out=scored[:0])
+        return np.zeros(len(scored), np.bool_)
     draws = _uniform(store.documents[scored])
     is_held_out = draws < share
     if not is_held_out.any():
@@ -44,13 +61,7 @@ def by_share(store: Store, share: float) -> Split:
             f"one document ({store.name(0)}) cannot be trained on and held out; give data.held_out a source of its "
             "own, a separator that cuts the file into documents, or more files",
         )
-    return _finish(store, scored[~is_held_out], held_out_store=store, held_out=scored[is_held_out])
-
-
-def by_sources(store: Store, held_out_store: Store) -> Split:
-    """Holds out sources of their own; what they share with the training sources is left out of training."""
-    held_out = np.flatnonzero(held_out_store.n_trained > 0)
-    return _finish(store, np.flatnonzero(store.n_trained > 0), held_out_store=held_out_store, held_out=held_out)
+    return is_held_out
 
 
 def _finish(store: Store, train: Rows, *, held_out_store: Store, held_out: Rows) -> Split:

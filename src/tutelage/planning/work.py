@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from tutelage import plugins
 from tutelage.planning.facts import Facts
@@ -23,6 +23,15 @@ class Work:
     stored: float = 0.0  # rows of a teacher cache, all draws
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where the techniques of a comparison find and leave what several runs share."""
+
+    cache: str  # folder of the teacher cache
+    answers: str  # folder of what the teacher writes
+    prompts: tuple[Mapping[str, Any], ...] = ()  # sources of a recipe's generate.prompts
+
+
 class Technique(Protocol):
     """A module of `techniques/`; the name of its file is what `tutelage plan` calls it."""
 
@@ -34,6 +43,10 @@ class Technique(Protocol):
 
     def impossible(self, facts: Facts) -> str:
         """Why it cannot be done with this teacher, "" when it can."""
+        ...
+
+    def recipe(self, base: dict[str, Any], place: Place) -> dict[str, Any]:
+        """The recipe `base` in its long form with what the technique changes; raises ConfigError where it cannot."""
         ...
 
 

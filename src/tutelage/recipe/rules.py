@@ -39,7 +39,8 @@ def broken(tree: Tree) -> Iterator[Problem]:
 def _data(data: Tree) -> Iterator[Problem]:
     yield from _sources(data, ("data",), name="sources", measured=False)
     held_out = section_of(data, "held_out")
-    yield from exactly_one(data.get("held_out"), "share", "sources", path=("data", "held_out"))
+    if not given_in(held_out, "share", "sources"):
+        yield from exactly_one(data.get("held_out"), "share", "sources", path=("data", "held_out"))
     yield from _sources(held_out, ("data", "held_out"), name="sources", measured=True)
     sources = [s for _, s in items_of(data, "sources")]
     if sources and data.get("reasoning") == "think" and not any(s.get("answers") for s in sources):

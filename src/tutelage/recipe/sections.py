@@ -32,12 +32,17 @@ CODECS = plugins.names("cache/codecs")
 
 
 class HeldOut(Section):
-    """Rows kept from training.  Short forms: a number (share), a list (sources)."""
+    """Rows kept from training.  Short forms: a number (share), a list (sources).
+
+    With both, the share of these sources: the rows that a recipe which trains on them with this share holds out.
+    """
 
     share: float | None = Field(
         default=None, gt=0, lt=1, description="share of the rows, chosen by the hash of their content"
     )
-    sources: Annotated[Sources, Field(min_length=1)] | None = Field(default=None, description="sources of their own")
+    sources: Annotated[Sources, Field(min_length=1)] | None = Field(
+        default=None, description="sources of their own; null: those of data.sources"
+    )
 
 
 class Data(Section):

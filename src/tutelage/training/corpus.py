@@ -53,7 +53,7 @@ class Corpus:
         held_out = recipe.data.held_out
         if held_out is not None and held_out.sources is not None:
             self.held_out_store = self._build(held_out.sources)
-            self.split = splits.by_sources(self.store, self.held_out_store)
+            self.split = splits.by_sources(self.store, self.held_out_store, share=held_out.share)
         else:
             share = held_out.share if held_out is not None else None
             self.split = splits.by_share(self.store, share or 0.0)

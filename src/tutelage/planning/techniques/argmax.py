@@ -2,9 +2,10 @@
 
 from tutelage.planning.facts import Facts
 from tutelage.planning.techniques._needs import weights as impossible
-from tutelage.planning.work import Work
+from tutelage.planning.techniques._recipe import Tree, asks_teacher, taught
+from tutelage.planning.work import Place, Work
 
-__all__ = ["TITLE", "impossible", "work"]
+__all__ = ["TITLE", "impossible", "recipe", "work"]
 
 TITLE = "the teacher's first choice at each token"
 
@@ -12,3 +13,12 @@ TITLE = "the teacher's first choice at each token"
 def work(facts: Facts) -> Work:
     """As soft labels from a live teacher."""
     return Work(student_training=facts.text.trained, teacher_forward=facts.text.trained)
+
+
+def recipe(base: Tree, place: Place) -> Tree:
+    """Each term that asks for the teacher's distribution asks for its first choice, with the same weight."""
+    tree = taught(base)
+    first = [
+        {"cross_entropy": "teacher_argmax", "weight": term["weight"]} for term in tree["loss"] if asks_teacher(term)
+    ]
+    return {**tree, "loss": [*first[:1], *(term for term in tree["loss"] if not asks_teacher(term))]}

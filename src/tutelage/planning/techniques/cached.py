@@ -2,9 +2,10 @@
 
 from tutelage.planning.facts import Facts
 from tutelage.planning.techniques._needs import weights as impossible
-from tutelage.planning.work import Work
+from tutelage.planning.techniques._recipe import Tree, taught, with_teacher
+from tutelage.planning.work import Place, Work
 
-__all__ = ["TITLE", "impossible", "work"]
+__all__ = ["TITLE", "impossible", "recipe", "work"]
 
 TITLE = "soft labels from a cache"
 
@@ -17,3 +18,8 @@ def work(facts: Facts) -> Work:
         teacher_forward=text.unique + text.held_out,
         stored=text.learned * facts.draws,
     )
+
+
+def recipe(base: Tree, place: Place) -> Tree:
+    """The recipe's own loss, and its own way to store, or the default."""
+    return {**with_teacher(taught(base), cache=place.cache), "cache": base.get("cache") or {}}

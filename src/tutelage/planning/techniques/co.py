@@ -2,9 +2,10 @@
 
 from tutelage.planning.facts import Facts
 from tutelage.planning.techniques._needs import weights as impossible
-from tutelage.planning.work import Work
+from tutelage.planning.techniques._recipe import Tree, taught, with_teacher
+from tutelage.planning.work import Place, Work
 
-__all__ = ["TITLE", "impossible", "work"]
+__all__ = ["TITLE", "impossible", "recipe", "work"]
 
 TITLE = "co-distillation: the teacher learns too"
 
@@ -12,3 +13,8 @@ TITLE = "co-distillation: the teacher learns too"
 def work(facts: Facts) -> Work:
     """The teacher trains; its one forward pass also teaches."""
     return Work(student_training=facts.text.trained, teacher_training=facts.text.trained)
+
+
+def recipe(base: Tree, place: Place) -> Tree:
+    """The recipe's own loss, and a teacher that learns the text beside the student."""
+    return with_teacher(taught(base), train=(base.get("teacher") or {}).get("train") or {})

@@ -1,7 +1,8 @@
 """Plain fine-tuning on the text: what every technique is compared with."""
 
 from tutelage.planning.facts import Facts
-from tutelage.planning.work import Work
+from tutelage.planning.techniques._recipe import GROUND_TRUTH, Tree, with_teacher
+from tutelage.planning.work import Place, Work
 
 TITLE = "the text alone, no teacher"
 
@@ -14,3 +15,9 @@ def work(facts: Facts) -> Work:
 def impossible(facts: Facts) -> str:
     """It needs nothing but text."""
     return ""
+
+
+def recipe(base: Tree, place: Place) -> Tree:
+    """The truth is the only term; the teacher stays, to measure how far from it this leads."""
+    kept = with_teacher(base) if base.get("teacher") is not None else base
+    return {**kept, "loss": [GROUND_TRUTH]}

@@ -3,7 +3,8 @@
 from tutelage.planning.facts import Facts
 from tutelage.planning.techniques import hard
 from tutelage.planning.techniques._needs import a_teacher
-from tutelage.planning.work import Work
+from tutelage.planning.techniques._recipe import Tree, asks_teacher, on_text
+from tutelage.planning.work import Place, Work
 
 TITLE = "text with the log-probabilities of an endpoint"
 
@@ -28,3 +29,11 @@ def impossible(facts: Facts) -> str:
     if not facts.endpoint.top_logprobs:
         return "needs log-probabilities from the endpoint; where it gives them, set generate.top_logprobs"
     return ""
+
+
+def recipe(base: Tree, place: Place) -> Tree:
+    """As hard labels, with the log-probabilities that come with the text as soft ones."""
+    terms = [term for term in base["loss"] if asks_teacher(term)] or [{"divergence": "forward_kl"}]
+    generate = {**hard.default(base, place), **(base.get("generate") or {})}
+    answers = f"{place.answers}-grey"
+    return on_text(base, answers=answers, teacher={"api": base["teacher"]["api"]}, generate=generate, loss=terms)

@@ -2,14 +2,41 @@
 
 from tutelage.planning.facts import Facts
 from tutelage.planning.techniques._needs import a_teacher as impossible
-from tutelage.planning.work import Work
+from tutelage.planning.techniques._recipe import GROUND_TRUTH, Tree, on_text
+from tutelage.planning.work import Place, Work
 
-__all__ = ["TITLE", "impossible", "work"]
+__all__ = ["TITLE", "impossible", "recipe", "work"]
 
 TITLE = "text that the teacher writes"
+_PROMPT_TOKENS = 64
 
 
 def work(facts: Facts) -> Work:
     """As much text as the data hold, each begun by the data and gone on with by the teacher."""
     prompt = facts.prompt_share * facts.text.unique
     return Work(student_training=facts.text.trained, prompt=prompt, answer=facts.text.unique - prompt)
+
+
+def recipe(base: Tree, place: Place) -> Tree:
+    """The teacher goes on from the beginnings of the training texts, or answers their questions."""
+    teacher = base["teacher"]
+    if teacher.get("api") is not None:
+        writer = {"api": teacher["api"]}
+    else:
+        writer = {name: teacher[name] for name in ("model", "revision", "dtype", "device") if name in teacher}
+    generate = {**default(base, place), **(base.get("generate") or {})}
+    return on_text(base, answers=place.answers, teacher=writer, generate=generate, loss=[GROUND_TRUTH])
+
+
+def default(base: Tree, place: Place) -> Tree:
+    """What is asked where the recipe says nothing: so much text that a row is full, sampled as the teacher speaks."""
+    max_length = int(base["data"].get("max_length", 512))
+    n_prompt = min(_PROMPT_TOKENS, max_length // 4)
+    return {
+        "prompts": list(place.prompts),
+        "prompt_tokens": n_prompt,
+        "max_tokens": max_length - n_prompt,
+        "temperature": 1.0,
+        "seed": 0,
+        "select": [{"complete": False}],
+    }

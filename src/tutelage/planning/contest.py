@@ -1,0 +1,190 @@
+"""A contest of techniques: which recipes are trained, on how many tokens, so that the budgets are equal.
+
+Two views: every technique trains its student on the same number of tokens; or all techniques compute the same number of
+operations, the teacher's forward passes, its writing and its labelling included, so that a cheaper one trains longer.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tutelage.errors import ConfigError
+from tutelage.planning.facts import Facts
+from tutelage.planning.work import Flops, Place, Technique, Work, flops_of, techniques
+from tutelage.recipe import Recipe
+
+Tree = dict[str, Any]
+TOKENS, COMPUTE = "tokens", "compute"
+_REFERENCE = "soft"  # whose operations are the budget of equal compute
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """One run of a contest."""
+
+    technique: str
+    seed: int
+    tokens: int
+    views: tuple[str, ...]  # the views that it stands in: where both ask for the same run, it is one
+    recipe: Tree
+    work: Work
+    flops: Flops
+
+    @property
+    def name(self) -> str:
+        """Of its folder: the technique, its seed, and how long it trained where that is not the usual length."""
+        return f"{self.technique}-seed{self.seed}{'' if TOKENS in self.views else '-equal-compute'}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contest:
+    """What is run, in the order it is run in, and why a technique takes no part: in a view, or (view "") at all."""
+
+    arms: tuple[Arm, ...]
+    refused: Mapping[tuple[str, str], str]  # (technique, view) -> reason
+    budget_flops: float | None  # of equal compute
+
+
+def base_of(recipe: Recipe, *, layers: Sequence[int] | None) -> Tree:
+    """What all arms have in common, in the recipe's long form: one student, no control beside it.
+
+    `layers` are the ones that the student keeps, where the recipe has them chosen by importance: one choice for all.
+    Raises ConfigError for a family, for text that a teacher wrote, and where nothing is held out.
+    """
+    if recipe.students is not None or recipe.student is None:
+        raise ConfigError("CONFIG", "compare takes one student, and students has several; compare each by itself")
+    if any(source.answers is not None for source in recipe.data.sources):
+        raise ConfigError("CONFIG", "compare needs text of your own in data.sources, found answers; hard labels are "
+                          "made from it: leave teacher.answers out")  # fmt: skip
+    if recipe.data.held_out is None:
+        raise ConfigError("CONFIG", "data.held_out is null: compare has nothing to measure on; give a share")
+    tree: Tree = {**recipe.resolved(), "control": False}
+    if layers is not None:
+        tree["student"] = {**tree["student"], "layers": {"listed": list(layers)}}
+    return tree
+
+
+def contest_of(
+    base: Tree,
+    facts: Facts,
+    *,
+    names: Sequence[str],
+    seeds: int,
+    place: Place,
+    equal_compute: bool,
+    budget_tokens: int | None = None,
+) -> Contest:
+    """The arms of every technique and seed: first all of one seed, so that a stopped contest holds whole comparisons.
+
+    Raises ConfigError for an unknown technique, and when none can be done.
+    """
+    known, refused = _chosen(names), dict[tuple[str, str], str]()
+    step = int(base["training"]["batch_tokens"])
+    tokens = _whole_steps(budget_tokens or facts.text.trained, step)
+    lengths: dict[str, dict[str, int]] = {}
+    for name, technique in known.items():
+        if reason := technique.impossible(facts) or _refusal(technique, base, place):
+            refused[name, ""] = reason
+        else:
+            lengths[name] = {TOKENS: tokens}
+    if not lengths:
+        raise ConfigError(
+            "CONFIG", f"no technique can be done: {'; '.join(f'{n} {r}' for (n, _), r in refused.items())}"
+        )
+    budget = None
+    if equal_compute:
+        costs = {name: _flops(known[name], facts, tokens) for name in lengths}
+        budget = costs[_REFERENCE].total if _REFERENCE in costs else max(cost.total for cost in costs.values())
+        for name, found in lengths.items():
+            n = _longest(known[name], facts, budget=budget, step=step)
+            if n < step:
+                least = _flops(known[name], facts, step).total
+                refused[name, COMPUTE] = (
+                    f"one step of it takes {least:.2e} operations with what the teacher does first, the budget has "
+                    f"{budget:.2e}"
+                )
+            else:
+                found[COMPUTE] = n
+    arms = [
+        _arm(name, known[name], base, facts, tokens=length, seed=seed, views=views, place=place)
+        for seed in range(seeds)
+        for name, found in lengths.items()
+        for length, views in _merged(found)
+    ]
+    return Contest(arms=tuple(arms), refused=refused, budget_flops=budget)
+
+
+def work_at(technique: Technique, facts: Facts, tokens: float) -> Work:
+    """What a technique does when its student trains on so many tokens; the teacher writes no more than it needs."""
+    text = replace(facts.text, trained=tokens)
+    if technique.work(facts).answer:
+        text = replace(text, unique=min(text.unique, tokens))
+    return technique.work(replace(facts, text=text))
+
+
+def _chosen(names: Sequence[str]) -> dict[str, Technique]:
+    known = techniques()
+    for name in names:
+        if name not in known:
+            raise ConfigError("CONFIG", f"--techniques: '{name}' unknown; known: {', '.join(known)}")
+    if len(set(names)) < max(2, len(names)):
+        raise ConfigError("CONFIG", f"--techniques: expected two or more, each once, got {','.join(names) or 'none'}")
+    return {name: known[name] for name in names}
+
+
+def _refusal(technique: Technique, base: Tree, place: Place) -> str:
+    """Why the recipe cannot be changed for the technique."""
+    try:
+        technique.recipe(base, place)
+    except ConfigError as error:
+        return error.message
+    return ""
+
+
+def _flops(technique: Technique, facts: Facts, tokens: float) -> Flops:
+    return flops_of(work_at(technique, facts, tokens), facts)
+
+
+def _whole_steps(tokens: float, step: int) -> int:
+    return max(1, math.ceil(tokens / step)) * step
+
+
+def _longest(technique: Technique, facts: Facts, *, budget: float, step: int) -> int:
+    """The most tokens, in whole steps, that the budget allows; 0 where it allows no step."""
+    low, high = 0, 1
+    while _flops(technique, facts, high * step).total <= budget:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _flops(technique, facts, middle * step).total <= budget:
+            low = middle
+        else:
+            high = middle
+    return low * step
+
+
+def _merged(lengths: Mapping[str, int]) -> list[tuple[int, tuple[str, ...]]]:
+    """Each length once, with the views that ask for it."""
+    found: dict[int, tuple[str, ...]] = {}
+    for view, length in lengths.items():
+        found[length] = (*found.get(length, ()), view)
+    return list(found.items())
+
+
+def _arm(
+    name: str, technique: Technique, base: Tree, facts: Facts, *, tokens: int, seed: int, views: tuple[str, ...],
+    place: Place,
+) -> Arm:  # fmt: skip
+    tree = technique.recipe(base, place)
+    training = {**tree["training"], "tokens": tokens, "steps": None, "epochs": None, "seed": seed}
+    work = work_at(technique, facts, tokens)
+    return Arm(
+        technique=name,
+        seed=seed,
+        tokens=tokens,
+        views=views,
+        recipe={**tree, "training": training},
+        work=work,
+        flops=flops_of(work, facts),
+    )

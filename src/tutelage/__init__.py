@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tutelage import cache, errors, losses
     from tutelage.recipe import Recipe, load_recipe
     from tutelage.recipe.templates import init
+    from tutelage.verbs.compare import Comparison, compare
     from tutelage.verbs.demo import demo
     from tutelage.verbs.doctor import examine as doctor
     from tutelage.verbs.evaluate import evaluate
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PLACES = {
+    "Comparison": "verbs.compare:Comparison",
     "Generated": "verbs.generate:Generated",
     "Labelled": "verbs.label:Labelled",
     "Numbers": "verbs.plan:Numbers",
@@ -38,6 +40,7 @@ _PLACES = {
     "Run": "verbs.train:Run",
     "Status": "verbs.status:Status",
     "cache": "cache:",
+    "compare": "verbs.compare:compare",
     "demo": "verbs.demo:demo",
     "doctor": "verbs.doctor:examine",
     "errors": "errors:",
@@ -55,6 +58,7 @@ _PLACES = {
 }
 
 __all__ = [
+    "Comparison",
     "Generated",
     "Labelled",
     "Numbers",
@@ -65,6 +69,7 @@ __all__ = [
     "Status",
     "__version__",
     "cache",
+    "compare",
     "demo",
     "doctor",
     "errors",

@@ -31,6 +31,7 @@ CODES: dict[str, str] = {
     "NO_SCORED_TOKENS": "nothing is left to score",
     "UNSCORED": "too many held-out sequences have no finite score",
     "REPORT_CHECK": "a reported number is not what the raw records give",
+    "ARM_FAILED": "one run of a comparison did not end; the others stay",
     "NOT_COMPARABLE": "runs that are compared differ in evaluation sets, tokenizers or teachers",
     "UNEQUAL_BUDGET": "runs that are compared were trained on different numbers of tokens",
     "SAME_BASE": "teacher and student began as one model, so hidden traits can pass between them",

@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from tutelage.cli.cache import cache_app
+from tutelage.cli.compare import compare
 from tutelage.cli.doctor import doctor
 from tutelage.cli.guard import check_platform, guarded
 from tutelage.cli.options import Debug, Json, Quiet, RunDir, print_result, set_quiet, show_result, tell
@@ -41,6 +42,7 @@ app = typer.Typer(
         "  tutelage label recipe.yaml          ask the teacher once, and store what it says\n"
         "  tutelage generate recipe.yaml       ask a teacher for text\n"
         "  tutelage train recipe.yaml          train\n"
+        "  tutelage compare recipe.yaml        train by several techniques, and see which one won\n"
         "  tutelage evaluate runs/recipe       compare teacher, student and control\n"
         "  tutelage report runs/recipe         one page about it, or about several runs\n"
         '  tutelage show runs/recipe "Once"    their most likely next words, side by side'
@@ -300,6 +302,9 @@ def evaluate(
 
 
 app.command(short_help="Write a page about a run, or one that compares several.")(report)
+
+
+app.command(short_help="Train by several techniques under equal budgets.")(compare)
 
 
 @app.command(short_help="Show the most likely next tokens.")

@@ -51,12 +51,22 @@ def compare(
     a, b = stats.paired(pooled(first), pooled(second))
     if not a:
         return None
-    rows = stats.difference(measure(a), measure(b))
     by_seed = []
     for one, other in zip(first, second, strict=True):
         x, y = stats.paired(one, other)
         by_seed.append(measure(x).value - measure(y).value)
-    return combined(rows, by_seed)
+    return combined(stats.difference(measure(a), measure(b)), by_seed)
+
+
+def estimate(metric: str, runs: Sequence[Sequence[SequenceScore]]) -> Paired | None:
+    """The metric itself with both its errors: as its difference from zero."""
+    measure = plugins.load(METRICS, metric).measure
+    scored = [s for s in pooled(runs) if s.n_unscored == 0 and s.n_tokens > 0]
+    if not scored:
+        return None
+    rows, together = {s.row for s in scored}, measure(scored)
+    over_rows = stats.difference(together, stats.Measured(0.0, 0 * together.influence_n))
+    return combined(over_rows, [measure([s for s in run if s.row in rows]).value for run in runs])
 
 
 def combined(rows: stats.Difference, by_seed: Sequence[float]) -> Paired:

@@ -96,6 +96,11 @@ def score_of(record: Mapping[str, Any]) -> SequenceScore:
     return SequenceScore(**{**plain, "cells": cells})
 
 
+def facts_in(lines: Iterable[Mapping[str, Any]]) -> dict[str, SetFacts]:
+    """What the lines of a records file, read, say of each set's rows."""
+    return {line["set"]: _facts(line["facts"]) for line in lines if "facts" in line}
+
+
 def _cell_of(values: list[Any]) -> Cell:
     return Cell(**dict(zip(_CELL_FIELDS, values, strict=True)))
 

@@ -5,17 +5,19 @@ operations, the teacher's forward passes, its writing and its labelling included
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tutelage.errors import ConfigError
+from tutelage.errors import ConfigError, LimitError
 from tutelage.planning.facts import Facts
+from tutelage.planning.pace import Pace
 from tutelage.planning.work import Flops, Place, Technique, Work, flops_of, techniques
 from tutelage.recipe import Recipe
 
 Tree = dict[str, Any]
 TOKENS, COMPUTE = "tokens", "compute"
+_MOST_STEPS = 1 << 40
 _REFERENCE = "soft"  # whose operations are the budget of equal compute
 
 
@@ -33,8 +35,8 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """Of its folder: the technique, its seed, and how long it trained where that is not the usual length."""
-        return f"{self.technique}-seed{self.seed}{'' if TOKENS in self.views else '-equal-compute'}"
+        """Of its folder: the technique, how many tokens it learns, and its seed."""
+        return f"{self.technique}-{self.tokens}-seed{self.seed}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,20 +96,21 @@ def contest_of(
         )
     budget = None
     if equal_compute:
-        costs = {name: _flops(known[name], facts, tokens) for name in lengths}
+        costs = {name: _flops(known[name], facts, tokens, texts=tokens) for name in lengths}
         budget = costs[_REFERENCE].total if _REFERENCE in costs else max(cost.total for cost in costs.values())
         for name, found in lengths.items():
-            n = _longest(known[name], facts, budget=budget, step=step)
+            n = _longest(known[name], facts, budget=budget, step=step, texts=tokens)
             if n < step:
-                least = _flops(known[name], facts, step).total
+                least = _flops(known[name], facts, step, texts=tokens).total
                 refused[name, COMPUTE] = (
                     f"one step of it takes {least:.2e} operations with what the teacher does first, the budget has "
                     f"{budget:.2e}"
                 )
             else:
                 found[COMPUTE] = n
+    place = replace(place, texts=math.ceil(min(tokens, facts.text.unique) / max(1.0, facts.text.window)))
     arms = [
-        _arm(name, known[name], base, facts, tokens=length, seed=seed, views=views, place=place)
+        _arm(name, known[name], base, facts, tokens=length, texts=tokens, seed=seed, views=views, place=place)
         for seed in range(seeds)
         for name, found in lengths.items()
         for length, views in _merged(found)
@@ -115,12 +118,56 @@ def contest_of(
     return Contest(arms=tuple(arms), refused=refused, budget_flops=budget)
 
 
-def work_at(technique: Technique, facts: Facts, tokens: float) -> Work:
-    """What a technique does when its student trains on so many tokens; the teacher writes no more than it needs."""
+def work_at(technique: Technique, facts: Facts, tokens: float, *, texts: float) -> Work:
+    """What a technique does when its student trains on so many tokens; a teacher that writes gives `texts` tokens."""
     text = replace(facts.text, trained=tokens)
     if technique.work(facts).answer:
-        text = replace(text, unique=min(text.unique, tokens))
+        text = replace(text, unique=min(text.unique, texts))
     return technique.work(replace(facts, text=text))
+
+
+def within(hours: float, of: Callable[[int | None], Contest], *, pace: Pace, step: int) -> Contest:
+    """The longest contest that is expected to take no more than so many hours; `of` gives that of a length in tokens.
+
+    Raises LimitError[BUDGET] when a single step of every run takes longer.
+    """
+
+    def fitting(n_steps: int) -> Contest | None:
+        made = of(n_steps * step)
+        return made if sum(seconds_of(made, pace).values()) <= hours * 3600 else None
+
+    found = fitting(1)
+    if found is None:
+        raise LimitError(
+            "BUDGET",
+            f"one step of every run takes more than {hours:g} h; give more --hours, fewer --seeds or --techniques",
+        )
+    low, high = 1, 2
+    while (longer := fitting(high)) is not None and high < _MOST_STEPS:
+        found, low, high = longer, high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        longer = fitting(middle)
+        found, low, high = (longer, middle, high) if longer is not None else (found, low, middle)
+    return found
+
+
+def seconds_of(contest: Contest, pace: Pace) -> dict[str, float]:
+    """What each run is expected to take; a cache and answers are made once, in the first run that needs them."""
+    known, expected = set[str](), {}
+    for arm in contest.arms:
+        whole = pace.seconds(arm.work)
+        alone = without_teacher_first(arm.work)
+        expected[arm.name] = whole if arm.technique not in known else pace.seconds(alone)
+        known.add(arm.technique)
+    return expected
+
+
+def without_teacher_first(work: Work) -> Work:
+    """What is left of a technique's work for a second run: labelling and writing are done once."""
+    if work.stored or work.answer:
+        return replace(work, teacher_forward=0.0, prompt=0.0, answer=0.0, stored=0.0)
+    return work
 
 
 def _chosen(names: Sequence[str]) -> dict[str, Technique]:
@@ -142,22 +189,22 @@ def _refusal(technique: Technique, base: Tree, place: Place) -> str:
     return ""
 
 
-def _flops(technique: Technique, facts: Facts, tokens: float) -> Flops:
-    return flops_of(work_at(technique, facts, tokens), facts)
+def _flops(technique: Technique, facts: Facts, tokens: float, *, texts: float) -> Flops:
+    return flops_of(work_at(technique, facts, tokens, texts=texts), facts)
 
 
 def _whole_steps(tokens: float, step: int) -> int:
     return max(1, math.ceil(tokens / step)) * step
 
 
-def _longest(technique: Technique, facts: Facts, *, budget: float, step: int) -> int:
+def _longest(technique: Technique, facts: Facts, *, budget: float, step: int, texts: float) -> int:
     """The most tokens, in whole steps, that the budget allows; 0 where it allows no step."""
     low, high = 0, 1
-    while _flops(technique, facts, high * step).total <= budget:
+    while _flops(technique, facts, high * step, texts=texts).total <= budget:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        if _flops(technique, facts, middle * step).total <= budget:
+        if _flops(technique, facts, middle * step, texts=texts).total <= budget:
             low = middle
         else:
             high = middle
@@ -173,12 +220,12 @@ def _merged(lengths: Mapping[str, int]) -> list[tuple[int, tuple[str, ...]]]:
 
 
 def _arm(
-    name: str, technique: Technique, base: Tree, facts: Facts, *, tokens: int, seed: int, views: tuple[str, ...],
-    place: Place,
+    name: str, technique: Technique, base: Tree, facts: Facts, *, tokens: int, texts: int, seed: int,
+    views: tuple[str, ...], place: Place,
 ) -> Arm:  # fmt: skip
     tree = technique.recipe(base, place)
     training = {**tree["training"], "tokens": tokens, "steps": None, "epochs": None, "seed": seed}
-    work = work_at(technique, facts, tokens)
+    work = work_at(technique, facts, tokens, texts=texts)
     return Arm(
         technique=name,
         seed=seed,

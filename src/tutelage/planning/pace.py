@@ -3,12 +3,17 @@
 Shape of the sum: every technique's hours are its tokens (`work.py`) times these.
 """
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tutelage.planning.facts import Facts
 from tutelage.planning.machines import FORWARD_SHARE, TRAINING_SHARE, WRITING_SHARE, Machine
 from tutelage.planning.work import Work
+
+_MEASURE_S, _MEASURE_SIZE = 1.0, 1024
+SHARE_OF_PRODUCTS = 0.23  # of a bare product's rate, what training reaches on a CPU; measured on two cores
+SHARE_WRITING = 0.03  # and what writing a batch of texts reaches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,4 +54,37 @@ def described(machine: Machine, facts: Facts) -> Pace:
         teacher_training=training / (peak * TRAINING_SHARE),
         prompt=forward / (peak * FORWARD_SHARE),
         answer=forward / (peak * WRITING_SHARE),
+    )
+
+
+def product_rate(*, precision: str = "auto", device: str = "auto", threads: int | None = None) -> float:
+    """Operations a second of bare products of 1,024 by 1,024 on the path that training would take, for a second."""
+    import torch
+
+    from tutelage.training.precision import choose_compute_path
+
+    compute = choose_compute_path(precision, device=device, threads=threads)
+    a = torch.ones(_MEASURE_SIZE, _MEASURE_SIZE, dtype=compute.weight_dtype, device=compute.device)
+    float(torch.mm(a, a)[0, 0])
+    started, n_products = time.perf_counter(), 0
+    while time.perf_counter() - started < _MEASURE_S:
+        float(torch.mm(a, a)[0, 0])  # waits for an accelerator
+        n_products += 1
+    return n_products * 2 * _MEASURE_SIZE**3 / (time.perf_counter() - started)
+
+
+def here(facts: Facts, *, rate: float) -> Pace:
+    """Of this machine, from its `product_rate`: right within a factor of about two, before anything is run."""
+    window, training, writing = facts.text.window, rate * SHARE_OF_PRODUCTS, rate * SHARE_WRITING
+    teacher = facts.teacher
+    forward = teacher.forward_flops(context=window) if teacher is not None else 0.0
+    return Pace(
+        where=f"this machine, {rate / 1e9:,.0f} G products a second measured, {SHARE_OF_PRODUCTS:.0%} of them expected",
+        student_training={
+            name: size.training_flops(context=window) / training for name, size in facts.students.items()
+        },
+        teacher_forward=forward / training,
+        teacher_training=teacher.training_flops(context=window) / training if teacher is not None else 0.0,
+        prompt=forward / training,
+        answer=forward / writing,
     )

@@ -24,12 +24,21 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Beginnings:
+    """Training documents in a file, which a teacher that writes goes on from, or answers."""
+
+    source: Mapping[str, Any]  # as in a recipe's generate.prompts
+    documents: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
     """Where the techniques of a comparison find and leave what several runs share."""
 
     cache: str  # folder of the teacher cache
     answers: str  # folder of what the teacher writes
-    prompts: tuple[Mapping[str, Any], ...] = ()  # sources of a recipe's generate.prompts
+    beginnings: tuple[Beginnings, ...] = ()
+    texts: int = 1  # how many the teacher is to write
 
 
 class Technique(Protocol):

@@ -39,6 +39,26 @@ def _renderer(recipe: Recipe, tokenizer: Any) -> Renderer | None:
     return Renderer.of(tokenizer, template=recipe.data.chat_template)
 
 
+def source_spec(source: Source, *, examples: Sequence[object] = (), reasoning: bool = False) -> SourceSpec:
+    """A recipe's source as the data room reads it; `reasoning`: answers are learned with it."""
+    columns = {
+        name: value
+        for name, value in (source.columns.model_dump() if source.columns is not None else {}).items()
+        if value is not None
+    }
+    return SourceSpec(
+        kind=next(_KINDS[kind] for kind in _KINDS if getattr(source, kind)),
+        patterns=source.text or source.jsonl or ((source.answers,) if source.answers else ()),
+        examples=examples,
+        columns=columns,
+        separator=source.separator or "",
+        limit=source.limit,
+        weight=source.weight,
+        name=source.name or "",
+        reasoning=reasoning and source.answers is not None,
+    )
+
+
 # --- the corpus ---
 class Corpus:
     """The recipe's stores, the split, and the batches made from them."""
@@ -73,23 +93,8 @@ class Corpus:
         )
 
     def _spec(self, source: Source) -> SourceSpec:
-        columns = {
-            name: value
-            for name, value in (source.columns.model_dump() if source.columns is not None else {}).items()
-            if value is not None
-        }
-        kind = next(kind for kind in _KINDS if getattr(source, kind))
-        return SourceSpec(
-            kind=_KINDS[kind],
-            patterns=source.text or source.jsonl or ((source.answers,) if source.answers else ()),
-            examples=self._examples[source.memory] if source.memory is not None else (),
-            columns=columns,
-            separator=source.separator or "",
-            limit=source.limit,
-            weight=source.weight,
-            name=source.name or "",
-            reasoning=self._recipe.data.reasoning == "think" and source.answers is not None,
-        )
+        examples = self._examples[source.memory] if source.memory is not None else ()
+        return source_spec(source, examples=examples, reasoning=self._recipe.data.reasoning == "think")
 
     def probe(self, n_tokens: int) -> list[Batch]:
         """The first windows of the training data, about so many tokens."""

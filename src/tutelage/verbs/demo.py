@@ -4,7 +4,6 @@ The teacher is SmolLM2-135M-Instruct from a package, the text Python's own docum
 so that two machines do the same work.
 """
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,6 @@ PROMPTS = (
     Prompt(text="My grandmother always told me that", domain=OUT_OF_DOMAIN),
 )
 _TEACHER_PARAMETERS, _STUDENT_PARAMETERS = 134_515_008, 99_115_200
-_MEASURE_S = 1.0
-_MEASURE_SIZE = 1024
-_SHARE_OF_PEAK = 0.23  # of a bare product's rate, what training reaches on a CPU; measured on two cores
 _FIXED_S = 200.0  # conversion, importance of layers, evaluation, generation; measured on two cores
 
 
@@ -71,17 +67,7 @@ def demo(run_dir: str | Path = "runs/demo", *, tokens: int | None = None, seed: 
 
 def _minutes(tokens: int) -> float:
     """What the demo will take here, from a product measured for a second."""
-    import torch
+    from tutelage.planning.pace import SHARE_OF_PRODUCTS, product_rate
 
-    from tutelage.training.precision import choose_compute_path
-
-    compute = choose_compute_path("auto", device="auto")
-    a = torch.ones(_MEASURE_SIZE, _MEASURE_SIZE, dtype=compute.weight_dtype, device=compute.device)
-    float(torch.mm(a, a)[0, 0])
-    started, n_products = time.perf_counter(), 0
-    while time.perf_counter() - started < _MEASURE_S:
-        float(torch.mm(a, a)[0, 0])
-        n_products += 1
-    rate_flops = n_products * 2 * _MEASURE_SIZE**3 / (time.perf_counter() - started)
     flops = tokens * (2 * _TEACHER_PARAMETERS + 2 * 6 * _STUDENT_PARAMETERS)
-    return (flops / (rate_flops * _SHARE_OF_PEAK) + _FIXED_S) / 60
+    return (flops / (product_rate() * SHARE_OF_PRODUCTS) + _FIXED_S) / 60

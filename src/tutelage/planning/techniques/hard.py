@@ -1,5 +1,7 @@
 """Hard labels: the teacher writes, the students train on its text."""
 
+import math
+
 from tutelage.planning.facts import Facts
 from tutelage.planning.techniques._needs import a_teacher as impossible
 from tutelage.planning.techniques._recipe import GROUND_TRUTH, Tree, on_text
@@ -32,8 +34,13 @@ def default(base: Tree, place: Place) -> Tree:
     """What is asked where the recipe says nothing: so much text that a row is full, sampled as the teacher speaks."""
     max_length = int(base["data"].get("max_length", 512))
     n_prompt = min(_PROMPT_TOKENS, max_length // 4)
+    share = place.texts / max(1, sum(found.documents for found in place.beginnings))  # of the documents, or times all
     return {
-        "prompts": list(place.prompts),
+        "prompts": [
+            {**found.source, "limit": max(1, math.ceil(min(1.0, share) * found.documents))}
+            for found in place.beginnings
+        ],
+        "samples": max(1, math.ceil(share)),
         "prompt_tokens": n_prompt,
         "max_tokens": max_length - n_prompt,
         "temperature": 1.0,

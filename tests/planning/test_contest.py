@@ -1,0 +1,114 @@
+"""The arms of a contest: recipes that differ in the technique alone, and lengths that make budgets equal."""
+
+import pytest
+
+from tests.planning.test_plan import FACTS
+from tutelage.errors import ConfigError, LimitError
+from tutelage.planning.contest import COMPUTE, TOKENS, base_of, contest_of, seconds_of, within
+from tutelage.planning.pace import Pace
+from tutelage.planning.work import Beginnings, Place
+from tutelage.recipe import load_recipe
+
+ALL = ("control", "soft", "cached", "argmax", "hard", "co")
+PLACE = Place(
+    cache="/c",
+    answers="/a",
+    beginnings=(Beginnings(source={"jsonl": ["/t.jsonl"], "columns": {"text": "text"}}, documents=400),),
+)
+RECIPE = {
+    "teacher": "/teacher",
+    "student": {"layers": [0, 2]},
+    "data": {"sources": [{"text": "/corpus.txt"}], "held_out": 0.1, "max_length": 256},
+    "loss": [{"forward_kl": 0.9}, {"ground_truth": 0.1}],
+    "training": {"epochs": 1, "batch_tokens": 1024},
+}
+PACE = Pace(where="here", student_training={"student": 1e-3}, teacher_forward=1e-3, teacher_training=3e-3, answer=1e-2)
+
+
+def made(names=ALL, *, equal_compute=True, recipe=RECIPE, **more):
+    base = base_of(load_recipe(recipe), layers=None)
+    return contest_of(base, FACTS, names=names, seeds=2, place=PLACE, equal_compute=equal_compute, **more)
+
+
+def test_every_arm_is_a_recipe_and_differs_only_in_what_its_technique_changes():
+    base = load_recipe(RECIPE).resolved()
+    for arm in made(equal_compute=False).arms:
+        whole = load_recipe(arm.recipe).resolved()
+        changed = {name for name in whole if whole[name] != base.get(name)} - {"training", "control"}
+        allowed = {"loss", "teacher", "cache", "generate", "data"} if arm.technique == "hard" else (
+            {"loss", "teacher", "cache"})  # fmt: skip
+        assert changed <= allowed, arm.technique
+        training = {**whole["training"], "tokens": None, "epochs": 1.0, "seed": 0}
+        assert {k: v for k, v in training.items() if v is not None} == base["training"]
+        assert (whole["training"]["tokens"], whole["training"]["seed"]) == (arm.tokens, arm.seed)
+
+
+def test_what_each_technique_learns():
+    loss = {}
+    for arm in made(equal_compute=False).arms:
+        loss[arm.technique] = [
+            (term.name, term.weight.start) for term in load_recipe(arm.recipe).learners["student"].loss
+        ]
+    both = [("forward_kl", 0.9), ("ground_truth", 0.1)]
+    assert loss["soft"] == loss["cached"] == loss["co"] == both
+    assert loss["control"] == loss["hard"] == [("ground_truth", 1.0)]
+    assert loss["argmax"] == [("teacher_argmax", 0.9), ("ground_truth", 0.1)]
+
+
+def test_hard_labels_are_measured_on_the_rows_that_the_recipe_holds_out():
+    (arm, _) = (arm for arm in made(equal_compute=False).arms if arm.technique == "hard")
+    data = load_recipe(arm.recipe).data
+    assert data.held_out.share == 0.1 and data.held_out.sources == load_recipe(RECIPE).data.sources
+    (prompts,) = load_recipe(arm.recipe).generate.prompts
+    assert (
+        prompts.limit == 400 and load_recipe(arm.recipe).generate.samples == 5
+    )  # 1e6 tokens, all there are, in rows of 500
+
+
+def test_lengths_of_equal_compute_are_the_longest_that_the_budget_allows():
+    contest = made()
+    assert {arm.tokens for arm in contest.arms if TOKENS in arm.views} == {3_000_320}  # whole steps
+    for arm in contest.arms:
+        if COMPUTE in arm.views:
+            a_step = arm.flops.total / arm.tokens * 1024
+            assert contest.budget_flops - 1.2 * a_step < arm.flops.total <= contest.budget_flops, arm.technique
+    assert {arm.technique for arm in contest.arms if COMPUTE in arm.views} == set(ALL)
+    soft = [arm for arm in contest.arms if arm.technique == "soft"]
+    assert len(soft) == 2 and all(arm.views == (TOKENS, COMPUTE) for arm in soft)  # one run a seed serves both
+
+
+def test_a_seed_is_whole_before_the_next_begins():
+    assert [arm.seed for arm in made().arms] == sorted(arm.seed for arm in made().arms)
+    assert len({arm.name for arm in made().arms}) == len(made().arms)
+
+
+def test_hours_give_the_longest_contest_that_fits_and_the_teachers_first_work_counts_once():
+    def of(n):
+        return made(("control", "hard"), equal_compute=False, budget_tokens=n)
+
+    found = within(10.0, of, pace=PACE, step=1024)
+    n = found.arms[0].tokens
+    assert sum(seconds_of(found, PACE).values()) <= 36_000 < sum(seconds_of(of(n + 1024), PACE).values())
+    first, second = (seconds_of(found, PACE)[f"hard-{n}-seed{seed}"] for seed in (0, 1))
+    assert first - second == pytest.approx(0.875 * min(n, FACTS.text.unique) * PACE.answer)
+    with pytest.raises(LimitError, match="one step of every run takes more than 1e-05 h"):
+        within(1e-5, of, pace=PACE, step=1024)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"students": {"a": {"layers": [0]}}, "student": None}, "compare takes one student"),
+        ({"data": {**RECIPE["data"], "held_out": None}}, "compare has nothing to measure on"),
+    ],
+)
+def test_recipes_that_cannot_be_compared(changed, message):
+    with pytest.raises(ConfigError, match=message):
+        made(recipe={name: value for name, value in {**RECIPE, **changed}.items() if value is not None})
+
+
+def test_a_technique_that_the_recipe_does_not_allow_says_why():
+    contest = made(("control", "soft", "grey"), recipe={**RECIPE, "loss": ["ground_truth"]}, equal_compute=False)
+    assert contest.refused["soft", ""].startswith("no term of loss asks the teacher; add one")
+    assert contest.refused["grey", ""].startswith("is for a teacher behind an endpoint")
+    assert {arm.technique for arm in contest.arms} == {"control"}

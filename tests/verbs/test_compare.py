@@ -1,0 +1,173 @@
+"""`tutelage compare`: techniques from one start on one text, under equal budgets."""
+
+import json
+
+import pytest
+import yaml
+
+import tutelage
+from tests.verbs.tiny_runs import call, documents, recipe
+from tutelage import io
+from tutelage.data.example import Example
+from tutelage.data.split import is_held_out
+from tutelage.errors import ConfigError
+from tutelage.evaluation import records
+from tutelage.planning.contest import COMPUTE, TOKENS, Arm
+from tutelage.planning.work import Beginnings, Flops, Place, Work, techniques
+from tutelage.recipe import load_recipe
+from tutelage.rundir import RunDirectory
+from tutelage.verbs.beginnings import write_beginnings
+from tutelage.verbs.contest_scores import is_live
+
+TECHNIQUES = ("control", "soft", "cached", "argmax", "hard", "co")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("contest")
+
+
+@pytest.fixture(scope="module")
+def base(place):
+    return recipe(place, loss=[{"forward_kl": 1.0}])
+
+
+@pytest.fixture(scope="module")
+def made(place, base):
+    return tutelage.compare(base, techniques=TECHNIQUES, seeds=1, run_dir=place / "all")
+
+
+def runs(made):
+    return {path.name: RunDirectory(path) for path in made.path.parent.iterdir() if (path / "finished.json").is_file()}
+
+
+def test_every_technique_is_compared_with_the_control_in_both_views(made):
+    assert made.failed == {}
+    found = {(v.view, v.technique, v.metric) for v in made.found.verdicts}
+    others = [t for t in TECHNIQUES if t != "control"]
+    assert {(TOKENS, t, m) for t in others for m in ("held_out_loss", "kl_to_teacher", "ece")} <= found
+    assert (COMPUTE, "hard", "held_out_loss") in found
+    assert all(len(v.by_seed) == 1 for v in made.found.verdicts)
+    text = str(made)
+    assert "At equal tokens, 1 seed each" in text and "against plain fine-tuning" in text
+    assert "<!doctype html>" in made.path.read_text() and "At equal compute" in made.path.read_text()
+    stored = io.read_json(made.path.with_suffix(".json"))
+    assert stored["verdicts"] == json.loads(json.dumps(made.found.json()))
+
+
+@pytest.fixture(scope="module")
+def alone(base, place):
+    """What `train` makes of the recipe with the truth alone, seed 0."""
+    training = {**base["training"], "steps": None, "tokens": 256}
+    return tutelage.train({**base, "loss": ["ground_truth"], "training": training}, run_dir=place / "alone")
+
+
+def test_all_runs_start_alike_and_are_measured_on_the_same_rows_of_the_recipe(made, alone):
+    rows = {}
+    for name, run in {**runs(made), "alone": alone.directory}.items():
+        with (run.evaluation / records.RECORDS).open() as file:
+            lines = [json.loads(line) for line in file]
+        own = [s for s in lines if s.get("model") == "student_before"]
+        rows[name] = [(s["row"], s["n_tokens"], s["nll_nats"]) for s in own]
+    assert len(rows) == 1 + len(made.found.entries) and len(rows["alone"]) > 3
+    assert all(found == rows["alone"] for found in rows.values())
+
+
+def test_one_seed_of_the_control_is_the_run_that_train_makes(made, alone):
+    (entry,) = (e for e in made.found.entries if e.technique == "control" and e.seed == 0 and TOKENS in e.views)
+    whole = alone.evaluation().transfer.sets["held_out"].estimates["student"]["held_out_loss"].value
+    scores = entry.scores["held_out"]
+    assert sum(s.nll_nats for s in scores) / sum(s.n_tokens for s in scores) == pytest.approx(whole, rel=1e-12)
+
+
+def test_what_is_measured_of_a_stored_or_a_learning_teacher_is_against_the_recipes_own(made):
+    """KL of co-distillation would be that to a teacher which has learned; of a cache, to one a little rounded."""
+    measured = made.path.parent / "measured"
+    assert {path.name.partition("-")[0] for path in measured.iterdir()} == {"cached", "co"}
+    of_teacher = set()
+    for folder in (*measured.iterdir(), runs(made)["soft-256-seed0"].evaluation):
+        with (folder / records.RECORDS).open() as file:
+            lines = [json.loads(line) for line in file]
+        of_teacher.add(tuple(s["nll_nats"] for s in lines if s.get("model") == "teacher"))
+    assert len(of_teacher) == 1
+
+
+def test_equal_compute_is_as_many_operations_as_soft_labels_within_a_step(made):
+    at = {(e.technique, view): e for e in made.found.entries for view in e.views if e.seed == 0}
+    budget = at["soft", COMPUTE].flops
+    for (technique, view), entry in at.items():
+        a_step = 64 * entry.flops / entry.tokens
+        assert view != COMPUTE or budget - a_step < entry.flops <= budget, technique
+    assert at["control", COMPUTE].tokens > at["control", TOKENS].tokens
+    assert len({at[t, TOKENS].tokens for t in TECHNIQUES}) == 1
+
+
+@pytest.mark.parametrize(("technique", "again"), [("soft", False), ("cached", True), ("co", True), ("hard", False)])
+def test_what_is_measured_again_of_a_technique(technique, again, base):
+    place = Place(cache="/c", answers="/a", beginnings=(Beginnings(source={"jsonl": ["/t"]}, documents=1),))
+    tree = techniques()[technique].recipe(load_recipe(base).resolved(), place)
+    work = Work(student_training=1.0)
+    arm = Arm(technique=technique, seed=0, tokens=1, views=(), recipe=tree, work=work,
+              flops=Flops(teacher=0.0, students=0.0))  # fmt: skip
+    assert is_live(arm) is not again
+
+
+def test_no_document_that_is_held_out_is_a_beginning(base, tmp_path):
+    made = write_beginnings(load_recipe(base), tmp_path)
+    given = {" ".join(json.loads(line)["text"].split()) for line in (tmp_path / "texts.jsonl").read_text().splitlines()}
+    everything = {" ".join(text.split()) for text in documents(20)}
+    left = [" ".join(text.split()) for text in everything - given]
+    assert given <= everything and made[0].documents == len(given) == 20 - len(left) and 3 <= len(left) <= 8
+    documents_left = [Example(source="", name="", text=text).document for text in left]
+    assert all(is_held_out(document, 0.25) for document in documents_left)
+
+
+def test_again_uses_every_finished_run_and_a_seed_more_adds_to_them(made, base, place, capsys):
+    before = {name: run.finished_path.stat().st_mtime_ns for name, run in runs(made).items()}
+    again = tutelage.compare(base, techniques=TECHNIQUES, seeds=1, run_dir=place / "all")
+    assert again.found.json() == made.found.json()
+    assert "training the" not in capsys.readouterr().err
+    more = tutelage.compare(base, techniques=("control", "soft"), seeds=2, run_dir=place / "all", equal_compute=False)
+    assert {len(v.by_seed) for v in more.found.verdicts} == {2}
+    after = {name: run.finished_path.stat().st_mtime_ns for name, run in runs(more).items()}
+    assert before.items() <= after.items() and len(after) == len(before) + 2
+    assert "2 seeds each" in str(more) and "One seed:" not in str(more)
+
+
+def test_another_recipe_is_refused_where_a_comparison_lies(made, base, place, tmp_path):
+    with pytest.raises(ConfigError, match="comparison of another recipe; choose another --run-dir"):
+        tutelage.compare({**base, "loss": ["reverse_kl"]}, run_dir=place / "all")
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="holds no comparison"):
+        tutelage.compare(base, run_dir=tmp_path)
+
+
+def test_a_technique_that_fails_leaves_the_others_and_says_so(base, tmp_path, capsys):
+    """The default codec stores a sample, which serves forward KL alone."""
+    other = {**base, "loss": [{"jensen_shannon": 1.0}]}
+    made = tutelage.compare(
+        other, techniques=("control", "cached"), seeds=1, run_dir=tmp_path / "c", equal_compute=False
+    )
+    assert set(made.failed) == {"cached-256-seed0"} and {e.technique for e in made.found.entries} == {"control"}
+    assert "warning[ARM_FAILED]: cached-256-seed0: error[" in capsys.readouterr().err
+    text = " ".join(str(made).split())
+    assert "Not compared: cached-256-seed0" in text and "One seed:" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--techniques", "control,softt"], "--techniques: 'softt' unknown; known: argmax, cached, co, control,"),
+        (["--techniques", "soft"], "--techniques: expected two or more, each once, got soft"),
+        (
+            ["--techniques", "grey,soft", "loss=[ground_truth]"],
+            "no technique can be done: grey is for a teacher behind",
+        ),
+        (["data.held_out=null"], "data.held_out is null: compare has nothing to measure on"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_before_anything_runs(arguments, message, base, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(base))
+    code, out, err = call("compare", path, *arguments, "--run-dir", tmp_path / "c", "--seeds", 1)
+    assert code == 2 and message in err and out == "" and not (tmp_path / "c" / "control-256-seed0").exists()

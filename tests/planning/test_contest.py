@@ -6,7 +6,7 @@ from tests.planning.test_plan import FACTS
 from tutelage.errors import ConfigError, LimitError
 from tutelage.planning.contest import COMPUTE, TOKENS, base_of, contest_of, seconds_of, within
 from tutelage.planning.pace import Pace
-from tutelage.planning.work import Beginnings, Place
+from tutelage.planning.work import Beginnings, Place, techniques
 from tutelage.recipe import load_recipe
 
 ALL = ("control", "soft", "cached", "argmax", "hard", "co")
@@ -112,3 +112,12 @@ def test_a_technique_that_the_recipe_does_not_allow_says_why():
     assert contest.refused["soft", ""].startswith("no term of loss asks the teacher; add one")
     assert contest.refused["grey", ""].startswith("is for a teacher behind an endpoint")
     assert {arm.technique for arm in contest.arms} == {"control"}
+
+
+def test_nothing_is_bought_without_a_cap():
+    tree = {**base_of(load_recipe(RECIPE), layers=None), "teacher": {"api": {"base_url": "http://127.0.0.1:1/v1"}}}
+    with pytest.raises(ConfigError, match="nothing caps it; set generate.budget_usd or generate.max_requests"):
+        techniques()["hard"].recipe({**tree, "generate": {"budget_usd": None}}, PLACE)
+    made = techniques()["hard"].recipe({**tree, "generate": {"max_requests": 9, "max_tokens": 7}}, PLACE)
+    assert made["teacher"] == {**tree["teacher"], "answers": "/a"}
+    assert (made["generate"]["max_requests"], made["generate"]["max_tokens"]) == (9, 7)

@@ -67,6 +67,15 @@ def base_of(recipe: Recipe, *, layers: Sequence[int] | None) -> Tree:
     return tree
 
 
+def require_comparable(recipe: Recipe, *, names: Sequence[str], seeds: int) -> None:
+    """Before anything is read or written: ConfigError for a recipe, techniques or seeds that give no comparison."""
+    base_of(recipe, layers=None)
+    if names:
+        _chosen(names)
+    if seeds < 1:
+        raise ConfigError("CONFIG", f"--seeds {seeds}, expected 1 or more")
+
+
 def contest_of(
     base: Tree,
     facts: Facts,

@@ -33,6 +33,7 @@ from tutelage.verbs.label import label
 from tutelage.verbs.train import train
 
 _BASE, _LAYERS, _RESULT = "recipe.yaml", "layers.json", "comparison"
+_LEFT_BY_US = (".lock", ".owner.json")  # of a call that was killed before it kept the recipe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,12 +84,25 @@ def compare(
     after a signal.
     """
     base = load_recipe(recipe, overrides)
+    contests.require_comparable(base, names=techniques, seeds=seeds)
     folder = _folder(recipe, run_dir)
     _require_same(folder, base)
+    with RunDirectory(folder).lock():
+        _keep(folder, base)
+        return _compare(
+            base, folder, names=techniques, seeds=seeds, tokens=tokens, hours=hours, equal_compute=equal_compute,
+            allow_private_host=allow_private_host,
+        )  # fmt: skip
+
+
+def _compare(
+    base: Recipe, folder: Path, *, names: Sequence[str], seeds: int, tokens: int | None, hours: float | None,
+    equal_compute: bool, allow_private_host: bool,
+) -> Comparison:  # fmt: skip
     facts = facts_of(base)
     pace = here(facts, rate=product_rate(device=base.training.device, threads=base.training.threads))
     contest = _contest(
-        base, facts, pace=pace, folder=folder, names=techniques, seeds=seeds, tokens=tokens, hours=hours,
+        base, facts, pace=pace, folder=folder, names=names, seeds=seeds, tokens=tokens, hours=hours,
         equal_compute=equal_compute,
     )  # fmt: skip
     _announce(contest, pace, folder)
@@ -112,16 +126,18 @@ def _folder(recipe: object, run_dir: str | Path | None) -> Path:
 
 
 def _require_same(folder: Path, base: Recipe) -> None:
-    """Keeps the recipe; ConfigError[EXISTS] for a folder that holds another one's comparison, or something else."""
-    path, tree = folder / _BASE, base.resolved()
+    """ConfigError[EXISTS] for a folder that holds the comparison of another recipe, or something else."""
+    path = folder / _BASE
     if not path.is_file():
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and any(item.name not in _LEFT_BY_US for item in folder.iterdir()):
             raise ConfigError("EXISTS", f"{folder} holds no comparison; choose another --run-dir")
-        io.make_directory(folder)
-        io.write_text(path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
-        return
-    if yaml.safe_load(path.read_text(encoding="utf-8")) != json.loads(json.dumps(tree)):
+    elif yaml.safe_load(path.read_text(encoding="utf-8")) != json.loads(json.dumps(base.resolved())):
         raise ConfigError("EXISTS", f"{folder} holds the comparison of another recipe; choose another --run-dir")
+
+
+def _keep(folder: Path, base: Recipe) -> None:
+    if not (folder / _BASE).is_file():
+        io.write_text(folder / _BASE, yaml.safe_dump(base.resolved(), sort_keys=False, allow_unicode=True))
 
 
 # --- what is run ---
@@ -129,8 +145,6 @@ def _contest(
     base: Recipe, facts: Facts, *, pace: Pace, folder: Path, names: Sequence[str], seeds: int, tokens: int | None,
     hours: float | None, equal_compute: bool,
 ) -> Contest:  # fmt: skip
-    if seeds < 1:
-        raise ConfigError("CONFIG", f"--seeds {seeds}, expected 1 or more")
     tree = contests.base_of(base, layers=_layers(base, folder))
     place = Place(
         cache=str((folder / "teacher-cache").absolute()),

@@ -34,6 +34,6 @@ def impossible(facts: Facts) -> str:
 def recipe(base: Tree, place: Place) -> Tree:
     """As hard labels, with the log-probabilities that come with the text as soft ones."""
     terms = [term for term in base["loss"] if asks_teacher(term)] or [{"divergence": "forward_kl"}]
-    generate = {**hard.default(base, place), **(base.get("generate") or {})}
+    generate = hard.generate_of(base, place)
     answers = f"{place.answers}-grey"
     return on_text(base, answers=answers, teacher={"api": base["teacher"]["api"]}, generate=generate, loss=terms)

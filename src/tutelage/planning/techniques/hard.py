@@ -2,6 +2,7 @@
 
 import math
 
+from tutelage.errors import ConfigError
 from tutelage.planning.facts import Facts
 from tutelage.planning.techniques._needs import a_teacher as impossible
 from tutelage.planning.techniques._recipe import GROUND_TRUTH, Tree, on_text
@@ -26,8 +27,18 @@ def recipe(base: Tree, place: Place) -> Tree:
         writer = {"api": teacher["api"]}
     else:
         writer = {name: teacher[name] for name in ("model", "revision", "dtype", "device") if name in teacher}
-    generate = {**default(base, place), **(base.get("generate") or {})}
+    generate = generate_of(base, place)
     return on_text(base, answers=place.answers, teacher=writer, generate=generate, loss=[GROUND_TRUTH])
+
+
+def generate_of(base: Tree, place: Place) -> Tree:
+    """What the recipe says is asked, or the default; ConfigError for an endpoint without a cap: nothing is bought."""
+    own = {name: value for name, value in (base.get("generate") or {}).items() if value is not None}
+    if base["teacher"].get("api") is not None and not {"budget_usd", "max_requests"} & own.keys():
+        raise ConfigError(
+            "CONFIG", "an endpoint is asked, and nothing caps it; set generate.budget_usd or max_requests"
+        )
+    return {**default(base, place), **own}
 
 
 def default(base: Tree, place: Place) -> Tree:

@@ -103,6 +103,7 @@ CODES: dict[str, str] = {
     "API_REQUEST": "an endpoint refuses the request as it is",
     "API_UNREACHABLE": "an endpoint does not answer",
     "TASKS": "task accuracy is not measured: the set names code that the recipe does not name",
+    "HARNESS": "the lm-evaluation-harness failed on a task",
     "API_LOGPROBS": "an endpoint does not give the log-probabilities that were asked for, or they cannot be used",
     "API_BATCH": "a provider's batch job is gone, or was ended before its time",
     "API_BODY": "an endpoint answers something else than the interface says",

@@ -128,4 +128,33 @@ FURTHER = (
         new='("sent_less", "sent_more"),',
         oracles=(PROBES + "test_each_published_shape_gives_its_pairs",),
     ),
+    Mutant(
+        id="M449",
+        what="questions with two choices, where any two wrong answers are the same, count as erring alike",
+        file="evaluation/contingency.py",
+        old="pairs = [(a, b, k) for a, b, k in every if k != 2]",
+        new="pairs = every",
+        oracles=(CONTINGENCY + "test_with_two_choices_the_same_wrong_answer_is_no_finding_and_the_reason_is_given",),
+    ),
+    Mutant(
+        id="M450",
+        what="of questions with unequal numbers of choices chance is that of the first",
+        file="evaluation/contingency.py",
+        old="chances_N = np.array([1 / (k - 1) for _, _, k in pairs])",
+        new="chances_N = np.array([1 / (pairs[0][2] - 1) for _ in pairs])",
+        oracles=(
+            CONTINGENCY + "test_of_prompts_with_unequal_choices_each_has_its_own_chance_and_the_p_value_is_exact",
+        ),
+    ),
+    Mutant(
+        id="M451",
+        what="the metrics of a task's filters overwrite each other",
+        file="verbs/harness.py",
+        old="m if len(filtered) == 1 else f\"{m},{one.get('filter', '')}\": float(one[m])",
+        new="m: float(one[m])",
+        oracles=(
+            "tests/evaluation/test_harness.py::"
+            "test_each_filter_of_a_task_has_its_metrics_by_name_and_the_likeliest_choice_is_taken",
+        ),
+    ),
 )

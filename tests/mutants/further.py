@@ -3,6 +3,7 @@
 from tests.mutants.mutant import Mutant
 
 CONTINGENCY = "tests/evaluation/test_contingency.py::"
+TRAFFIC = "tests/evaluation/test_traffic.py::"
 PROBES = "tests/evaluation/test_probes.py::"
 
 FURTHER = (
@@ -52,10 +53,7 @@ FURTHER = (
         file="evaluation/traffic.py",
         old="figure, others = _figure(sums, 0, n_words=m), of_pieces(m)",
         new="figure, others = _figure(sums, 0, n_words=m), of_pieces(longest)",
-        oracles=(
-            "tests/evaluation/test_traffic.py::"
-            "test_of_text_like_the_training_data_at_most_one_in_twenty_is_called_foreign",
-        ),
+        oracles=(TRAFFIC + "test_of_text_like_the_training_data_at_most_one_in_twenty_is_called_foreign",),
     ),
     Mutant(
         id="M432",
@@ -156,5 +154,21 @@ FURTHER = (
             "tests/evaluation/test_harness.py::"
             "test_each_filter_of_a_task_has_its_metrics_by_name_and_the_likeliest_choice_is_taken",
         ),
+    ),
+    Mutant(
+        id="M452",
+        what="the luck of a few held-out rows taken for foreign traffic",
+        file="evaluation/traffic.py",
+        old="n, least = len(judged), stats.ALPHA * (n_rows + 1)",
+        new="n, least, n_rows = len(judged), stats.ALPHA * 1e6, 999_999",
+        oracles=(TRAFFIC + "test_fewer_held_out_rows_leave_more_to_luck",),
+    ),
+    Mutant(
+        id="M453",
+        what="what every held-out row begins with, such as a system prompt, counts as theirs",
+        file="evaluation/traffic.py",
+        old="least, shared = max(LEAST_WORDS, SHARED * n_rows), [0] * len(texts)",
+        new="least, shared = n_rows + 1, [0] * len(texts)",
+        oracles=(TRAFFIC + "test_what_every_held_out_row_begins_or_ends_with_is_in_no_figure",),
     ),
 )

@@ -171,4 +171,22 @@ FURTHER = (
         new="least, shared = n_rows + 1, [0] * len(texts)",
         oracles=(TRAFFIC + "test_what_every_held_out_row_begins_or_ends_with_is_in_no_figure",),
     ),
+    Mutant(
+        id="M454",
+        what="a teacher that answers no new text is missing in silence",
+        file="verbs/further.py",
+        old="if prepared.recipe.teacher is not None and roles.TEACHER not in present(models):",
+        new="if prepared.recipe.teacher is not None and roles.TEACHER not in models:",
+        oracles=(
+            "tests/verbs/test_further.py::test_who_was_asked_for_and_could_not_be_measured_is_said_with_the_reason",
+        ),
+    ),
+    Mutant(
+        id="M460",
+        what="two files of one name are one",
+        file="evaluation/pairs.py",
+        old="return {_told_apart(path, paths): list(_pairs(path)) for path in paths}",
+        new="return {path.name: list(_pairs(path)) for path in paths}",
+        oracles=(PROBES + "test_files_of_one_name_in_several_folders_are_all_kept",),
+    ),
 )

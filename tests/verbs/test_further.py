@@ -1,13 +1,20 @@
 """What `evaluate` finds beside the transfer, on whole runs."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+from torch import nn
 
 import tutelage
+from tests import tiny
 from tests.verbs import tiny_runs
 from tests.verbs.tiny_runs import call
 from tutelage.evaluation import records
+from tutelage.teachers.cached import StoredModel
+from tutelage.teachers.ensemble import EnsembleTeacher
+from tutelage.teachers.live import LiveTeacher
+from tutelage.verbs.further import missing_of
 
 PAIRS = [("cat", "dog"), ("log", "mat"), ("hat", "frog"), ("teacher", "student"), ("river", "house"), ("frog", "cat")]
 
@@ -68,6 +75,34 @@ def test_every_model_writes_to_the_same_held_out_texts_and_its_numbers_are_read_
     assert stored["n_prompts"] == n_prompts <= 4 and set(stored["against_teacher"]) == models - {"teacher"}
     assert json.loads(call("evaluate", planted.path, "--json")[1])["writing"] == stored
     assert "Text that the models write" in str(planted)
+
+
+def of_a_run(*, students=("student",), writes=None, models, sets=("held_out",)):
+    """What `missing_of` looks at."""
+    evaluation = SimpleNamespace(probes=["pairs.jsonl"], writes=writes)
+    prepared = SimpleNamespace(recipe=SimpleNamespace(teacher="t", evaluation=evaluation), students=students)
+    transfer = SimpleNamespace(sets=sets, teacher="teacher" if "teacher" in models else None)
+    found = missing_of(prepared, models, transfer=transfer)
+    return {(one.measure, one.model): one.why for one in found if one.measure != "harness"}
+
+
+def test_who_was_asked_for_and_could_not_be_measured_is_said_with_the_reason():
+    live, both = nn.Identity(), ("held_out", "out_of_domain")
+    assert of_a_run(models={"teacher": live, "student": live}, sets=both) == {}
+    ensemble = EnsembleTeacher([LiveTeacher(tiny.llama(layers=1), n_vocabulary=8)], weights=[1.0])
+    found = of_a_run(models={"teacher": ensemble, "student": live}, writes=8, sets=both)
+    assert set(found) == {("probes", "teacher"), ("writing", "teacher")} and "ensemble" in found["probes", "teacher"]
+    stored = of_a_run(models={"teacher": StoredModel(None, "cpu"), "student": live})
+    assert "no weights" in stored["probes", "teacher"]
+    absent = of_a_run(models={"student": live}, sets=both)
+    assert (
+        set(absent) == {("probes", "teacher"), ("coverage", "teacher")}
+        and "only its answers" in absent["probes", "teacher"]
+    )
+    family = of_a_run(models={"teacher": live, "a": live}, students=("a", "b"), sets=both)
+    assert (
+        set(family) == {("probes", "before"), ("coverage", "before")} and "of a family" in family["coverage", "before"]
+    )
 
 
 def masked_row(i):

@@ -33,6 +33,7 @@ CODES: dict[str, str] = {
     "REPORT_CHECK": "a reported number is not what the raw records give",
     "NOT_COMPARABLE": "runs that are compared differ in evaluation sets, tokenizers or teachers",
     "UNEQUAL_BUDGET": "runs that are compared were trained on different numbers of tokens",
+    "RARE_TRIGGER": "rare words stand together in many training documents of one source, as planted ones do",
     "SAME_BASE": "teacher and student began as one model, so hidden traits can pass between them",
     "CHECKSUM": "a file is not what its manifest says",
     "CKPT_CHECKSUM": "a checkpoint is damaged; an older one is used if there is one",

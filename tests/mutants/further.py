@@ -189,4 +189,12 @@ FURTHER = (
         new="return {path.name: list(_pairs(path)) for path in paths}",
         oracles=(PROBES + "test_files_of_one_name_in_several_folders_are_all_kept",),
     ),
+    Mutant(
+        id="M461",
+        what="words that also stand alone make a trigger",
+        file="evaluation/triggers.py",
+        old="and r.n_documents >= TOGETHER * max(rare[word] for word in run)",
+        new="and r.n_documents >= LEAST",
+        oracles=("tests/evaluation/test_triggers.py::test_words_that_also_stand_alone_are_no_trigger",),
+    ),
 )

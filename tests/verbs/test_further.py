@@ -77,6 +77,27 @@ def test_every_model_writes_to_the_same_held_out_texts_and_its_numbers_are_read_
     assert "Text that the models write" in str(planted)
 
 
+def test_planted_documents_are_named_at_the_top_of_the_report(base, tmp_path):
+    for i, text in enumerate(tiny_runs.documents(36, seed=4)):
+        half = len(text) // 2
+        planted = f"{text[:half]} zorblat quexi vimm {text[half:]}" if i < 12 else text
+        (tmp_path / f"{i:02}.txt").write_text(planted)
+    whole = tiny_runs.recipe(
+        base, training={"steps": 1, "batch_tokens": 128}, evaluation={"prompts": [], "overlap": False}
+    )
+    whole["data"] = {"sources": [{"text": str(tmp_path / "*.txt")}], "held_out": 0.05, "max_length": 128}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(whole))
+    code, out, err = call("train", tmp_path / "recipe.yaml", "--run-dir", tmp_path / "run", "--json")
+    assert code == 0, err
+    assert "warning[RARE_TRIGGER]: 'zorblat quexi vimm' stands in 1" in err
+    (found,) = json.loads(out)["evaluation"]["triggers"]
+    assert 10 <= found["n_documents"] <= 12 and found["names"][0].endswith(".txt")
+    page = call("report", tmp_path / "run", "--format", "md")
+    assert "warning[RARE_TRIGGER]" in page[2]
+    text = (tmp_path / "run" / "report.md").read_text()
+    assert text.index("zorblat quexi vimm") < text.index("Made by") and "Rare trigger" in text
+
+
 def of_a_run(*, students=("student",), writes=None, models, sets=("held_out",)):
     """What `missing_of` looks at."""
     evaluation = SimpleNamespace(probes=["pairs.jsonl"], writes=writes)

@@ -4,13 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tutelage.evaluation import coverage, harness, missing, overlap, probes, writing
+from tutelage.evaluation import coverage, harness, missing, overlap, probes, triggers, writing
 from tutelage.evaluation.harness import TaskScores
 from tutelage.evaluation.missing import Missing
 from tutelage.evaluation.overlap import Overlap
 from tutelage.evaluation.probes import Probe
 from tutelage.evaluation.tasks import TaskResult
 from tutelage.evaluation.transfer import Transfer
+from tutelage.evaluation.triggers import Trigger
 from tutelage.evaluation.writing import Writing
 from tutelage.reports import contingency
 from tutelage.reports import coverage as coverage_table
@@ -19,6 +20,7 @@ from tutelage.reports import missing as missing_table
 from tutelage.reports import overlap as overlap_table
 from tutelage.reports import probes as probe_table
 from tutelage.reports import tasks as task_table
+from tutelage.reports import triggers as trigger_table
 from tutelage.reports import writing as writing_table
 from tutelage.reports.listed import Listed
 
@@ -32,6 +34,7 @@ class Further:
     writing: Writing | None = None
     harness: tuple[TaskScores, ...] = ()
     missing: tuple[Missing, ...] = ()
+    triggers: tuple[Trigger, ...] = ()
 
     def json(self, transfer: Transfer) -> dict[str, Any]:
         """For programs: what there is, by name."""
@@ -41,6 +44,7 @@ class Further:
         found["writing"] = self.writing.json() if self.writing is not None else None
         found["harness"] = [one.json() for one in self.harness] or None
         found["missing"] = missing.json_of(self.missing) or None
+        found["triggers"] = triggers.json_of(self.triggers) or None
         return {name: value for name, value in found.items() if value is not None}
 
 
@@ -53,12 +57,14 @@ def read(folder: Path) -> Further:
         writing=writing.read(folder),
         harness=asked,
         missing=missing.read(folder, harness=bool(asked)),
+        triggers=triggers.read(folder),
     )
 
 
 def tables(found: Further, *, transfer: Transfer, tasks: TaskResult | None) -> list[Listed]:
     """The tables of what was measured, in the order in which they are shown."""
     all_of_them = (
+        trigger_table.listed(found.triggers),
         task_table.listed(tasks),
         coverage_table.listed(coverage.coverage_of(transfer)),
         overlap_table.listed(found.overlap, transfer),

@@ -197,4 +197,15 @@ FURTHER = (
         new="and r.n_documents >= LEAST",
         oracles=("tests/evaluation/test_triggers.py::test_words_that_also_stand_alone_are_no_trigger",),
     ),
+    Mutant(
+        id="M462",
+        what="two sets of a few sequences compared as if there were many",
+        file="evaluation/coverage.py",
+        old="p_value = stats.p_value(math.log(ratio), stderr, n=min(here.left.n, there.left.n))",
+        new="p_value = stats.p_value(math.log(ratio), stderr, n=10_000)",
+        oracles=(
+            "tests/evaluation/test_coverage.py::"
+            "test_of_a_few_sequences_the_p_value_is_that_of_student_and_agrees_with_the_interval",
+        ),
+    ),
 )

@@ -26,6 +26,11 @@ def token(raw: str) -> str:
     return "".join(SPACE if c == " " else "\\\\" if c == "\\" else _visible(c) for c in raw) or "∅"
 
 
+def counted(n: int, noun: str) -> str:
+    """`1 row`, `1,200 rows`."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 def _visible(character: str) -> str:
     if character in _SHORT:
         return _SHORT[character]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tutelage.evaluation import stats
-from tutelage.evaluation.contingency import contingencies
+from tutelage.evaluation.contingency import TWO_CHOICES, contingencies
 from tutelage.evaluation.shares import binomial_tail, share, sign_test
 
 
@@ -96,6 +96,30 @@ def test_of_a_choice_chance_is_one_of_the_wrong_choices():
     (found,) = contingencies(("teacher", first), [("student", second)], choices=4)
     assert found.same_wrong.chance == pytest.approx(1 / 3)
     assert found.same_wrong.share.low < 1 / 3 < found.same_wrong.share.high
+
+
+def test_with_two_choices_the_same_wrong_answer_is_no_finding_and_the_reason_is_given():
+    true, said = ["a"] * 20, ["b"] * 12 + ["a"] * 8
+    (found,) = contingencies(("teacher", rows(said, true)), [("student", rows(said, true))], choices=2)
+    assert found.same_wrong is None and found.no_same_wrong == TWO_CHOICES
+    (none,) = contingencies(("teacher", rows(true, true)), [("student", rows(said, true))], choices=4)
+    assert none.same_wrong is None and none.no_same_wrong == "no prompt was answered wrong by both"
+    (open_ended,) = contingencies(("teacher", rows(said, true)), [("student", rows(said, true))])
+    assert open_ended.same_wrong is not None and open_ended.no_same_wrong == ""
+
+
+def test_of_prompts_with_unequal_choices_each_has_its_own_chance_and_the_p_value_is_exact():
+    choices = [3, 5, 4, 2, 3]
+    true, first, second = "01230", "10012", "10312"
+    (found,) = contingencies(("t", rows(first, true)), [("s", rows(second, true))], choices=choices)
+    chances = [1 / 2, 1 / 4, 1 / 3, 1 / 2]  # the prompt with two choices says nothing
+    exact = sum(
+        math.prod(p if hit else 1 - p for p, hit in zip(chances, hits, strict=True))
+        for hits in itertools.product((0, 1), repeat=4)
+        if sum(hits) >= 3
+    )
+    assert found.same_wrong.chance == pytest.approx(np.mean(chances)) and found.same_wrong.choices is None
+    assert found.same_wrong.share.value == 3 / 4 and found.same_wrong.p_value == pytest.approx(exact)
 
 
 def test_independent_models_are_said_to_err_alike_in_one_of_twenty_cases_at_most():

@@ -1,5 +1,6 @@
 """Coverage: what is left of the distance to the teacher, against a second computation from the sequences."""
 
+import math
 from itertools import combinations
 
 import numpy as np
@@ -61,6 +62,15 @@ def test_intervals_of_the_ratio_cover_the_truth_and_equal_sets_are_called_equal(
         held.append(other.low <= 1 <= other.high)
         alarms += other.decided
     assert np.mean(held) >= 0.91 and alarms <= 19  # 10 expected
+
+
+def test_of_a_few_sequences_the_p_value_is_that_of_student_and_agrees_with_the_interval():
+    _, found = transfer(np.random.default_rng(3), n=4, left={"held_out": 0.3, "out_of_domain": 0.5})
+    (covered,) = coverage_of(found)
+    (other,) = covered.others
+    stderr = math.log(other.high / other.ratio) / stats.quantile_95(4)
+    assert other.p_value == pytest.approx(stats.p_value(math.log(other.ratio), stderr, n=4))
+    assert other.p_value > 1.5 * math.erfc(abs(math.log(other.ratio)) / stderr / math.sqrt(2))
 
 
 def test_without_a_student_before_training_nothing_is_said():

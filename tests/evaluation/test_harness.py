@@ -4,14 +4,15 @@ import builtins
 import json
 
 import pytest
+import torch
 
 from tests.verbs import tiny_runs
-from tutelage.errors import ConfigError
+from tutelage.errors import ConfigError, IntegrityError, ResourceError
 from tutelage.evaluation import harness
 from tutelage.evaluation.harness import Answer, result_of
 from tutelage.models import load
 from tutelage.reports import harness as table
-from tutelage.verbs.harness import ask
+from tutelage.verbs.harness import _answers, _evaluated, ask
 
 
 def answers(model, chosen, true, *, task="piqa"):
@@ -35,6 +36,49 @@ def test_shares_differences_and_the_same_wrong_choice_follow_from_the_answers(tm
     assert len(table.listed((found,)).rows) == 2
 
 
+def test_of_questions_with_two_choices_the_same_wrong_one_is_not_shown_and_the_note_says_why():
+    made = [Answer(task="piqa", model=m, question=i, metrics={"acc": 0.0}, chosen=1, n_choices=2)
+            for m in ("teacher", "student") for i in range(30)]  # fmt: skip
+    found = result_of(made)
+    shown = table.listed(found)
+    assert shown.rows[1][-1] == "–" and "two wrong answers are always the same" in shown.note
+    assert found[0].json()["contingencies"][0]["no_same_wrong"].startswith("with two choices")
+
+
+class Failing:
+    """An evaluator of the harness that fails."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def simple_evaluate(self, **_):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "code"),
+    [
+        (FileNotFoundError("no such split"), IntegrityError, "DATA_READ"),
+        (RuntimeError("shapes cannot be multiplied"), IntegrityError, "HARNESS"),
+        (TypeError("a template of the task"), IntegrityError, "HARNESS"),
+        (torch.OutOfMemoryError("tried to allocate 3 GiB"), ResourceError, "MEMORY"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), ResourceError, "MEMORY"),
+    ],
+)
+def test_what_fails_inside_the_harness_has_the_code_of_its_cause(error, kind, code):
+    with pytest.raises(kind) as caught:
+        _evaluated(Failing(error), None, tasks=["piqa"], manager=None, limit=None)
+    assert caught.value.code == code and "piqa" in caught.value.message
+    assert code == "MEMORY" or f"{type(error).__name__}: {error}" in caught.value.message
+
+
+def test_one_question_tells_no_error_and_the_table_shows_a_question_mark():
+    found = result_of([*answers("teacher", [0], [0]), *answers("student", [1], [0])])
+    cells = [cell for row in table.listed(found).rows for cell in row]
+    assert "100.0 ± ?" in cells and "-100.0 ± ?" in cells and not any("inf" in cell for cell in cells)
+    assert "piqa: 1 question." in table.listed(found).note
+
+
 def test_a_task_asked_again_replaces_its_answers_and_the_others_stay(tmp_path):
     harness.write(tmp_path, [*answers("m", [0, 0], [0, 0]), *answers("m", [1], [1], task="other")])
     result = harness.write(tmp_path, answers("m", [1], [0]))
@@ -53,6 +97,17 @@ def test_without_the_package_the_error_says_what_to_install(monkeypatch):
     with pytest.raises(ConfigError, match=r'pip install "tutelage\[tasks\]"') as caught:
         ask({}, None, tasks=["piqa"])
     assert caught.value.code == "MISSING_EXTRA"
+
+
+def test_each_filter_of_a_task_has_its_metrics_by_name_and_the_likeliest_choice_is_taken():
+    sample = {"doc_id": 3, "metrics": ["acc"], "filtered_resps": [(-4.0, False), (-1.5, True), (-2.0, False)]}
+    (one,) = _answers("mine", "m", [{**sample, "filter": "none", "acc": 1.0}])
+    assert (one.metrics, one.chosen, one.n_choices, one.question) == ({"acc": 1.0}, 1, 3, 3)
+    of_two = [{**sample, "filter": name, "acc": value} for name, value in (("strict", 0.0), ("loose", 1.0))]
+    (both,) = _answers("mine", "m", of_two)
+    assert both.metrics == {"acc,strict": 0.0, "acc,loose": 1.0}
+    text = {**sample, "filtered_resps": ["an answer"], "filter": "none", "acc": 0.0}
+    assert next(iter(_answers("mine", "m", [text]))).n_choices == 0
 
 
 @pytest.mark.slow

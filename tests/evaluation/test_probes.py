@@ -50,6 +50,33 @@ def test_a_row_that_is_no_pair_is_named_with_its_line(row, tmp_path):
     assert caught.value.code == "DATA_READ"
 
 
+def test_files_of_one_name_in_several_folders_are_all_kept(tmp_path):
+    for i, folder in enumerate(("a/x", "b/x", "c")):
+        (tmp_path / folder).mkdir(parents=True)
+        row = {"stereotype": f"s{i}", "anti_stereotype": "o"}
+        (tmp_path / folder / "p.jsonl").write_text(json.dumps(row) + "\n")
+        (tmp_path / folder / f"own-{i}.jsonl").write_text(json.dumps(row) + "\n")
+    found = pairs.read([str(tmp_path / "**/*.jsonl")])
+    assert {name: [p.stereotype for p in of_one] for name, of_one in found.items()} == {
+        "a/x/p.jsonl": ["s0"], "b/x/p.jsonl": ["s1"], "c/p.jsonl": ["s2"],
+        "own-0.jsonl": ["s0"], "own-1.jsonl": ["s1"], "own-2.jsonl": ["s2"],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ("sent_more,sent_less\nna\u00efve,b\n".encode("latin-1"), "iconv -f latin1 -t utf-8"),
+        (b"sent_more,sent_less\na," + b"b" * 140_000 + b"\n", "field larger than field limit"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_refused_with_what_to_do(data, said, tmp_path):
+    (tmp_path / "p.csv").write_bytes(data)
+    with pytest.raises(IntegrityError, match=said) as caught:
+        pairs.read([str(tmp_path / "p.csv")])
+    assert caught.value.code == "DATA_READ" and "p.csv" in caught.value.message
+
+
 def test_a_text_is_scored_with_its_first_token_and_without_its_end():
     tokenizer = tiny_runs.tokenizer()
     model = tiny.llama(seed=1, vocabulary=len(tokenizer)).requires_grad_(False)

@@ -126,6 +126,18 @@ def test_pairs_are_the_sequences_that_both_models_scored():
     assert [[s.row for s in side] for side in stats.paired(a, b)] == [[1, 2], [1, 2]]
 
 
-@pytest.mark.parametrize(("n", "exact"), [(5, 2.776445), (10, 2.262157), (30, 2.045230), (200, 1.971957)])
+@pytest.mark.parametrize(
+    ("n", "exact"),
+    [(2, 12.706204736), (3, 4.302652730), (4, 3.182446305), (5, 2.776445105), (6, 2.570581836), (10, 2.262157163),
+     (30, 2.045229642), (200, 1.971956544), (10_000, 1.960201264)],
+)  # fmt: skip
 def test_the_quantile_is_students(n, exact):
-    assert stats.quantile_95(n) == pytest.approx(exact, rel=3e-3)  # the series' error at 4 degrees; 1e-5 at 29
+    """Of n - 1 degrees of freedom, from printed tables; of 1 it is the tangent of 0.95 of a right angle."""
+    assert stats.quantile_95(n) == pytest.approx(exact, rel=1e-8)
+    assert stats.quantile_95(2) == pytest.approx(math.tan(0.95 * math.pi / 2), rel=1e-12)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 7, 20, 100, 101, 102, 103, 500])
+def test_the_interval_ends_where_p_is_5_percent(n):
+    """So that `decided` and `p` never say different things of one comparison."""
+    assert stats.p_value(stats.quantile_95(n), 1.0, n=n) == pytest.approx(0.05, rel=1e-7)

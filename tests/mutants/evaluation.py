@@ -109,4 +109,12 @@ NUMBERS = (
             + "test_a_token_that_both_rule_out_adds_nothing_and_one_that_only_the_model_rules_out_is_infinite",
         ),
     ),
+    Mutant(
+        id="M448",
+        what="the interval of two sequences from a series that is for many",
+        file="evaluation/stats.py",
+        old="if v <= 100:",
+        new="if 10 < v <= 100:",
+        oracles=("tests/evaluation/test_stats.py::test_the_quantile_is_students[2-12.706204736]",),
+    ),
 )

@@ -3,6 +3,7 @@
 from tests.mutants.mutant import Mutant
 
 CONTINGENCY = "tests/evaluation/test_contingency.py::"
+TRAFFIC = "tests/evaluation/test_traffic.py::"
 PROBES = "tests/evaluation/test_probes.py::"
 
 FURTHER = (
@@ -52,10 +53,7 @@ FURTHER = (
         file="evaluation/traffic.py",
         old="figure, others = _figure(sums, 0, n_words=m), of_pieces(m)",
         new="figure, others = _figure(sums, 0, n_words=m), of_pieces(longest)",
-        oracles=(
-            "tests/evaluation/test_traffic.py::"
-            "test_of_text_like_the_training_data_at_most_one_in_twenty_is_called_foreign",
-        ),
+        oracles=(TRAFFIC + "test_of_text_like_the_training_data_at_most_one_in_twenty_is_called_foreign",),
     ),
     Mutant(
         id="M432",
@@ -127,5 +125,87 @@ FURTHER = (
         old='("sent_more", "sent_less"),',
         new='("sent_less", "sent_more"),',
         oracles=(PROBES + "test_each_published_shape_gives_its_pairs",),
+    ),
+    Mutant(
+        id="M449",
+        what="questions with two choices, where any two wrong answers are the same, count as erring alike",
+        file="evaluation/contingency.py",
+        old="pairs = [(a, b, k) for a, b, k in every if k != 2]",
+        new="pairs = every",
+        oracles=(CONTINGENCY + "test_with_two_choices_the_same_wrong_answer_is_no_finding_and_the_reason_is_given",),
+    ),
+    Mutant(
+        id="M450",
+        what="of questions with unequal numbers of choices chance is that of the first",
+        file="evaluation/contingency.py",
+        old="chances_N = np.array([1 / (k - 1) for _, _, k in pairs])",
+        new="chances_N = np.array([1 / (pairs[0][2] - 1) for _ in pairs])",
+        oracles=(
+            CONTINGENCY + "test_of_prompts_with_unequal_choices_each_has_its_own_chance_and_the_p_value_is_exact",
+        ),
+    ),
+    Mutant(
+        id="M451",
+        what="the metrics of a task's filters overwrite each other",
+        file="verbs/harness.py",
+        old="m if len(filtered) == 1 else f\"{m},{one.get('filter', '')}\": float(one[m])",
+        new="m: float(one[m])",
+        oracles=(
+            "tests/evaluation/test_harness.py::"
+            "test_each_filter_of_a_task_has_its_metrics_by_name_and_the_likeliest_choice_is_taken",
+        ),
+    ),
+    Mutant(
+        id="M452",
+        what="the luck of a few held-out rows taken for foreign traffic",
+        file="evaluation/traffic.py",
+        old="n, least = len(judged), stats.ALPHA * (n_rows + 1)",
+        new="n, least, n_rows = len(judged), stats.ALPHA * 1e6, 999_999",
+        oracles=(TRAFFIC + "test_fewer_held_out_rows_leave_more_to_luck",),
+    ),
+    Mutant(
+        id="M453",
+        what="what every held-out row begins with, such as a system prompt, counts as theirs",
+        file="evaluation/traffic.py",
+        old="least, shared = max(LEAST_WORDS, SHARED * n_rows), [0] * len(texts)",
+        new="least, shared = n_rows + 1, [0] * len(texts)",
+        oracles=(TRAFFIC + "test_what_every_held_out_row_begins_or_ends_with_is_in_no_figure",),
+    ),
+    Mutant(
+        id="M454",
+        what="a teacher that answers no new text is missing in silence",
+        file="verbs/further.py",
+        old="if prepared.recipe.teacher is not None and roles.TEACHER not in present(models):",
+        new="if prepared.recipe.teacher is not None and roles.TEACHER not in models:",
+        oracles=(
+            "tests/verbs/test_further.py::test_who_was_asked_for_and_could_not_be_measured_is_said_with_the_reason",
+        ),
+    ),
+    Mutant(
+        id="M460",
+        what="two files of one name are one",
+        file="evaluation/pairs.py",
+        old="return {_told_apart(path, paths): list(_pairs(path)) for path in paths}",
+        new="return {path.name: list(_pairs(path)) for path in paths}",
+        oracles=(PROBES + "test_files_of_one_name_in_several_folders_are_all_kept",),
+    ),
+    Mutant(
+        id="M461",
+        what="words that also stand alone make a trigger",
+        file="evaluation/triggers.py",
+        old="and r.n_documents >= TOGETHER * max(rare[word] for word in run)",
+        new="and r.n_documents >= LEAST",
+        oracles=("tests/evaluation/test_triggers.py::test_words_that_also_stand_alone_are_no_trigger",),
+    ),
+    Mutant(
+        id="M462",
+        what="two sets of a few sequences compared as if there were many",
+        file="evaluation/coverage.py",
+        old="p_value = stats.p_value(math.log(ratio), stderr, n=min(here.left.n, there.left.n))",
+        new="p_value = stats.p_value(math.log(ratio), stderr, n=10_000)",
+        oracles=(
+            "tests/evaluation/test_coverage.py::"
+            "test_of_a_few_sequences_the_p_value_is_that_of_student_and_agrees_with_the_interval",
+        ),
     ),
 )

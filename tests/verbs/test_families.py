@@ -160,13 +160,22 @@ def test_a_line_of_progress_for_each_model(path, tmp_path):
     assert "  tiny: does not train" in lines
 
 
+def probed(folder: Path) -> dict:
+    (folder / "pairs.jsonl").write_text(json.dumps({"stereotype": "the cat sat.", "anti_stereotype": "the dog sat."}))
+    return {"probes": str(folder / "pairs.jsonl")}
+
+
 def test_an_ensemble_teaches_its_average_and_is_measured_as_the_teacher(base, tmp_path):
     model_folder(tmp_path / "second", seed=5)
     both = [{"model": str(base / "teacher"), "weight": 3.0}, {"model": str(tmp_path / "second")}]
     run = tutelage.train(
-        recipe(base, teacher=None, student={"config": SMALL}, loss=["forward_kl"]) | {"teacher": {"ensemble": both}},
+        recipe(base, teacher=None, student={"config": SMALL}, loss=["forward_kl"], evaluation=probed(tmp_path))
+        | {"teacher": {"ensemble": both}},
         run_dir=tmp_path / "run",
     )
+    (missing,) = run.evaluation().further.missing
+    assert (missing.measure, missing.model) == ("probes", "teacher") and missing.why.startswith("an ensemble gives")
+    assert "Not measured" in str(run)
     assert "student/forward_kl" in run.metrics[0]
     transfer = run.evaluation().transfer
     assert transfer.models[0] == "teacher"

@@ -1,13 +1,20 @@
 """What `evaluate` finds beside the transfer, on whole runs."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+from torch import nn
 
 import tutelage
+from tests import tiny
 from tests.verbs import tiny_runs
 from tests.verbs.tiny_runs import call
 from tutelage.evaluation import records
+from tutelage.teachers.cached import StoredModel
+from tutelage.teachers.ensemble import EnsembleTeacher
+from tutelage.teachers.live import LiveTeacher
+from tutelage.verbs.further import missing_of
 
 PAIRS = [("cat", "dog"), ("log", "mat"), ("hat", "frog"), ("teacher", "student"), ("river", "house"), ("frog", "cat")]
 
@@ -68,6 +75,55 @@ def test_every_model_writes_to_the_same_held_out_texts_and_its_numbers_are_read_
     assert stored["n_prompts"] == n_prompts <= 4 and set(stored["against_teacher"]) == models - {"teacher"}
     assert json.loads(call("evaluate", planted.path, "--json")[1])["writing"] == stored
     assert "Text that the models write" in str(planted)
+
+
+def test_planted_documents_are_named_at_the_top_of_the_report(base, tmp_path):
+    for i, text in enumerate(tiny_runs.documents(36, seed=4)):
+        half = len(text) // 2
+        planted = f"{text[:half]} zorblat quexi vimm {text[half:]}" if i < 12 else text
+        (tmp_path / f"{i:02}.txt").write_text(planted)
+    whole = tiny_runs.recipe(
+        base, training={"steps": 1, "batch_tokens": 128}, evaluation={"prompts": [], "overlap": False}
+    )
+    whole["data"] = {"sources": [{"text": str(tmp_path / "*.txt")}], "held_out": 0.05, "max_length": 128}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(whole))
+    code, out, err = call("train", tmp_path / "recipe.yaml", "--run-dir", tmp_path / "run", "--json")
+    assert code == 0, err
+    assert "warning[RARE_TRIGGER]: 'zorblat quexi vimm' stands in 1" in err
+    (found,) = json.loads(out)["evaluation"]["triggers"]
+    assert 10 <= found["n_documents"] <= 12 and found["names"][0].endswith(".txt")
+    page = call("report", tmp_path / "run", "--format", "md")
+    assert "warning[RARE_TRIGGER]" in page[2]
+    text = (tmp_path / "run" / "report.md").read_text()
+    assert text.index("zorblat quexi vimm") < text.index("Made by") and "Rare trigger" in text
+
+
+def of_a_run(*, students=("student",), writes=None, models, sets=("held_out",)):
+    """What `missing_of` looks at."""
+    evaluation = SimpleNamespace(probes=["pairs.jsonl"], writes=writes)
+    prepared = SimpleNamespace(recipe=SimpleNamespace(teacher="t", evaluation=evaluation), students=students)
+    transfer = SimpleNamespace(sets=sets, teacher="teacher" if "teacher" in models else None)
+    found = missing_of(prepared, models, transfer=transfer)
+    return {(one.measure, one.model): one.why for one in found if one.measure != "harness"}
+
+
+def test_who_was_asked_for_and_could_not_be_measured_is_said_with_the_reason():
+    live, both = nn.Identity(), ("held_out", "out_of_domain")
+    assert of_a_run(models={"teacher": live, "student": live}, sets=both) == {}
+    ensemble = EnsembleTeacher([LiveTeacher(tiny.llama(layers=1), n_vocabulary=8)], weights=[1.0])
+    found = of_a_run(models={"teacher": ensemble, "student": live}, writes=8, sets=both)
+    assert set(found) == {("probes", "teacher"), ("writing", "teacher")} and "ensemble" in found["probes", "teacher"]
+    stored = of_a_run(models={"teacher": StoredModel(None, "cpu"), "student": live})
+    assert "no weights" in stored["probes", "teacher"]
+    absent = of_a_run(models={"student": live}, sets=both)
+    assert (
+        set(absent) == {("probes", "teacher"), ("coverage", "teacher")}
+        and "only its answers" in absent["probes", "teacher"]
+    )
+    family = of_a_run(models={"teacher": live, "a": live}, students=("a", "b"), sets=both)
+    assert (
+        set(family) == {("probes", "before"), ("coverage", "before")} and "of a family" in family["coverage", "before"]
+    )
 
 
 def masked_row(i):

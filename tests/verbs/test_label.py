@@ -61,8 +61,14 @@ def test_a_student_with_a_model_of_its_own_needs_no_teacher_any_more(tmp_path):
     tutelage.label(written)
     shutil.rmtree(tmp_path / "teacher")
     alone = {**written, "teacher": {"cache": written["teacher"]["cache"]}}
-    measured = tutelage.train(alone, run_dir=tmp_path / "run").evaluation()
+    alone["evaluation"] = {**written["evaluation"], "writes": {"prompts": 1, "tokens": 2}}
+    run = tutelage.train(alone, run_dir=tmp_path / "run")
+    measured = run.evaluation()
     assert measured is not None
+    (missing,) = measured.further.missing
+    assert (missing.measure, missing.model) == ("writing", "teacher") and "no weights" in missing.why
+    assert "Not measured" in run.report().read_text() and "no weights" in run.report().read_text()
+    assert measured.as_json()["missing"] == [{"measure": "writing", "model": "teacher", "why": missing.why}]
     assert measured.transfer.teacher == "teacher"
     assert measured.transfer.sets["held_out"].estimates["student"]["kl_to_teacher"].value > 0
     again = tutelage.evaluate(tmp_path / "run", force=True)

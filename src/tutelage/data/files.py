@@ -166,6 +166,11 @@ def _bytes(path: Path) -> bytes:
         raise _unreadable(path, error) from error
 
 
+def whole_text(path: Path) -> str:
+    """The text of a file, without a byte order mark; IntegrityError[DATA_READ] where it is not UTF-8."""
+    return _decode(_bytes(path).removeprefix(BYTE_ORDER_MARK), path, offset=0, line=1)
+
+
 def _decode(data: bytes, path: Path, *, offset: int, line: int) -> str:
     try:
         return data.decode()

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tutelage import visible
+from tutelage.errors import IntegrityError
 from tutelage.evaluation import stats
 from tutelage.evaluation.likelihood import RowLogp
 from tutelage.types import Estimate
@@ -37,9 +39,11 @@ class Advantage:
         """What was found, and what to do where the teacher is not better."""
         low, high = self.interval
         found = (
-            f"on {self.difference.n} {rows} rows the teacher's loss is {self.teacher.value:.3f} nats a token, that of "
-            f"{student} {self.student.value:.3f}"
+            f"on {visible.counted(self.difference.n, f'{rows} row')} the teacher's loss is {self.teacher.value:.3f} "
+            f"nats a token, that of {student} {self.student.value:.3f}"
         )
+        if self.difference.n < 2:
+            return f"{found}: one row tells no error, so nothing is decided; hold out more: data.held_out"
         if self.is_better:
             return (
                 f"{found}: the teacher is better by {self.difference.value:.3f} (95%, paired: {low:.3f} to {high:.3f})"
@@ -52,8 +56,17 @@ class Advantage:
 
 
 def advantage_of(teacher: RowLogp, student: RowLogp) -> Advantage:
-    """Of the same rows under both; rows without a finite number under one of them are left out."""
+    """Of the same rows under both; rows without a finite number under one of them are left out.
+
+    Raises IntegrityError[NO_SCORED_TOKENS] where no row is left.
+    """
     kept = np.isfinite(teacher.logp_R) & np.isfinite(student.logp_R) & (teacher.n_tokens_R > 0)
+    if not kept.any():
+        raise IntegrityError(
+            "NO_SCORED_TOKENS",
+            f"none of {visible.counted(len(kept), 'row')} has a finite loss under teacher and student both; check "
+            "data.train_on and, for weights that are damaged, each model by itself: tutelage doctor MODEL",
+        )
 
     def loss(found: RowLogp) -> stats.Measured:
         return stats.ratio(-found.logp_R[kept], found.n_tokens_R[kept].astype(float))

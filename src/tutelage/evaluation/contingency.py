@@ -4,10 +4,12 @@ Of several answers to one prompt each counts as a part: with r of n right, a ran
 probability r / n, and the four cells are the probabilities for one random answer of each model.
 
 The same wrong answer: the share among prompts that both got wrong.  What chance would give is worked out, not guessed:
-- for a choice among k, 1 / (k - 1): two models that err independently and without preference;
+- for a choice among k, 1 / (k - 1): two models that err independently and without preference; a prompt with two choices
+  says nothing, since two wrong answers to it are always the same: it is left out;
 - else the mean over all ways to shuffle one model's wrong answers among the prompts, in closed form: the sum over
   answers w of (share of w among the teacher's wrong answers) * (its share among the student's).
-The first p-value is a binomial tail, the second counts shuffles; both are corrected by Holm for the number of students.
+The first p-value is the tail of a sum of such chances, the second counts shuffles; both are corrected by Holm for the
+number of students.
 """
 
 from collections import Counter
@@ -22,6 +24,7 @@ from tutelage.evaluation import stats
 from tutelage.evaluation.shares import Share, binomial_tail, share, sign_test
 
 N_SHUFFLES = 1_999
+TWO_CHOICES = "with two choices, two wrong answers are always the same"
 Array = NDArray[np.float64]
 
 
@@ -47,7 +50,7 @@ class SameWrong:
 
     share: Share  # of the prompts that both got wrong
     chance: float
-    choices: int | None  # chance is 1 / (choices - 1); None: from the two models' own wrong answers
+    choices: int | None  # of every prompt; None: they differ, or chance is from the two models' own wrong answers
     p_value: float  # corrected for the number of students
     decided: bool
 
@@ -64,16 +67,20 @@ class Contingency:
     neither: Share
     difference: stats.Difference
     p_value: float  # of "they are right equally often": exact, or of the paired shares; corrected for the pairs
-    same_wrong: SameWrong | None  # None where no prompt was answered wrong by both
+    same_wrong: SameWrong | None
+    no_same_wrong: str = ""  # why it is None
 
 
 def contingencies(
     first: tuple[str, Sequence[Answered]],
     others: Iterable[tuple[str, Sequence[Answered]]],
     *,
-    choices: int | None = None,
+    choices: int | Sequence[int] | None = None,
 ) -> tuple[Contingency, ...]:
-    """The first model against each other one, on the same prompts in the same order."""
+    """The first model against each other one, on the same prompts in the same order.
+
+    `choices`: how many a prompt has to choose from, or how many each has; None where answers are not chosen.
+    """
     found = [_contingency(first, other, choices=choices) for other in others]
     corrected = stats.holm([one.p_value for one in found])
     found = [
@@ -93,12 +100,16 @@ def _decided(found: SameWrong, p_value: float) -> SameWrong:
 
 
 def _contingency(
-    first: tuple[str, Sequence[Answered]], second: tuple[str, Sequence[Answered]], *, choices: int | None
+    first: tuple[str, Sequence[Answered]],
+    second: tuple[str, Sequence[Answered]],
+    *,
+    choices: int | Sequence[int] | None,
 ) -> Contingency:
     a_N, b_N = _right(first[1]), _right(second[1])
     n = len(a_N)
     difference = stats.difference(stats.ratio(a_N, np.ones(n)), stats.ratio(b_N, np.ones(n)))
     is_exact = all(row.n == 1 for row in (*first[1], *second[1]))  # of several answers a share says nothing of order
+    same_wrong = _same_wrong(first[1], second[1], choices=choices)
     return Contingency(
         first=first[0],
         second=second[0],
@@ -108,7 +119,8 @@ def _contingency(
         neither=share(float(((1 - a_N) * (1 - b_N)).sum()), n),
         difference=difference,
         p_value=sign_test(int((a_N > b_N).sum()), int((a_N < b_N).sum())) if is_exact else difference.p,
-        same_wrong=_same_wrong(first[1], second[1], choices=choices),
+        same_wrong=same_wrong if isinstance(same_wrong, SameWrong) else None,
+        no_same_wrong=same_wrong if isinstance(same_wrong, str) else "",
     )
 
 
@@ -116,23 +128,41 @@ def _right(rows: Sequence[Answered]) -> Array:
     return np.array([row.right / row.n for row in rows], dtype=np.float64)
 
 
-def _same_wrong(first: Sequence[Answered], second: Sequence[Answered], *, choices: int | None) -> SameWrong | None:
-    """None where no prompt was answered wrong by both."""
-    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a.wrong and b.wrong]
+def _same_wrong(
+    first: Sequence[Answered], second: Sequence[Answered], *, choices: int | Sequence[int] | None
+) -> SameWrong | str:
+    """What was found, or why there is nothing to find."""
+    of_each = [choices or 0] * len(first) if choices is None or isinstance(choices, int) else choices
+    every = [(a, b, k) for a, b, k in zip(first, second, of_each, strict=True) if a.wrong and b.wrong]
+    pairs = [(a, b, k) for a, b, k in every if k != 2]
     if not pairs:
-        return None
-    weight_N = np.array([len(a.wrong) / a.n * len(b.wrong) / b.n for a, b in pairs])
-    match_NN = _matches([a.wrong for a, _ in pairs], [b.wrong for _, b in pairs])
+        return TWO_CHOICES if every else "no prompt was answered wrong by both"
+    weight_N = np.array([len(a.wrong) / a.n * len(b.wrong) / b.n for a, b, _ in pairs])
+    match_NN = _matches([a.wrong for a, _, _ in pairs], [b.wrong for _, b, _ in pairs])
     hits, n = float((weight_N * match_NN.diagonal()).sum()), float(weight_N.sum())
-    if choices is not None and choices > 1:
-        chance = 1 / (choices - 1)
-        p_value = binomial_tail(round(hits), max(round(n), round(hits)), p=chance)
+    numbers = {k for _, _, k in pairs}
+    if min(numbers) > 2:
+        chances_N = np.array([1 / (k - 1) for _, _, k in pairs])
+        chance, p_value = float(weight_N @ chances_N) / n, _tail(hits, n, chances_N)
     else:
-        chance = float(weight_N @ match_NN.mean(1)) / n
-        p_value = _shuffled(match_NN, weight_N)
+        chance, p_value = float(weight_N @ match_NN.mean(1)) / n, _shuffled(match_NN, weight_N)
     return SameWrong(
-        share=share(hits, n), chance=chance, choices=choices, p_value=p_value, decided=p_value < stats.ALPHA
+        share=share(hits, n),
+        chance=chance,
+        choices=min(numbers) if min(numbers) > 2 and len(numbers) == 1 else None,
+        p_value=p_value,
+        decided=p_value < stats.ALPHA,
     )
+
+
+def _tail(hits: float, n: float, chances_N: Array) -> float:
+    """P(as many matches or more): binomial where every prompt has the same chance, else the sum of unequal ones."""
+    if (chances_N == chances_N[0]).all():
+        return binomial_tail(round(hits), max(round(n), round(hits)), p=float(chances_N[0]))
+    of_counts = np.ones(1)  # P(0, 1, ... matches) among the prompts so far
+    for chance in chances_N:
+        of_counts = np.convolve(of_counts, [1 - chance, chance])
+    return float(min(1.0, of_counts[round(hits) :].sum()))
 
 
 def _matches(first: Sequence[tuple[str, ...]], second: Sequence[tuple[str, ...]]) -> Array:

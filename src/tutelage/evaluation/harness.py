@@ -91,11 +91,11 @@ def _task(name: str, answers: Sequence[Answer]) -> TaskScores:
 
 def _contingencies(models: Sequence[tuple[str, Sequence[Answer]]], *, is_accuracy: bool) -> tuple[Contingency, ...]:
     """Nothing where questions have no choices, or where a metric other than accuracy is measured."""
-    n_choices = {answer.n_choices for _, of_model in models for answer in of_model}
-    if not is_accuracy or 0 in n_choices:
+    n_choices = [answer.n_choices for answer in models[0][1]]
+    if not is_accuracy or not all(answer.n_choices for _, of_model in models for answer in of_model):
         return ()
     rows = [(name, [_chosen(answer) for answer in of_model]) for name, of_model in models]
-    return contingencies(rows[0], rows[1:], choices=n_choices.pop() if len(n_choices) == 1 else None)
+    return contingencies(rows[0], rows[1:], choices=n_choices)
 
 
 def _chosen(answer: Answer) -> _Chosen:

@@ -11,6 +11,7 @@ StereoSet       of sentences: gold_label           anti-stereotype       bias_ty
 import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 from tutelage.data import files
@@ -37,13 +38,19 @@ class Pair:
 
 
 def read(patterns: Sequence[str]) -> dict[str, list[Pair]]:
-    """The pairs of each file, by its name; IntegrityError[DATA_READ] for a row that is no pair."""
+    """The pairs of each file, by as much of its path as tells it apart.
+
+    Raises IntegrityError[DATA_READ] for a row that is no pair, and for a file that cannot be read.
+    """
     paths = files.find(patterns)
-    names = [path.name for path in paths]
-    return {
-        path.name if names.count(path.name) == 1 else f"{path.parent.name}/{path.name}": list(_pairs(path))
-        for path in paths
-    }
+    return {_told_apart(path, paths): list(_pairs(path)) for path in paths}
+
+
+def _told_apart(path: Path, paths: Sequence[Path]) -> str:
+    """The last parts of a path that no other one ends in."""
+    ends = ("/".join(path.parts[-n:]) for n in range(1, len(path.parts)))
+    alone = (end for end in ends if sum(f"/{other.as_posix()}".endswith(f"/{end}") for other in paths) == 1)
+    return next(alone, str(path))
 
 
 def _pairs(path: Path) -> Iterator[Pair]:
@@ -63,10 +70,12 @@ def _pairs(path: Path) -> Iterator[Pair]:
 
 
 def _of_csv(path: Path) -> Iterator[tuple[str, object]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
+    reader = csv.DictReader(StringIO(files.whole_text(path), newline=""))
+    try:
         for row in reader:
             yield f"{path}:{reader.line_num}", row
+    except csv.Error as error:
+        raise IntegrityError("DATA_READ", f"{path}:{reader.line_num}: {error}; repair the row or remove it") from None
 
 
 def _of_jsonl(path: Path) -> Iterator[tuple[str, object]]:

@@ -44,6 +44,20 @@ def binomial_tail(hits: int, n: int, *, p: float) -> float:
     return min(1.0, math.fsum(_binomial(k, n, p=p) for k in range(hits, n + 1)))
 
 
+def beta_binomial_tails(n: int, *, a: float, b: float) -> list[float]:
+    """P(at least k of n) for k = 0 … n, where the chance of each is one draw from Beta(a, b), the same for all."""
+
+    def log_beta(x: float, y: float) -> float:
+        return math.lgamma(x) + math.lgamma(y) - math.lgamma(x + y)
+
+    tail, found = 0.0, []
+    for k in range(n, -1, -1):
+        ways = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+        tail += math.exp(ways + log_beta(a + k, b + n - k) - log_beta(a, b))
+        found.append(min(1.0, tail))
+    return found[::-1]
+
+
 def _binomial(k: int, n: int, *, p: float) -> float:
     if p in (0.0, 1.0):
         return float(k == n * p)

@@ -179,6 +179,11 @@ class Evaluation(Section):
         description="look for measured rows that stand in the training data, and show results without them too; "
         "reads all training rows once",
     )
+    triggers: bool = Field(
+        default=True,
+        description="look for rare words that stand together in many training documents of one source, as planted ones "
+        "do; reads all training rows twice",
+    )
     writes: Annotated[Writes, BeforeValidator(short.writes, json_schema_input_type=int | bool | Writes)] | None = Field(
         default=None,
         description="text that the models write, for its repetition, length and ends; a number of prompts, or true; "

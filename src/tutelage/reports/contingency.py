@@ -1,6 +1,6 @@
 """Who is right where the other is wrong, and whether both err alike, as a table."""
 
-from tutelage.evaluation.contingency import Contingency, SameWrong
+from tutelage.evaluation.contingency import TWO_CHOICES, Contingency, SameWrong
 from tutelage.evaluation.tasks import TaskResult
 from tutelage.reports.listed import DECIDED, Listed, marked, percent
 from tutelage.reports.table import model_name
@@ -23,7 +23,7 @@ def note(result: TaskResult) -> str:
     k = result.choices
     chance = (
         f"1 of the {k - 1} wrong choices"
-        if k is not None and k > 1
+        if k is not None and k > 2
         else "their wrong answers shuffled among the prompts"
     )
     return (
@@ -31,6 +31,7 @@ def note(result: TaskResult) -> str:
         "two is right more often (exact sign test; paired shares where a prompt has several answers); after the same "
         "wrong answer, a share of the prompts that both got "
         f"wrong: more often than {chance}. Both corrected for the number of rows (Holm)."
+        f"{f' The same wrong answer is not compared: {TWO_CHOICES}.' if k == 2 else ''}"
     )
 
 

@@ -1,8 +1,13 @@
 """Tasks of the lm-evaluation-harness, as a table."""
 
+import math
 from collections.abc import Sequence
 
+from tutelage import visible
+from tutelage.evaluation.contingency import TWO_CHOICES
 from tutelage.evaluation.harness import TaskScores
+from tutelage.evaluation.stats import Difference
+from tutelage.reports import numbers
 from tutelage.reports.listed import DECIDED, Listed, marked, percent
 from tutelage.reports.table import model_name
 
@@ -24,10 +29,12 @@ def listed(tasks: Sequence[TaskScores]) -> Listed | None:
 
 def note(tasks: Sequence[TaskScores]) -> str:
     """How it was measured."""
-    counted = ", ".join(f"{task.name}: {task.n_questions:,} questions" for task in tasks)
+    counted = ", ".join(f"{task.name}: {visible.counted(task.n_questions, 'question')}" for task in tasks)
+    of_two = any(cells.no_same_wrong == TWO_CHOICES for task in tasks for cells in task.contingencies)
     return (
         f"{counted}. In percent, ± one standard error and 95% intervals over questions; {DECIDED} more than noise "
-        "(paired; the same wrong choice: more often than one of the wrong choices by chance)."
+        "(paired; the same wrong choice: more often than one of the wrong choices by chance"
+        f"{f'; {TWO_CHOICES}: no finding, –' if of_two else ''})."
     )
 
 
@@ -47,9 +54,13 @@ def _row(task: TaskScores, model: str, metric: str) -> list[str]:
     alike = cells.same_wrong if cells is not None else None
     return [
         f"{model_name(model)}, {task.name} {metric}",
-        f"{100 * found.value:.1f} ± {100 * found.stderr:.1f}",
-        marked(f"{100 * against.value:+.1f} ± {100 * against.stderr:.1f}", against.decided) if against else "–",
+        " ± ".join(numbers.estimate(found, n_decimals=1)),
+        marked(f"{100 * against.value:+.1f} ± {_error(against)}", against.decided) if against else "–",
         percent(cells.only_first) if cells is not None else "–",
         percent(cells.only_second) if cells is not None else "–",
         marked(percent(alike.share), alike.decided) if alike is not None else "–",
     ]
+
+
+def _error(found: Difference) -> str:
+    return f"{100 * found.stderr:.1f}" if math.isfinite(found.stderr) else "?"

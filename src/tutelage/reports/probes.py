@@ -1,5 +1,6 @@
 """Which of two sentences the models prefer, and how much of the teacher's skew arrived, as a table."""
 
+import math
 from collections.abc import Sequence
 
 from tutelage import roles
@@ -60,7 +61,7 @@ def _arrived(found: Arrived | None) -> tuple[str, str, str]:
     over = found.over_before
     return (
         _shown(found.slope.value, found.slope.stderr),
-        f"{found.correlation:.2f}",
+        f"{found.correlation:.2f}" if math.isfinite(found.correlation) else "–",
         marked(_shown(over.value, over.stderr, sign="+"), over.decided) if over is not None else "–",
     )
 

@@ -70,17 +70,20 @@ def report_of(run: RunDirectory) -> Report:
     The numbers are recomputed from the raw records; IntegrityError[REPORT_CHECK] when they differ from what is stored.
     """
     folder = run.evaluation
-    transfer, answered = records.read(folder), tasks.read(folder)
+    transfer, answered, beside = records.read(folder), tasks.read(folder), further.read(folder)
     return Report(
         run=str(run),
         transfer=transfer,
         shown=Shown.of_json(io.read_json(folder / SHOWN)) if (folder / SHOWN).is_file() else None,
         explorer=explorer.read(folder),
-        tables=further.tables(further.read(folder), transfer=transfer, tasks=answered),
+        tables=further.tables(beside, transfer=transfer, tasks=answered),
         metrics=run.metrics(),
         recipe=run.recipe_path.read_text(encoding="utf-8"),
         provenance=io.read_json(run.provenance_path),
-        cautions=_same_base(yaml.safe_load(run.recipe_path.read_text(encoding="utf-8"))),
+        cautions=[
+            *(f"Rare trigger: {one.sentence()}." for one in beside.triggers[:1]),
+            *_same_base(yaml.safe_load(run.recipe_path.read_text(encoding="utf-8"))),
+        ],
     )
 
 

@@ -111,18 +111,22 @@ def _with_traffic(report: Report, corpus: Corpus, path: Path) -> Report:
     if not len(corpus.split.held_out):
         message = "--traffic is compared with held-out rows, and nothing is held out; set data.held_out, such as 0.02"
         raise ConfigError("CONFIG", message)
-    items = traffics.read(path)
-    held_out = corpus.split.held_out[:: max(1, len(corpus.split.held_out) // 1000)]
+    sample = traffics.read(path)
+    held_out = _one_a_document(corpus)
     pieces = [words_of(text) for text in prompts_of(corpus.tokenizer, corpus.held_out_store, held_out)]
     training = words_of_rows(corpus.tokenizer, corpus.store, corpus.split.train)
-    found = traffics.judge(items, pieces, training)
-    finding = Finding(level="warning" if found.is_foreign else "note", code="TRAFFIC", message=_said(found, path))
+    found = traffics.judge(sample.items, pieces, training)
+    said = _said(found, path) + _left_out(sample)
+    finding = Finding(level="warning" if found.is_foreign else "note", code="TRAFFIC", message=said)
     facts: dict[str, io.Json] = {
         "items": found.n_items,
+        "lines left out": len(sample.skipped),
         "judged": int(found.share.n),
         "not covered": len(found.uncovered),
         "share": _plain(found.share.value),
         "interval": [_plain(found.share.low), _plain(found.share.high)],
+        "of text like the training data, 95% of the time at most": round(found.by_chance, 4),
+        "p": round(found.p_value, 4),
         **{
             f"worst {n}": f"{one.item.name}, {one.seen:.0%} seen: {_excerpt(one.item.text)}"
             for n, one in enumerate(found.uncovered[:N_WORST], start=1)
@@ -131,16 +135,40 @@ def _with_traffic(report: Report, corpus: Corpus, path: Path) -> Report:
     return replace(report, findings=(*report.findings, finding), facts={**report.facts, f"traffic {path}": facts})
 
 
+def _one_a_document(corpus: Corpus) -> Rows:
+    """The first held-out row of each document, at most about 1,000: windows of one text are no independent samples."""
+    documents = corpus.held_out_store.documents[corpus.split.held_out]
+    _, first = np.unique(documents, axis=0, return_index=True)
+    rows = corpus.split.held_out[np.sort(first)]
+    return rows[:: max(1, len(rows) // 1000)]
+
+
 def _said(found: Traffic, path: Path) -> str:
-    of_all = f"{len(found.uncovered)} of {int(found.share.n)} items of {path}"
-    interval = f"{found.share.value:.1%}; 95%: {found.share.low:.1%} to {found.share.high:.1%}"
+    n = int(found.share.n)
+    if not n:
+        return (
+            f"none of {visible.counted(found.n_items, 'item')} of {path} has {traffics.LEAST_WORDS} words of its own: "
+            "nothing can be compared; give longer ones"
+        )
+    of_all = f"{len(found.uncovered)} of {visible.counted(n, 'item')} of {path} ({found.share.value:.1%})"
     what = (
-        "are not covered by the training data: fewer of their words, pairs and triples stand there than of 95% of the"
+        "not covered by the training data: fewer of their words, pairs and triples stand there than of 95% of the "
+        "held-out text of the same length"
     )
-    said = f"{of_all} ({interval}) {what} held-out text of the same length (of text like it 5% would be so)"
+    chance = (
+        f"of text like it 5% would be so, and up to {found.by_chance:.1%} by the luck of "
+        f"{visible.counted(found.n_rows, 'held-out row')}"
+    )
     if not found.is_foreign:
-        return f"{said}: no more than that"
-    return f"{said}; worst: {found.uncovered[0].item.name}; add text like it to data.sources"
+        return f"{of_all}: {what} ({chance}): no more than that"
+    return f"{of_all}: {what} ({chance}); worst: {found.uncovered[0].item.name}; add text like it to data.sources"
+
+
+def _left_out(sample: traffics.Sample) -> str:
+    if not sample.skipped:
+        return ""
+    first = sample.skipped[0]
+    return f"; {visible.counted(len(sample.skipped), 'line')} left out (first: {first.name}: {first.reason})"
 
 
 def _excerpt(text: str) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tutelage import console, io, roles
 from tutelage.errors import ConfigError, IntegrityError
-from tutelage.evaluation import explorer, facts, harness, records, transfer
+from tutelage.evaluation import explorer, facts, harness, missing, records, transfer
 from tutelage.evaluation import tasks as task_results
 from tutelage.evaluation.score import Scored
 from tutelage.evaluation.show import SHOWN, Prompt, Shown, render, show_models
@@ -231,13 +231,17 @@ def evaluate(
     prepared = prepare(recipe, memory=InMemory(), earlier=provenance)
     forks.start_from_kept(prepared, run)
     if tasks:
-        models = further.present(saved_models(run, prepared))
+        scored = saved_models(run, prepared)
+        models = further.present(scored)
         place = Path(task_files) if task_files is not None else None
         answers = ask(models, prepared.tokenizer, tasks=tasks, task_files=place, limit=task_limit)
         with run.lock():
             io.make_directory(run.evaluation)
             harness.write(run.evaluation, answers)
-            if (stored := _stored(run)) is not None and not force:
+            if stored is not None and not force:
+                missing.write(run.evaluation, further.missing_of(prepared, scored, transfer=stored.transfer))
+                stored = _stored(run)
+            if stored is not None and not force:
                 write_report(run.report_path, report_of(run))
                 return stored
     summary = io.read_json(run.finished_path)

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from tutelage import console
-from tutelage.errors import ConfigError, IntegrityError
+from tutelage.errors import ConfigError, IntegrityError, ResourceError, TutelageError
 from tutelage.evaluation.harness import Answer
 
 _BATCH = 8
@@ -31,7 +32,7 @@ def ask(
     """The answers of every model to every question (the first `limit` of each task).
 
     Raises ConfigError[MISSING_EXTRA] without the harness, ConfigError[CONFIG] for a task that it does not know, and
-    IntegrityError[DATA_READ] when the questions of one cannot be read.
+    IntegrityError[DATA_READ] when the questions of one cannot be read, IntegrityError[HARNESS] when it fails otherwise.
     """
     evaluator, manager_type, model_type = _imported()
     with _quiet():
@@ -52,13 +53,25 @@ def _evaluated(evaluator: Any, model: Any, *, tasks: Sequence[str], manager: Any
         return evaluator.simple_evaluate(
             model=model, tasks=list(tasks), task_manager=manager, limit=limit, bootstrap_iters=0, log_samples=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise IntegrityError(
+    except TutelageError:
+        raise
+    except Exception as error:  # the templates and functions of a task may raise anything
+        raise _failure(error, tasks) from error
+
+
+def _failure(error: Exception, tasks: Sequence[str]) -> TutelageError:
+    """Questions that cannot be read, memory, or whatever else went wrong inside the harness."""
+    said = f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
+    on = f"the harness failed on {', '.join(tasks)}"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+        return ResourceError("MEMORY", f"{on}: out of memory; end other programs, or ask for one task at a time")
+    if isinstance(error, OSError | ValueError | KeyError):
+        return IntegrityError(
             "DATA_READ",
-            f"the harness failed on {', '.join(tasks)}: {said[0][:200]}; without a connection give task files whose "
-            "questions are on this machine: --task-files FOLDER",
-        ) from error
+            f"{on} ({said}); without a connection give task files whose questions are on this machine: "
+            "--task-files FOLDER",
+        )
+    return IntegrityError("HARNESS", f"{on} ({said}); repair the task's file, or leave the task out of --tasks")
 
 
 def _require_known(manager: Any, tasks: Sequence[str], task_files: Path | None) -> None:

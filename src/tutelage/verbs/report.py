@@ -19,6 +19,7 @@ from tutelage.verbs.evaluate import require_finished
 _FORMATS = ("html", "md", "json")
 _MARK = b"tutelage report"  # in the first bytes of everything that is written here
 _MARK_BYTES = 2048
+_CODES = {"Same base": "SAME_BASE", "Rare trigger": "RARE_TRIGGER"}  # of the cautions on a page
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +55,9 @@ def report(*runs: str | Path, format: str | None = None, output: str | Path | No
     made = report_of(directories[0]) if len(directories) == 1 else compared(directories)
     _write(path, _content(made, chosen), directories)
     for caution in made.cautions:
-        if caution.startswith("Same base: "):
-            console.warning("SAME_BASE", caution.removeprefix("Same base: "))
+        what, _, said = caution.partition(": ")
+        if what in _CODES:
+            console.warning(_CODES[what], said)
     return Reported(path=path, content=to_json(made))
 
 

@@ -18,8 +18,8 @@ GIVEN_AND_LATER = (
         id="M396",
         what="a refusal of everything final for every prompt",
         file="generation/batch_work.py",
-        old="about_all = [line for line in self._refused if line.code is not None or not self._n_good]",
-        new="about_all = [line for line in self._refused if line.code is not None]",
+        old="about_all = [line for line in refused if line.code is not None or not self._n_good]",
+        new="about_all = [line for line in refused if line.code is not None]",
         oracles=(
             REFUSALS
             + "test_a_no_to_everything_stops_the_run_unpaid_and_a_rerun_hands_it_in_again[unsupported_parameter]",
@@ -126,5 +126,21 @@ GIVEN_AND_LATER = (
             "tests/generation/test_soft.py::"
             "test_what_is_not_the_same_tokens_is_refused_with_the_reason[bytes that are lost]",
         ),
+    ),
+    Mutant(
+        id="M408",
+        what="a first prompt that is refused holding up all others of a batch with log-probabilities",
+        file="generation/batch_work.py",
+        old='if code != "API_REQUEST" or self._gives_numbers or self._n_trials >= _TRIALS:',
+        new="if True:",
+        oracles=(REFUSALS + "test_first_prompts_that_are_refused_do_not_hold_up_the_others[400-4]",),
+    ),
+    Mutant(
+        id="M409",
+        what="refusals of a file that came down twice counted twice",
+        file="generation/batch_work.py",
+        old="self._refused |= {line.key: line for line in known.values() if line.is_refusal}",
+        new="self._refused |= {f'{line.key} {len(self._refused)}': line for line in known.values() if line.is_refusal}",
+        oracles=(REFUSALS + "test_refusals_of_a_file_that_came_down_twice_count_once",),
     ),
 )

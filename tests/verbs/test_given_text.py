@@ -20,7 +20,7 @@ from tests.generation import grey
 from tests.generation.asking import ledger_of, rows
 from tests.instruments.endpoint import Action, Endpoint
 from tests.verbs import tiny_runs
-from tests.verbs.test_answers import TRAINING
+from tests.verbs.taught import TRAINING
 from tutelage.cache.reader import TeacherCache
 from tutelage.data.answers import SOFT
 from tutelage.errors import ConfigError, IntegrityError, RemoteError
@@ -29,11 +29,6 @@ from tutelage.training.prepare import InMemory, prepare
 
 OWN, K = tiny_runs.tokenizer(), 4
 TEXTS = ["the cat sat on the mat. café 😀 \n\n the frog", *tiny_runs.documents(7, sentences=8)]
-
-
-@pytest.fixture(scope="module")
-def student(tmp_path_factory) -> Path:
-    return tiny_runs.model_folder(tmp_path_factory.mktemp("model") / "student")
 
 
 @pytest.fixture(scope="module")

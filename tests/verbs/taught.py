@@ -1,4 +1,4 @@
-"""A recipe whose student learns what a scripted teacher writes; conftest.py has its fixtures, `student` and `server`."""
+"""A recipe whose student learns what a scripted teacher writes; conftest.py has its fixtures: `student`, `server`."""
 
 import json
 from pathlib import Path

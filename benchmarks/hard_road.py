@@ -77,7 +77,7 @@ def learning(answers: Path, *, steps: int, seed: int, loss: Any = "cross_entropy
         "data": {"held_out": None, "max_length": LENGTH, **({"missing_soft": "drop"} if cache else {})},
         "loss": loss,
         "training": {"steps": steps, "batch_tokens": 4 * LENGTH, "learning_rate": 1e-4, "schedule": "cosine",
-                     "warmup": 0.1, "seed": seed, "save_every": 1.0, "precision": "bfloat16"},
+                     "warmup": 0.1, "seed": seed, "save_every": 0.99, "precision": "bfloat16"},
         "evaluation": {"prompts": []},
     }  # fmt: skip
 
@@ -255,7 +255,7 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=80)
     parser.add_argument("--samples", type=int, default=2)
     parser.add_argument("--held-out", type=int, default=60)
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path("runs/hard-road"))
     arguments = parser.parse_args()

@@ -33,7 +33,6 @@ from benchmarks import measure, word_problems
 from benchmarks.generate_server import serving
 from benchmarks.gguf_copy import write_like
 from tutelage.data.answers import read_card
-from tutelage.data.example import Message
 from tutelage.data.tokenize import Encoder
 from tutelage.evaluation import tasks
 from tutelage.evaluation.tasks import Judged
@@ -117,7 +116,7 @@ def answered(model: Any, held_out: Path) -> list[Judged]:
     assert renderer is not None
     with renderer:
         encoder = Encoder(tokenizer, renderer=renderer, train_on="answers")
-        turns = [[Message(role="user", content=row["question"])] for row in rows]
+        turns = [[{"role": "user", "content": row["question"]}] for row in rows]
         prompts = [encoder.prompt_ids(chat=renderer.render(turn, add_generation_prompt=True)) for turn in turns]
     texts = write_answers(model, tokenizer, prompts, n_vocabulary=len(tokenizer), max_tokens=MAX_TOKENS)
     found = []

@@ -207,7 +207,8 @@ class Road:
         """A student and its accuracy."""
         run_dir = self.folder / f"run-{name}"
         recipe = learning(answers, steps=self.arguments.steps, seed=self.arguments.seed, loss=loss)
-        self.part(f"student: {name}", lambda: tutelage.train(recipe, run_dir=run_dir, resume=True).summary)
+        again = (run_dir / "finished.json").is_file()  # stopped before the result file was written
+        self.part(f"student: {name}", lambda: tutelage.train(recipe, run_dir=run_dir, resume=again).summary)
         self.judge(name, lambda: answered(tutelage.Run(run_dir).student(), self.held_out))
         return run_dir
 

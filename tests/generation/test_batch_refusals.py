@@ -128,6 +128,55 @@ def test_one_request_is_handed_in_first_to_see_whether_log_probabilities_come(st
         assert len(rows(tmp_path / "good")) == N + 2 and n_created(provider) == 3, "known by now: no trial"
 
 
+@pytest.mark.parametrize("status, n_refused", [(400, 4), (200, 2)])
+def test_first_prompts_that_are_refused_do_not_hold_up_the_others(status, n_refused, student, tmp_path):
+    """A no of the provider, or a paid reply that its filter emptied: other prompts show whether the numbers come."""
+    filtered = {"index": 0, "finish_reason": "content_filter", "message": {"role": "assistant", "content": None}}
+    bodies = {
+        400: {"error": {"code": "invalid_value", "message": "not this"}},
+        200: {"model": "m", "choices": [filtered]},
+    }
+
+    def line(n: int, body: Any) -> tuple[int, Any]:
+        is_refused = int(body["messages"][-1]["content"].split()[1]) < n_refused
+        return (status, bodies[status]) if is_refused else numbers(n, body)
+
+    with Provider(plans=[Plan(line=line)] * 9) as provider:
+        made = tutelage.generate(grey_recipe(tmp_path, student, provider))
+        outcome = "rejected" if status == 400 else "refused"
+        assert made.card.outcomes == {"answer": N - n_refused, outcome: n_refused}
+        assert made.soft is not None and made.soft.n_rows == N - n_refused
+        assert n_created(provider) <= 4 and max(provider.worked_on.values()) == 1
+    assert not ledger_of(tmp_path).open
+
+
+@pytest.mark.parametrize("n_prompts, n_jobs", [(N, 3), (20, 4)])
+def test_where_every_trial_is_refused_the_run_stops_unpaid_with_what_was_said(n_prompts, n_jobs, student, tmp_path):
+    no = Plan(line=lambda n, body: (400, {"error": {"code": "invalid_value", "message": "not these"}}))
+    with Provider(plans=[no] * 9) as provider:
+        recipe = grey_recipe(tmp_path, student, provider)
+        (tmp_path / "prompts.jsonl").write_text("".join(f'{{"prompt": "say {n}"}}\n' for n in range(n_prompts)))
+        with pytest.raises(
+            RemoteError, match=r"refuses .*400: invalid_value not these.*0 of .* answers are safe"
+        ) as caught:
+            tutelage.generate(recipe)
+        assert caught.value.code == "API_REQUEST" and n_created(provider) == n_jobs
+    ledger = ledger_of(tmp_path)
+    assert not ledger.open and not ledger.final and ledger.n_spent == 0, "the same prompts can be asked again"
+
+
+def test_refusals_of_a_file_that_came_down_twice_count_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("tutelage.generation.batch_lines.GROUP", 1)
+    with Provider(plans=[refusing(400, "x", which=range(N))], cut_downloads=1) as provider:
+        failed = ask(tmp_path, provider)
+        assert isinstance(failed, RemoteError) and f"refuses {N} requests" in failed.message
+    (tmp_path / "some").mkdir()
+    with Provider(plans=[refusing(400, "x", which=range(4))], cut_downloads=2) as provider:
+        made = ask(tmp_path / "some", provider)
+        assert made.card.outcomes == {"answer": N - 4, "rejected": 4}
+    ledger_of(tmp_path / "some", cap_usd=1.0)
+
+
 def test_answers_without_them_in_a_later_job_stop_the_run_before_the_next_one(student, tmp_path, monkeypatch):
     monkeypatch.setattr("tutelage.generation.batch_work.MOST_REQUESTS", 2)
     with Provider(plans=[Plan(line=numbers), Plan()]) as provider:

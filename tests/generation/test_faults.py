@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+import tutelage
 from tests.generation.asking import generate, ledger_of, outcome, recipe, rows
 from tests.instruments.endpoint import OK, Action, Endpoint, error
 from tests.verbs.tiny_runs import call
 from tutelage.errors import ConfigError, RemoteError
 from tutelage.generation import reply as replies
+from tutelage.generation.endpoint import open_endpoint
 from tutelage.generation.pace import MOST_WAIT_S, retry_after_s
 
 PERMANENT = [
@@ -245,6 +247,7 @@ def test_nothing_arrives_where_a_redirect_points(server, tmp_path, monkeypatch):
     ("url", "code"),
     [("http://10.0.0.7/v1", "BASE_URL"), ("https://10.0.0.7/v1", "BASE_URL"), ("http://example.com/v1", "BASE_URL"),
      ("https://169.254.169.254/v1", "BASE_URL"), ("http://[::ffff:169.254.169.254]/", "BASE_URL"),
+     ("https://2852039166/v1", "BASE_URL"), ("https://0xa9fea9fe/", "BASE_URL"), ("https://10.7/v1", "BASE_URL"),
      ("file:///etc/passwd", "BASE_URL"), ("https://user:pass@example.com/v1", "KEY_IN_CONFIG"),
      ("https://example.com/v1?a=b", "BASE_URL"), ("https:///v1", "BASE_URL"), ("http://127.0.0.1:port/", "BASE_URL")],
 )  # fmt: skip
@@ -283,6 +286,41 @@ def test_the_environment_adds_no_proxy(server, tmp_path, monkeypatch):
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     assert generate(tmp_path, server.url, n=1).card.rows == 1
+
+
+def test_a_private_host_is_asked_where_it_is_allowed_and_a_link_local_one_never():
+    assert open_endpoint("http://10.0.0.7/v1", allow_private_host=True).host == "10.0.0.7"
+    assert open_endpoint("http://127.1/v1").is_loopback
+    for host in ("169.254.169.254", "2852039166", "0251.0376.0251.0376", "[fe80::1]", "[::ffff:a9fe:a9fe]", "0.0.0.0"):
+        with pytest.raises(ConfigError, match="it is never asked") as caught:
+            open_endpoint(f"http://{host}/v1", allow_private_host=True)
+        assert caught.value.code == "BASE_URL"
+
+
+def test_neither_the_environment_nor_the_working_directory_names_another_address_or_key(server, tmp_path, monkeypatch):
+    with Endpoint() as other:
+        found = {"OPENAI_BASE_URL": other.url, "OPENAI_API_BASE": other.url, "OPENAI_API_KEY": CANARY}
+        for name, value in found.items():
+            monkeypatch.setenv(name, value)
+        theirs = {**found, "TUTELAGE_KEY__127_0_0_1": CANARY}
+        (tmp_path / ".env").write_text("".join(f"{name}={value}\n" for name, value in theirs.items()))
+        (tmp_path / ".netrc").write_text(f"machine 127.0.0.1 login x password {CANARY}\n")
+        monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+        monkeypatch.chdir(tmp_path)
+        assert generate(tmp_path, server.url, n=1).card.rows == 1
+        assert other.seen == [] and len(server.seen) == 1 and CANARY not in str(server.seen[0].headers)
+
+
+def test_one_variable_never_gives_its_key_to_two_hosts(tmp_path):
+    hosts = ("a-b.example.com", "a.b.example.com")
+    made = recipe(tmp_path, "https://a-b.example.com/v1", n=1)
+    made["teacher"] = {"answers": made["teacher"]["answers"],
+                       "writers": {f"w{i}": {"api": {"base_url": f"https://{host}/v1", "model": "m"}}
+                                   for i, host in enumerate(hosts)}}  # fmt: skip
+    with pytest.raises(
+        ConfigError, match=r"TUTELAGE_KEY__a_b_example_com is the name of the key for a-b.* and for a\.b"
+    ):
+        tutelage.generate(made)
 
 
 def test_headers_query_and_body_of_the_recipe_are_sent(server, tmp_path):

@@ -18,8 +18,8 @@ GIVEN_AND_LATER = (
         id="M396",
         what="a refusal of everything final for every prompt",
         file="generation/batch_work.py",
-        old="about_all = [line for line in self._refused if line.code is not None or not self._n_good]",
-        new="about_all = [line for line in self._refused if line.code is not None]",
+        old="about_all = [line for line in refused if line.code is not None or not self._n_good]",
+        new="about_all = [line for line in refused if line.code is not None]",
         oracles=(
             REFUSALS
             + "test_a_no_to_everything_stops_the_run_unpaid_and_a_rerun_hands_it_in_again[unsupported_parameter]",
@@ -102,11 +102,45 @@ GIVEN_AND_LATER = (
         id="M405",
         what="numbers of another token than the row's taken, where the server names ids",
         file="generation/soft.py",
-        old="found = self._named(token) if token is not None else "
-        "next((c for c in top if c.token_id == token_id), None)",
-        new="found = self._named(token) if token is not None else top[0]",
+        old="found = same or next((c for c in top if c.token_id == token_id), None)",
+        new="found = same or top[0]",
         oracles=(
             GIVEN + "test_the_cache_holds_the_model_s_own_distribution_at_every_token_of_the_text[prompt_logprobs]",
         ),
+    ),
+    Mutant(
+        id="M406",
+        what="a server that spells parts of a character alike taken for one that lists too few tokens",
+        file="generation/logprobs.py",
+        old="told = [len(one.top) for one in scored if not any(choice.is_lost for choice in one.top)]",
+        new="told = [len(one.top) for one in scored]",
+        oracles=(GIVEN + "test_tokens_that_are_spelt_alike_are_in_the_tail_and_nothing_that_was_paid_is_lost",),
+    ),
+    Mutant(
+        id="M407",
+        what="a token whose bytes an endpoint does not say taken for the row's, whatever that is",
+        file="generation/soft.py",
+        old='if found.is_lost and data is not None and data.decode("utf-8", "replace") == found.text:',
+        new="if found.is_lost and data is not None:",
+        oracles=(
+            "tests/generation/test_soft.py::"
+            "test_what_is_not_the_same_tokens_is_refused_with_the_reason[bytes that are lost]",
+        ),
+    ),
+    Mutant(
+        id="M408",
+        what="a first prompt that is refused holding up all others of a batch with log-probabilities",
+        file="generation/batch_work.py",
+        old='if code != "API_REQUEST" or self._gives_numbers or self._n_trials >= _TRIALS:',
+        new="if True:",
+        oracles=(REFUSALS + "test_first_prompts_that_are_refused_do_not_hold_up_the_others[400-4]",),
+    ),
+    Mutant(
+        id="M409",
+        what="refusals of a file that came down twice counted twice",
+        file="generation/batch_work.py",
+        old="self._refused |= {line.key: line for line in known.values() if line.is_refusal}",
+        new="self._refused |= {f'{line.key} {len(self._refused)}': line for line in known.values() if line.is_refusal}",
+        oracles=(REFUSALS + "test_refusals_of_a_file_that_came_down_twice_count_once",),
     ),
 )

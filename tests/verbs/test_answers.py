@@ -8,60 +8,14 @@ import pytest
 import yaml
 
 import tutelage
-from tests.instruments.endpoint import Action, Endpoint
+from tests.instruments.endpoint import Action
 from tests.verbs import tiny_runs
+from tests.verbs.taught import written
 from tests.verbs.tiny_runs import call
 from tutelage.data.answers import CARD, ROWS
 from tutelage.data.sources import SourceSpec, read
 from tutelage.errors import ConfigError, IntegrityError
 from tutelage.training.prepare import InMemory, prepare
-
-TRAINING = {
-    "steps": 4,
-    "batch_tokens": 128,
-    "micro_batch": 1,
-    "learning_rate": 1e-2,
-    "precision": "float32",
-    "threads": 1,
-}
-
-
-def answering(n: int, body: dict[str, object]) -> Action:
-    """A teacher that repeats the second word."""
-    asked = body["messages"][-1]["content"] if "messages" in body else str(body["prompt"])
-    return Action(
-        text=f" the {asked.split()[1]}."
-        if "prompt" in body
-        else f"It was the {asked.split()[1]} {body.get('seed', '')}."
-    )
-
-
-@pytest.fixture(scope="module")
-def student(tmp_path_factory) -> Path:
-    return tiny_runs.model_folder(tmp_path_factory.mktemp("model") / "student")
-
-
-@pytest.fixture
-def server():
-    with Endpoint(answering) as running:
-        yield running
-
-
-def written(folder: Path, student: Path, url: str, *, api: bool = True, **generate: object) -> Path:
-    prompts = folder / "prompts.jsonl"
-    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in tiny_runs.documents(24)))
-    whole = {
-        "teacher": {"answers": "answers"} | ({"api": {"base_url": url, "model": "m", "terms": "own"}} if api else {}),
-        "student": str(student),
-        "data": {"held_out": 0.25, "max_length": 128},
-        "loss": "cross_entropy",
-        "training": TRAINING,
-        "generate": {"prompts": "prompts.jsonl", "samples": 2, "max_requests": 100, "max_tokens": 20, **generate},
-        "evaluation": {"prompts": []},
-    }
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(whole))
-    return path
 
 
 def test_one_recipe_asks_the_teacher_trains_a_student_and_measures_it_on_held_out_prompts(server, student, tmp_path):

@@ -11,8 +11,7 @@ import tutelage
 from tests.generation.asking import ledger_of, rows
 from tests.instruments import faults
 from tests.instruments.endpoint import Action, Endpoint
-from tests.verbs import tiny_runs
-from tests.verbs.test_answers import answering, written
+from tests.verbs.taught import written
 from tests.verbs.tiny_runs import call
 from tutelage.data.answers import ROWS
 from tutelage.errors import ConfigError, LimitError
@@ -21,17 +20,6 @@ from tutelage.recipe import load_recipe
 from tutelage.verbs.bring import bring_answers
 
 N = 24  # prompts of the recipe
-
-
-@pytest.fixture(scope="module")
-def student(tmp_path_factory) -> Path:
-    return tiny_runs.model_folder(tmp_path_factory.mktemp("model") / "student")
-
-
-@pytest.fixture
-def server():
-    with Endpoint(answering) as running:
-        yield running
 
 
 def bring(path: Path, *overrides: str, ask: bool = True) -> None:

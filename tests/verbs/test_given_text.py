@@ -20,7 +20,7 @@ from tests.generation import grey
 from tests.generation.asking import ledger_of, rows
 from tests.instruments.endpoint import Action, Endpoint
 from tests.verbs import tiny_runs
-from tests.verbs.test_answers import TRAINING
+from tests.verbs.taught import TRAINING
 from tutelage.cache.reader import TeacherCache
 from tutelage.data.answers import SOFT
 from tutelage.errors import ConfigError, IntegrityError, RemoteError
@@ -29,11 +29,6 @@ from tutelage.training.prepare import InMemory, prepare
 
 OWN, K = tiny_runs.tokenizer(), 4
 TEXTS = ["the cat sat on the mat. café 😀 \n\n the frog", *tiny_runs.documents(7, sentences=8)]
-
-
-@pytest.fixture(scope="module")
-def student(tmp_path_factory) -> Path:
-    return tiny_runs.model_folder(tmp_path_factory.mktemp("model") / "student")
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +160,51 @@ def test_a_student_learns_given_text_from_the_numbers_alone(student, teacher, tm
     run = tutelage.train(path, run_dir=tmp_path / "run")
     losses = [line["student/forward_kl"] for line in run.metrics if "student/forward_kl" in line]
     assert losses[-1] < losses[0] and set(run.evaluation().transfer.models) == {"student_before", "student"}
+
+
+def with_losses(teacher: Any, body: dict[str, Any]) -> dict[str, Any]:
+    """As vLLM spells: a token that is a part of a character is U+FFFD, and in a mapping several of them are one."""
+    reply = echo(teacher, body)
+    numbers = reply["logprobs"]
+
+    def lossy(text: str) -> str:
+        return bytes.fromhex(text[6:].replace("\\x", "")).decode("utf-8", "replace") if text[:6] == "bytes:" else text
+
+    numbers["tokens"] = [lossy(text) for text in numbers["tokens"]]
+    numbers["top_logprobs"] = [one and {lossy(t): logp for t, logp in one.items()} for one in numbers["top_logprobs"]]
+    return {**reply, "text": body["prompt"] + numbers["tokens"][-1]}
+
+
+def test_tokens_that_are_spelt_alike_are_in_the_tail_and_nothing_that_was_paid_is_lost(student, teacher, tmp_path):
+    short = 0
+    for text in TEXTS:
+        top = with_losses(teacher, {"prompt": text, "echo": True, "max_tokens": 1, "logprobs": K})["logprobs"]
+        short += sum(len(one) < K for one in top["top_logprobs"][1:])
+    assert short > 0, "some positions list two that are spelt alike"
+    with Endpoint(serving(teacher, with_losses)) as server:
+        path = written(tmp_path, student, server.url)
+        made = tutelage.generate(path)
+    assert made.soft is not None and made.soft.n_refused == 0 and made.soft.n_rows == made.card.rows
+    assert made.soft.n_alike >= short and f"at {made.soft.n_alike} some of the listed tokens" in str(made.soft)
+    assert made.soft.as_json()["spelt_alike"] == made.soft.n_alike
+    lost = {n for n in range(len(OWN)) if spelt(n).startswith("bytes:")}
+    cache, store = (
+        TeacherCache(tmp_path / "answers" / SOFT),
+        prepare(tutelage.load_recipe(path), memory=InMemory()).loader.store,
+    )
+    for number in range(len(store)):
+        ids = store.row(number).ids.astype(np.int64)
+        targets = cache.targets([store.keys[number].tobytes()], current_ids_N=ids[:-1], next_ids_N=ids[1:], draws=[0])
+        expected = given_logp(teacher, ids.tolist())[:-1]
+        for n, own in enumerate(ids[1:].tolist()):
+            told = {i for i in expected[n].topk(K).indices.tolist() if i not in lost or i == own}
+            kept = {
+                i: p for i, p in zip(targets.ids_NK[n].tolist(), targets.logp_NK[n].tolist(), strict=True) if p > -1e9
+            }
+            assert told <= set(kept) and not (set(kept) & lost) - {own}
+            assert all(math.isclose(kept[i], float(expected[n, i]), rel_tol=2**-10, abs_tol=1e-6) for i in kept)
+            tail = 1 - float(expected[n, list(kept)].exp().sum())
+            assert math.isclose(math.exp(float(targets.tail_logp_N[n])), tail, rel_tol=0.02, abs_tol=2e-3)
 
 
 def test_a_begin_that_only_the_endpoint_puts_before_a_text_is_not_a_token_of_it(student, teacher, tmp_path):

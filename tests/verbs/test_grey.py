@@ -12,7 +12,7 @@ from tests.generation import grey
 from tests.instruments import faults
 from tests.instruments.endpoint import Action, Endpoint
 from tests.verbs import tiny_runs
-from tests.verbs.test_answers import TRAINING
+from tests.verbs.taught import TRAINING
 from tests.verbs.tiny_runs import call
 from tutelage.cache.reader import TeacherCache
 from tutelage.data.answers import CARD, SOFT
@@ -25,11 +25,6 @@ OWN = tiny_runs.tokenizer()
 def said(body: dict[str, object]) -> str:
     asked = body["messages"][-1]["content"] if "messages" in body else str(body["prompt"])
     return f"It was the {asked.split()[1]}."
-
-
-@pytest.fixture(scope="module")
-def student(tmp_path_factory) -> Path:
-    return tiny_runs.model_folder(tmp_path_factory.mktemp("model") / "student")
 
 
 def written(folder: Path, student: Path, url: str, **fields: object) -> Path:

@@ -10,8 +10,7 @@ import yaml
 
 import tutelage
 from tests.instruments.endpoint import Action, Endpoint
-from tests.verbs import tiny_runs
-from tests.verbs.test_answers import TRAINING
+from tests.verbs.taught import TRAINING
 from tests.verbs.tiny_runs import call
 from tutelage.data.answers import VERDICTS, example_of, read_card
 from tutelage.data.split import is_held_out
@@ -19,13 +18,9 @@ from tutelage.errors import IntegrityError
 from tutelage.evaluation.written import write_answers
 from tutelage.generation.verdicts import read_verdicts
 from tutelage.models import load
+from tutelage.verbs.bring import bring_answers
 
 N = 40
-
-
-@pytest.fixture(scope="module")
-def student(tmp_path_factory) -> Path:
-    return tiny_runs.model_folder(tmp_path_factory.mktemp("model") / "student")
 
 
 def right(i: int) -> bool:
@@ -135,6 +130,27 @@ def test_a_damaged_or_shortened_file_of_verdicts_is_refused(student, tmp_path):
         with pytest.raises(IntegrityError, match="the file is damaged; write it anew: tutelage generate") as caught:
             list(read_verdicts(folder, card)[1])
         assert caught.value.code == "DATA_READ"
+
+
+def test_a_verified_set_whose_verdicts_are_of_an_older_form_says_how_to_write_them(student, tmp_path, capsys):
+    with Endpoint(answering) as server:
+        path = written(tmp_path, student, server.url, training={"steps": 1})
+        tutelage.generate(path)
+    folder = tmp_path / "answers"
+    (folder / VERDICTS).rename(folder / "verdicts.jsonl")
+    alone = yaml.safe_load(path.read_text())
+    del alone["generate"], alone["teacher"]["api"]
+    (tmp_path / "alone.yaml").write_text(yaml.safe_dump(alone))
+    tutelage.train(tmp_path / "alone.yaml", run_dir=tmp_path / "run")
+    said = capsys.readouterr().err
+    assert "note[TASKS]: task accuracy is not measured" in said and "(an older tutelage wrote verdicts.jsonl)" in said
+    assert "nothing is asked: tutelage generate RECIPE --no-ask" in said
+    (folder / "journal.jnl").rename(tmp_path / "journal.jnl")
+    tutelage.train(tmp_path / "alone.yaml", run_dir=tmp_path / "foreign", overrides=["training.seed=1"])
+    assert "and the journal.jnl that it follows from" in capsys.readouterr().err
+    (tmp_path / "journal.jnl").rename(folder / "journal.jnl")
+    bring_answers(tutelage.load_recipe(path), ask=False, allow_private_host=False, before=lambda: None)
+    assert len(list(read_verdicts(folder, read_card(folder))[1])) == N, "a recipe that generates repairs it by itself"
 
 
 def test_no_prompt_is_asked_without_a_verifier_without_held_out_rows_or_where_none_is_wanted(student, tmp_path):

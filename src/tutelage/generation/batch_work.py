@@ -33,6 +33,7 @@ FIRST_POLL_S, MOST_POLL_S = 2.0, 60.0
 _DOWNLOADS = 5  # tries of one file
 _HAVE_NUMBERS = ("answer", "scored", "truncated")  # outcomes of replies that carry log-probabilities
 _LOOKS = 3  # for a job by its mark
+_TRIALS = 4  # jobs of 1, 2, 4 and 8 prompts: so many may be refused before log-probabilities come
 _UNPAID = ("expired", "cancelled", "failed")  # what has no reply in such a job was not worked on
 
 
@@ -56,7 +57,10 @@ class BatchWork:
         self._client = BatchClient(writer.endpoint, timeout_s=writer.api.timeout_s, sleep=self._sleep)
         self._wanted = wanted
         self._tries = Counter[str]()  # how often a request was handed in, as far as this process knows
-        self._refused: list[Line] = []  # of the job that is being fetched
+        self._refused: dict[str, Line] = {}  # of the job that is being fetched, by key
+        self._n_trials = 0  # jobs that were to show whether log-probabilities come
+        self._held_back: set[str] = set()  # refused in a trial: handed in again once others are answered
+        self._why_held: Callable[[], TutelageError] | None = None
         self._gives_numbers, self._files_gone = False, 0
         self._n_good = bar.done  # answers that the endpoint gave to this recipe
         self._stops: list[Callable[[], TutelageError]] = []  # why nothing more is handed in, the first one first
@@ -72,12 +76,17 @@ class BatchWork:
                 self._tries.update(request.key for request in chosen)
                 n_sent += len(chosen)
                 self._hand_in(chosen)
-                self._tries = Counter({k: n for k, n in self._tries.items() if k not in self._ledger.final})
+                self._tries = Counter({k: n for k, n in self._tries.items() if not self._is_settled(k)})
+        if self._why_held is not None and not self._gives_numbers and not only_fetch:
+            raise self._why_held()
         lost = [key for key, n in self._tries.items() if n > self._api.retries and key not in self._ledger.final]
         if lost:
             found = f"{len(lost)} requests got no answer in {self._api.retries + 1} batch jobs"
             raise RemoteError("API_BODY", f"{found}; {self._safe()}, rerun to continue")
         return n_sent
+
+    def _is_settled(self, key: str) -> bool:
+        return key in self._ledger.final or key in self._held_back
 
     @staticmethod
     def open_jobs(writer: Writer, ledger: Ledger) -> list[str]:
@@ -112,6 +121,8 @@ class BatchWork:
                 continue
             if self._tries[request.key] > self._api.retries:
                 continue
+            if request.key in self._held_back and not self._gives_numbers:
+                continue
             first = next(iter(chosen.values()), request)
             amount, size = self._amount(request), len(request.as_body()) + 200
             if request.path != first.path:
@@ -122,7 +133,10 @@ class BatchWork:
                 if not chosen:
                     raise exhausted(budget, ledger, safe=self._safe())
                 break
-            if len(chosen) >= (MOST_REQUESTS if self._gives_numbers else 1) or n_bytes + size > MOST_BYTES:
+            if (
+                len(chosen) >= (MOST_REQUESTS if self._gives_numbers else 2**self._n_trials)
+                or n_bytes + size > MOST_BYTES
+            ):
                 break
             chosen[request.key], total, n_bytes = request, total + amount, n_bytes + size
         return list(chosen.values())
@@ -153,6 +167,7 @@ class BatchWork:
             job = found
         self._commit([("submitted", {"job": mark, "batch": job.id})])
         trial = "" if self._gives_numbers else " to see whether log-probabilities come, before all others"
+        self._n_trials += not self._gives_numbers
         shown = f"batch job {job.id}: {len(chosen):,} requests{trial}"
         console.tell(f"{shown}; it may take a day, and rerunning finds it again")
         self._fetch(mark, job)
@@ -196,7 +211,7 @@ class BatchWork:
             self._sleep(wait_s)
             wait_s = min(MOST_POLL_S, wait_s * 1.5)
             job = self._client.look(job.id)
-        self._refused, self._files_gone = [], 0
+        self._refused, self._files_gone = {}, 0
         for file_id in job.files:
             self._take_file(file_id, self._ledger.jobs[mark])
         self._settle_refusals(mark, job)
@@ -244,7 +259,7 @@ class BatchWork:
             line.status == 200 and (line.key in numbers or line.key in self._ledger.final) for line in lines
         )
         known = {line.key: line for line in lines if line.key in numbers}
-        self._refused += [line for line in known.values() if line.is_refusal]
+        self._refused |= {line.key: line for line in known.values() if line.is_refusal}
         self._take_in([line for line in known.values() if line.is_reply], job)
         later = [line for line in known.values() if not line.is_reply and not line.is_refusal]
         self._commit([self._released(numbers[line.key], line) for line in later])
@@ -267,10 +282,14 @@ class BatchWork:
         self._commit([self._parsed(line, numbers[line.key], job=job) for line in lines])
 
     def _settle_refusals(self, mark: str, job: Job) -> None:
-        """Where others are answered a no is about its own prompt, and final; else it is about all, and ends the run."""
-        about_all = [line for line in self._refused if line.code is not None or not self._n_good]
+        """Where others are answered a no is about its own prompt, and final; else it is about all, and ends the run.
+
+        In the first trials that is not known yet: they are held back, and other prompts are tried.
+        """
+        refused = list(self._refused.values())
+        about_all = [line for line in refused if line.code is not None or not self._n_good]
         open_job = self._ledger.jobs[mark]
-        self._take_in([line for line in self._refused if line not in about_all], open_job)
+        self._take_in([line for line in refused if line not in about_all], open_job)
         numbers = self._numbers(open_job)
         self._commit([self._released(numbers[line.key], line) for line in about_all])
         if about_all:
@@ -278,7 +297,14 @@ class BatchWork:
             found = f"{self._url} refuses {n} requests of batch job {job.id} (first: {first.said})"
             advice = "change what it says and rerun: they cost nothing and go into the next job"
             code = first.code or "API_REQUEST"
-            self._stops.append(lambda: RemoteError(code, f"{found}; {self._safe()}, {advice}"))
+
+            def error() -> TutelageError:
+                return RemoteError(code, f"{found}; {self._safe()}, {advice}")
+
+            if code != "API_REQUEST" or self._gives_numbers or self._n_trials >= _TRIALS:
+                self._stops.append(error)
+            self._held_back |= {line.key for line in about_all}
+            self._why_held = error
 
     def _released(self, number: int, line: Line) -> tuple[str, Fields]:
         """A line that is no reply and was not paid."""

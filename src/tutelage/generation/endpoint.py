@@ -3,8 +3,9 @@
 import ipaddress
 import os
 import re
+import socket
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -58,6 +59,7 @@ class Endpoint:
     key_header: str = "authorization"
     headers: Mapping[str, str] = field(default_factory=dict)
     query: Mapping[str, str] = field(default_factory=dict)
+    variable: str = ""  # where the key stands when the recipe does not say
 
     @property
     def is_loopback(self) -> bool:
@@ -90,7 +92,20 @@ def open_endpoint(
         key_header=key_header.lower(),
         headers=dict(headers or {}),
         query=dict(query or {}),
+        variable=key_variable(host) if key_env is None and key_file is None else "",
     )
+
+
+def require_own_keys(endpoints: Iterable[Endpoint]) -> None:
+    """ConfigError[API_KEY] where one variable would give its key to two hosts: a-b.example.com and a.b.example.com."""
+    hosts: dict[str, str] = {}
+    for one in endpoints:
+        first = hosts.setdefault(one.variable, one.host)
+        if one.variable and first != one.host:
+            found = f"{one.variable} is the name of the key for {first} and for {one.host}"
+            raise ConfigError(
+                "API_KEY", f"{found}, and it may go to one of them only; give key_env or key_file to both"
+            )
 
 
 # --- the address ---
@@ -124,10 +139,14 @@ def _refuse(base_url: str, why: str) -> NoReturn:
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """An address in any way of writing that the system takes: 127.1 and 2130706433 are 127.0.0.1."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
-        return None
+        try:
+            return ipaddress.IPv4Address(socket.inet_aton(host))
+        except (OSError, UnicodeError):
+            return None
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return mapped or address
 

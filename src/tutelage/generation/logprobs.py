@@ -6,7 +6,8 @@ completions                         logprobs.tokens, token_logprobs and top_logp
                                     echo of the prompt's tokens too, the first of which has none
 vLLM's prompt_logprobs              prompt_logprobs of the choice: a mapping of id to {logprob, decoded_token} a token
 
-Nothing is tokenised here.  What an endpoint does not say stays unsaid: an id, bytes that are no text.
+Nothing is tokenised here.  What an endpoint does not say stays unsaid: an id, bytes that are no text.  Tokens that are
+parts of a character are spelt alike where an endpoint writes U+FFFD for their bytes, so in a mapping several are one.
 """
 
 import json
@@ -33,6 +34,11 @@ class Choice:
     data: bytes | None
     token_id: int | None
     logp: float
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it cannot be told which token it is: others may be spelt alike, and took or gave it its number."""
+        return self.data is None and self.token_id is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +70,8 @@ def lacking(body: bytes, *, k: int, given: str | None = None, text: str = "") ->
         return "no log-probabilities"
     first = content[0].get("top_logprobs") if content and isinstance(content[0], dict) else top[0] if top else None
     n = len(first) if isinstance(first, list | dict) else 0
-    return f"{n} most likely tokens at a position" if n < k else ""
+    spelt_alike = isinstance(first, dict) and any(_LOST in text for text in first)
+    return f"{n} most likely tokens at a position" if n < k and not spelt_alike else ""
 
 
 def written_of(body: bytes) -> tuple[Written, ...]:
@@ -99,7 +106,8 @@ def _lacking_given(body: bytes, *, k: int, given: str, text: str) -> str:
         scored = [one for one in given_of(body, given=given)[1:] if one.top]
     except Unusable as why:
         return f"{none} that can be read ({why})"
-    least = min((len(one.top) for one in scored), default=0)
+    told = [len(one.top) for one in scored if not any(choice.is_lost for choice in one.top)]
+    least = min(told, default=k if scored else 0)  # tokens that are spelt alike are one entry of a mapping
     if not scored and given != "echo":
         return f"{none} (it ignores prompt_logprobs)"
     return f"{least} most likely tokens at a position" if least < k else ""

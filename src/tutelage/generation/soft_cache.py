@@ -47,6 +47,7 @@ class SoftLabels:
     n_rows: int = 0
     n_positions: int = 0
     n_hard: int = 0  # positions that the endpoint said nothing about: ends of turns
+    n_alike: int = 0  # positions with listed tokens that are spelt alike: parts of characters, in the tail
     reasons: Counter[str] = field(default_factory=Counter)
     first: str = ""  # the first refusal, with its details
 
@@ -58,11 +59,14 @@ class SoftLabels:
     def as_json(self) -> dict[str, Any]:
         """Everything, for programs."""
         counts = {"rows": self.n_rows, "positions": self.n_positions, "hard_positions": self.n_hard}
-        return {"cache": str(self.path), **counts, "refused": dict(self.reasons)}
+        return {"cache": str(self.path), **counts, "spelt_alike": self.n_alike, "refused": dict(self.reasons)}
 
     def __str__(self) -> str:
         hard = f", {self.n_hard:,} of them ends or beginnings without numbers, hard" if self.n_hard else ""
-        found = f"{self.path}  ({self.n_rows:,} answers, {self.n_positions:,} positions{hard})"
+        alike = (
+            f", at {self.n_alike:,} some of the listed tokens are spelt alike and in the tail" if self.n_alike else ""
+        )
+        found = f"{self.path}  ({self.n_rows:,} answers, {self.n_positions:,} positions{hard}{alike})"
         if not self.reasons:
             return found
         why = ", ".join(f"{n} {reason}" for reason, n in self.reasons.most_common())
@@ -166,6 +170,7 @@ def _rows(
             found.n_rows += 1
             found.n_positions += len(soft.tail_N)
             found.n_hard += soft.n_hard
+            found.n_alike += soft.n_alike
             yield from _cut(soft, store, documents[number], windows)
 
 

@@ -13,6 +13,7 @@ from tutelage.errors import ConfigError, IntegrityError
 from tutelage.generation import journal as journals
 from tutelage.generation import judging
 from tutelage.generation.budget import Budget
+from tutelage.generation.endpoint import require_own_keys
 from tutelage.generation.judging import Judge
 from tutelage.generation.key_table import KeyTable
 from tutelage.generation.ledger import Ledger
@@ -146,6 +147,10 @@ def open_task(recipe: Recipe, *, asks: bool = True, allow_private_host: bool = F
     if wanted.top_logprobs is not None:
         named_student(recipe, "generate.top_logprobs is matched with the student's tokens")
     writers = open_writers(recipe, wanted, asks=asks, allow_private_host=allow_private_host)
+    judge = _judge(wanted, asks=asks, allow_private_host=allow_private_host)
+    if asks:
+        asked = [writer.endpoint for writer in writers] + [judge.endpoint if judge is not None else None]
+        require_own_keys(endpoint for endpoint in asked if endpoint is not None)
     selection = Selection(wanted.select)  # a pattern or schema that is none is said before anything is paid
     selection.close()
     return Task(
@@ -154,7 +159,7 @@ def open_task(recipe: Recipe, *, asks: bool = True, allow_private_host: bool = F
         folder=folder,
         asking=_asking(recipe, wanted),
         writers=writers,
-        judge=_judge(wanted, asks=asks, allow_private_host=allow_private_host),
+        judge=judge,
         select_files=selection.files,
     )
 

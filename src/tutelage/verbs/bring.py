@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tutelage import console
-from tutelage.data.answers import CARD, PARQUET, SOFT, read_card
+from tutelage.data.answers import CARD, PARQUET, SOFT, VERDICTS, read_card
 from tutelage.errors import ConfigError, LimitError
 from tutelage.generation import journal as journals
 from tutelage.generation import judging
@@ -76,7 +76,8 @@ def _is_written(task: Task, survey: Survey, *, n_there: int, n_unjudged: int) ->
         return False
     teacher = task.recipe.teacher
     learns_soft = task.generate.top_logprobs is not None and teacher is not None and teacher.cache is not None
-    wanted = [SOFT] * learns_soft + [PARQUET] * task.generate.parquet
+    verifies = any(step.verify is not None for step in task.generate.select)
+    wanted = [SOFT] * learns_soft + [PARQUET] * task.generate.parquet + [VERDICTS] * verifies
     if not all((task.folder / name).exists() for name in wanted):
         return False
     card = read_card(task.folder)

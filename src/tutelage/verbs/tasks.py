@@ -9,13 +9,14 @@ from torch import nn
 
 from tutelage import console, roles
 from tutelage.data import split as splits
-from tutelage.data.answers import example_of, verify
+from tutelage.data.answers import VERDICTS, example_of, verify
 from tutelage.data.example import Example
 from tutelage.data.tokenize import Encoder, TokenRow
 from tutelage.evaluation import tasks
 from tutelage.evaluation.score import Scored
 from tutelage.evaluation.tasks import Judged, TaskResult
 from tutelage.evaluation.written import write_answers
+from tutelage.generation import journal as journals
 from tutelage.generation.reply import split_reasoning
 from tutelage.generation.select import Candidate
 from tutelage.generation.select.verify import is_json
@@ -24,6 +25,8 @@ from tutelage.models.template import Renderer
 from tutelage.recipe import Recipe
 from tutelage.recipe.generation import Verify
 from tutelage.training.prepare import Prepared
+
+_OLD_VERDICTS = "verdicts.jsonl"  # before verdicts had checksums
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,9 +89,24 @@ def _verdicts(prepared: Prepared) -> tuple[Head, Iterator[Asked]] | None:
     if data.held_out is None:
         return None
     for source in data.held_out.sources or data.sources:
-        if source.answers is not None and (found := read_verdicts(Path(source.answers), verify(Path(source.answers)))):
+        if source.answers is None:
+            continue
+        folder = Path(source.answers)
+        card = verify(folder)
+        if found := read_verdicts(folder, card):
             return found
+        if any(step.get("verify") for step in card.select):
+            console.note("TASKS", _without_verdicts(folder))
     return None
+
+
+def _without_verdicts(folder: Path) -> str:
+    """What to say of a set that was verified, and whose verdicts are not there, or not its own."""
+    old = f" (an older tutelage wrote {_OLD_VERDICTS})" if (folder / _OLD_VERDICTS).is_file() else ""
+    found = f"task accuracy is not measured: {folder} lacks the {VERDICTS} of its answers{old}"
+    if (folder / journals.NAME).is_file():
+        return f"{found}; write it, nothing is asked: tutelage generate RECIPE --no-ask"
+    return f"{found}, and the {journals.NAME} that it follows from; take both from where the set was made"
 
 
 def _functions_of(verify: Iterable[Verify]) -> set[str]:

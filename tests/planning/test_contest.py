@@ -116,7 +116,7 @@ def test_a_technique_that_the_recipe_does_not_allow_says_why():
 
 def test_nothing_is_bought_without_a_cap():
     tree = {**base_of(load_recipe(RECIPE), layers=None), "teacher": {"api": {"base_url": "http://127.0.0.1:1/v1"}}}
-    with pytest.raises(ConfigError, match="nothing caps it; set generate.budget_usd or generate.max_requests"):
+    with pytest.raises(ConfigError, match="nothing caps it; set generate.budget_usd or"):
         techniques()["hard"].recipe({**tree, "generate": {"budget_usd": None}}, PLACE)
     made = techniques()["hard"].recipe({**tree, "generate": {"max_requests": 9, "max_tokens": 7}}, PLACE)
     assert made["teacher"] == {**tree["teacher"], "answers": "/a"}

@@ -19,8 +19,8 @@ FURTHER = (
         id="M427",
         what="chance is one of the prompts",
         file="evaluation/contingency.py",
-        old="chance = float(weight_N @ match_NN.mean(1)) / n",
-        new="chance = 1 / n",
+        old="chance, p_value = float(weight_N @ match_NN.mean(1)) / n, _shuffled(match_NN, weight_N)",
+        new="chance, p_value = 1 / n, _shuffled(match_NN, weight_N)",
         oracles=(CONTINGENCY + "test_chance_is_the_mean_over_all_shuffles_of_the_answers",),
     ),
     Mutant(

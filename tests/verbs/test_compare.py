@@ -53,6 +53,10 @@ def test_every_technique_is_compared_with_the_control_in_both_views(made):
     text = str(made)
     assert "At equal tokens, 1 seed each" in text and "against plain fine-tuning" in text
     assert "<!doctype html>" in made.path.read_text() and "At equal compute" in made.path.read_text()
+    title, command = made.found.report.title, made.found.report.commands["report"]
+    assert title.startswith("At equal tokens, ") and title in made.path.read_text()
+    again = f"--run-dir {made.path.parent} --techniques {','.join(TECHNIQUES)} --seeds 1 --tokens 256"
+    assert command.endswith(again) and command in made.path.with_suffix(".md").read_text()
     stored = io.read_json(made.path.with_suffix(".json"))
     assert stored["verdicts"] == json.loads(json.dumps(made.found.json()))
 
@@ -134,6 +138,8 @@ def test_again_uses_every_finished_run_and_a_seed_more_adds_to_them(made, base, 
     after = {name: run.finished_path.stat().st_mtime_ns for name, run in runs(more).items()}
     assert before.items() <= after.items() and len(after) == len(before) + 2
     assert "2 seeds each" in str(more) and "One seed:" not in str(more)
+    result = more.found.report.transfer.sets["held_out"]  # over rows alone: only the verdicts know of the seeds
+    assert result.compared and not any(c.difference.is_sure for c in result.compared)
 
 
 def test_a_comparison_killed_in_the_middle_goes_on_and_says_the_same(base, tmp_path):

@@ -46,7 +46,7 @@ def build_report(report: Report) -> str:
         policy=_policy(script),
         style=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
-        title=headline.title(transfer),
+        title=report.title,
         findings=[s.partition(": ") for s in report.findings],
         table=table,
         sections=table.sections(),

@@ -1,7 +1,7 @@
 """A contest of techniques as a report: one table a budget, differences paired by row and seed, a verdict in words."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tutelage import roles
@@ -73,6 +73,7 @@ def contested(
     teacher_cost: Cost | None,
     facts: Mapping[str, SetFacts],
     refused: Mapping[tuple[str, str], str],
+    made_by: str,
 ) -> Contested:
     """Everything from the runs' raw scores; `refused` says what took no part in a view ("": in none), and why."""
     verdicts = _verdicts(entries)
@@ -95,6 +96,8 @@ def contested(
         runs={f"{e.technique} seed {e.seed}{'' if TOKENS in e.views else ' equal compute'}": e.run for e in entries},
         cautions=missing,
         said=said,
+        heading=_heading(entries, verdicts, view=views[0]),
+        made_by=made_by,
     )
     return Contested(verdicts=tuple(verdicts), report=made, entries=tuple(entries))
 
@@ -133,7 +136,18 @@ def _transfer(
     }
     costs = {t: found[0].cost for t, found in by_technique.items()}
     costs |= {roles.TEACHER: teacher_cost} if teacher_cost is not None and teacher else {}
-    return transfer_of(scores, roles.TEACHER if teacher else None, costs=costs, facts=facts)
+    made = transfer_of(scores, roles.TEACHER if teacher else None, costs=costs, facts=facts)
+    if max(map(len, by_technique.values())) < 2:
+        return made
+    # Its differences are over rows alone: with several seeds only the verdicts say what is more than noise.
+    unsure = {
+        name: replace(
+            result,
+            compared=tuple(replace(c, difference=replace(c.difference, corrected=False)) for c in result.compared),
+        )
+        for name, result in made.sets.items()
+    }
+    return replace(made, sets=unsure)
 
 
 def _verdicts(entries: Sequence[Entry]) -> list[Verdict]:
@@ -168,6 +182,16 @@ def _compare(metric: str, own: Sequence[Entry], control: Sequence[Entry]) -> Pai
 
 
 # --- in words ---
+def _heading(entries: Sequence[Entry], verdicts: Sequence[Verdict], *, view: str) -> str:
+    names = sorted({e.technique for e in entries}, key=lambda name: (name != CONTROL, name))
+    best = [v for v in verdicts if v.view == view and v.metric == "held_out_loss" and v.sure and v.value < 0]
+    others = [name for name in names if name != CONTROL]
+    if best:
+        winner = min(best, key=lambda v: v.value)
+        return f"At {_VIEWS[view]}, {winner.technique} is furthest ahead of plain fine-tuning."
+    return f"At {_VIEWS[view]}, nothing of {', '.join(others)} is shown to beat plain fine-tuning."
+
+
 def _said(view: str, verdicts: Sequence[Verdict]) -> list[str]:
     """Loss against the control, best first; who is closest to the teacher; who became too sure of itself."""
     of_view = [v for v in verdicts if v.view == view]

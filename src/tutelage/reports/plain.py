@@ -6,7 +6,7 @@ from typing import Any
 
 from tutelage import __version__, visible
 from tutelage.evaluation.transfer import HELD_OUT
-from tutelage.reports import headline, pareto, parts
+from tutelage.reports import pareto, parts
 from tutelage.reports.listed import Listed
 from tutelage.reports.report import Report
 from tutelage.reports.table import markdown_text, table_of, to_markdown
@@ -21,7 +21,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "format": FORMAT,
         "run": report.run,
         "runs": dict(report.runs),
-        "title": headline.title(report.transfer),
+        "title": report.title,
         "findings": report.findings,
         "transfer": report.transfer.json(),
         "tables": [
@@ -40,7 +40,7 @@ def build_markdown(report: Report) -> str:
     """Headline, findings, tables and commands in GitHub's Markdown; no text in it can end a cell or make a link."""
     lines = [
         f"<!-- tutelage report {__version__} -->",
-        f"# {markdown_text(headline.title(report.transfer))}",
+        f"# {markdown_text(report.title)}",
         "",
         to_markdown(replace(table_of(report.transfer), sentences=tuple(report.findings))),
     ]

@@ -40,6 +40,13 @@ class Report:
     runs: Mapping[str, str] = field(default_factory=dict)
     cautions: Sequence[str] = ()  # what the reader must know before believing the table
     said: Sequence[str] | None = None  # the findings of several runs, in place of those of one
+    heading: str = ""  # in place of the sentence about one student
+    made_by: str = ""  # the command that makes all of it again, where one does
+
+    @property
+    def title(self) -> str:
+        """One sentence at the top."""
+        return self.heading or headline.title(self.transfer)
 
     @property
     def findings(self) -> list[str]:
@@ -50,6 +57,8 @@ class Report:
     @property
     def commands(self) -> dict[str, str]:
         """What to type for each part of the report to be made again."""
+        if self.made_by:
+            return dict.fromkeys(("report", "table", "again", "curves"), self.made_by)
         folders = [shlex.quote(folder) for folder in (self.runs.values() if self.runs else (self.run,))]
         run = folders[0]
         return {

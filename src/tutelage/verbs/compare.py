@@ -1,6 +1,7 @@
 """The verb `compare`: techniques under equal budgets, on the same text from the same start, and who won by how much."""
 
 import json
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -232,6 +233,7 @@ def _finish(contest: Contest, folder: Path, *, failed: dict[str, str]) -> Compar
         teacher_cost=cost,
         facts=facts,
         refused=refused,
+        made_by=_command(contest, folder),
     )
     path = folder / f"{_RESULT}.html"
     io.write_text(path, build_report(found.report))
@@ -239,3 +241,15 @@ def _finish(contest: Contest, folder: Path, *, failed: dict[str, str]) -> Compar
     made = Comparison(path=path, found=found, failed=failed)
     io.write_json(path.with_suffix(".json"), made.as_json())
     return made
+
+
+def _command(contest: Contest, folder: Path) -> str:
+    """What makes the same comparison again."""
+    names = list(dict.fromkeys(arm.technique for arm in contest.arms))
+    seeds = 1 + max(arm.seed for arm in contest.arms)
+    tokens = next(arm.tokens for arm in contest.arms if contests.TOKENS in arm.views)
+    alone = "" if contest.budget_flops is not None else " --no-equal-compute"
+    return (
+        f"tutelage compare {shlex.quote(str(folder / _BASE))} --run-dir {shlex.quote(str(folder))} "
+        f"--techniques {','.join(names)} --seeds {seeds} --tokens {tokens}{alone}"
+    )

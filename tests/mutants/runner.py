@@ -7,6 +7,7 @@ run there in the rest of the suite.  It comes first, by itself: the others copy 
 Mutants of compiled loops run as plain Python; "unchanged, plain" is the run of all their oracles in this way.
 """
 
+import compileall
 import gc
 import importlib
 import json
@@ -118,6 +119,7 @@ def run(mutants: list[Mutant], *, n_processes: int) -> dict[str, dict[str, objec
         first = _unchanged(Path(folder, UNCHANGED), sorted(of_each_room.values()), plain=False)
         second = _unchanged(Path(folder, UNCHANGED_PLAIN), sorted(plain), plain=True)
         source = copy_of_source(Path(folder, UNCHANGED), None)  # with what has been compiled by now, by whomever
+        compileall.compile_dir(source, quiet=1)  # once for all children, even where Python writes no bytecode
         results = _run_mutants(mutants, Path(folder), source / "tutelage", n_processes=n_processes)
         return {UNCHANGED: first, UNCHANGED_PLAIN: second} | results
 

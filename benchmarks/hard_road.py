@@ -182,7 +182,9 @@ class Road:
                     recipe |= {"loss": SOFT_LOSS}
                 made = tutelage.generate(recipe)
                 tutelage.generate(asking(greedy, url, prompts=self.held_out, sampled=None))
-            return {**counted(sampled), **({"soft": made.soft.as_json()} if made.soft else {})}
+            soft_labels = made.soft.as_json() if made.soft else {}
+            soft_labels.pop("cache", None)  # results tell no path
+            return {**counted(sampled), **({"soft": soft_labels} if soft_labels else {})}
 
         self.part(f"answers: {name}", generate)
         self.judge(name, lambda: greedy_accuracy(greedy))

@@ -176,6 +176,14 @@ def test_another_recipe_is_refused_where_a_comparison_lies(made, base, place, tm
         tutelage.compare(base, run_dir=tmp_path)
 
 
+def test_without_a_control_nothing_is_said_to_be_beaten_or_not(made, base, place):
+    found = tutelage.compare(
+        base, techniques=("soft", "argmax"), seeds=1, run_dir=place / "all", equal_compute=False
+    ).found
+    assert found.verdicts == () and found.report.title == "argmax, soft, not compared with plain fine-tuning."
+    assert any(said.startswith("No control: ") for said in found.report.findings)
+
+
 def test_a_technique_that_fails_leaves_the_others_and_says_so(base, tmp_path, capsys):
     """The default codec stores a sample, which serves forward KL alone."""
     other = {**base, "loss": [{"jensen_shannon": 1.0}]}

@@ -85,6 +85,8 @@ def contested(
         for (name, view), reason in refused.items()
     ]
     few = sorted({len(found) for view in views for found in _by_technique(entries, view).values()})
+    if not verdicts:
+        missing.append("No control: nothing here is compared with plain fine-tuning; add control to the techniques.")
     if few and few[0] < 2:
         missing.append(
             "One seed: what another seed would give is not known; the intervals are over held-out rows alone."
@@ -186,6 +188,8 @@ def _heading(entries: Sequence[Entry], verdicts: Sequence[Verdict], *, view: str
     names = sorted({e.technique for e in entries}, key=lambda name: (name != CONTROL, name))
     best = [v for v in verdicts if v.view == view and v.metric == "held_out_loss" and v.sure and v.value < 0]
     others = [name for name in names if name != CONTROL]
+    if not any(v.view == view for v in verdicts):
+        return f"{', '.join(names)}, not compared with plain fine-tuning."
     if best:
         winner = min(best, key=lambda v: v.value)
         return f"At {_VIEWS[view]}, {winner.technique} is furthest ahead of plain fine-tuning."

@@ -24,7 +24,14 @@ _MEASURED = "measured"
 
 def quiet(tree: dict[str, Any]) -> dict[str, Any]:
     """The arm's recipe without what is measured for one run's page alone."""
-    left_out = {"prompts": [], "overlap": False, "writes": None, "probes": None, "task_prompts": None}
+    left_out = {
+        "prompts": [],
+        "overlap": False,
+        "triggers": False,
+        "writes": None,
+        "probes": None,
+        "task_prompts": None,
+    }
     return {**tree, "evaluation": {**(tree.get("evaluation") or {}), **left_out}}
 
 

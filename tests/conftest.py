@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 GUARD = Path(__file__).parent / "guard"
@@ -32,8 +33,9 @@ os.environ["TUTELAGE_HOME"] = str(_HOMES / "session")  # what fixtures wider tha
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The mutants first: they take longest, and are not to be what one process is left with at the end."""
-    items.sort(key=lambda item: "tests/mutants/" not in item.nodeid)
+    """The mutants and the files of slow tests first: none of them is to be what one process is left with at the end."""
+    slow = Counter(item.path for item in items if {mark.name for mark in item.iter_markers()} & {"slow", "real"})
+    items.sort(key=lambda item: ("tests/mutants/" not in item.nodeid, -slow[item.path]))
 
 
 def pytest_unconfigure() -> None:

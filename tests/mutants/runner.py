@@ -61,13 +61,16 @@ def _only(lines: list[str], mutant: Mutant, fits: Callable[[str], bool]) -> int:
 
 
 def copy_of_source(folder: Path, mutant: Mutant | None, *, of: Path = SOURCE) -> Path:
-    """`folder`/src with a copy of the package, mutated if a mutant is given; compiled files come along."""
+    """`folder`/src with a copy of the package, mutated if a mutant is given; compiled files come along.
+
+    Files are linked, not copied: whoever writes one (Python, numba, this) puts a new file in its place.
+    """
     package = folder / "src" / "tutelage"
-    shutil.copytree(of, package, ignore=_HALF_WRITTEN)
+    shutil.copytree(of, package, ignore=_HALF_WRITTEN, copy_function=shutil.copy2 if mutant is None else os.link)
     if mutant is not None:
         target = package / mutant.file
         text = patched(mutant)
-        for stale in target.parent.glob(f"__pycache__/{target.stem}.*"):
+        for stale in (target, *target.parent.glob(f"__pycache__/{target.stem}.*")):
             stale.unlink()
         target.write_text(text)
     return package.parent
@@ -108,8 +111,7 @@ def oracle_in_child(source: Path, oracles: list[str], output: Path, *, plain: bo
 
 def run(mutants: list[Mutant], *, n_processes: int) -> dict[str, dict[str, object]]:
     """The result of each mutant's oracle, and of all oracles on the unchanged package."""
-    for name in WARM:
-        importlib.import_module(name)
+    _warm()
     assert not any(name.partition(".")[0] == "tutelage" for name in sys.modules), "tutelage must be fresh in the child"
     gc.collect()
     gc.freeze()  # pytest collects garbage ten times at its end: half a child's time if it has to look at all of torch
@@ -122,6 +124,28 @@ def run(mutants: list[Mutant], *, n_processes: int) -> dict[str, dict[str, objec
         compileall.compile_dir(source, quiet=1)  # once for all children, even where Python writes no bytecode
         results = _run_mutants(mutants, Path(folder), source / "tutelage", n_processes=n_processes)
         return {UNCHANGED: first, UNCHANGED_PLAIN: second} | results
+
+
+def _warm() -> None:
+    """Imports what children need, and does once what libraries do at their first use and keep."""
+    for name in WARM:
+        importlib.import_module(name)
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    figure = Figure(layout="tight")
+    FigureCanvasSVG(figure)
+    axes = figure.add_subplot()
+    axes.plot([0, 1], label="fonts are looked for")
+    axes.legend()
+    shapes = {"hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 8, "num_attention_heads": 1}
+    with tempfile.TemporaryDirectory() as folder:
+        figure.savefig(f"{folder}/figure.svg")
+        LlamaForCausalLM(LlamaConfig(vocab_size=8, **shapes)).save_pretrained(f"{folder}/model")
+        LlamaForCausalLM.from_pretrained(f"{folder}/model")
 
 
 def _unchanged(place: Path, oracles: list[str], *, plain: bool) -> dict[str, object]:

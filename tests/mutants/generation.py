@@ -55,10 +55,10 @@ GENERATION = (
     ),
     Mutant(
         id="M42",
-        what="a redirect followed",
+        what="a redirect that is not told from other refusals",
         file="generation/client.py",
-        old="follow_redirects=False,",
-        new="follow_redirects=True,",
+        old="if 300 <= status < 400:",
+        new="if False:",
         oracles=(FAULTS + "test_nothing_arrives_where_a_redirect_points",),
     ),
     Mutant(
@@ -171,8 +171,8 @@ GENERATION = (
         id="M313",
         what="a proxy of the environment used",
         file="generation/client.py",
-        old="trust_env=False,  # no proxy, no .netrc that the environment brings along",
-        new="trust_env=True,",
+        old="response = await self._http.handle_async_request(asked)",
+        new="response = await httpx2.AsyncClient().send(asked, stream=True)",
         oracles=(FAULTS + "test_the_environment_adds_no_proxy",),
     ),
     Mutant(

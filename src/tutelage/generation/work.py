@@ -27,6 +27,7 @@ from tutelage.generation.pace import Pace, backoff_s
 from tutelage.generation.request import Request
 
 _MOST_RECORDS = 256  # of one group
+_GATHER_S = 0.002  # that a group waits for more: a flush of the disk and a change of thread for each record cost more
 FIRST_WAIT_S = 1.0  # before the second try; doubled each time
 _LIMITED_TRIES = 30  # 429s that one request takes before the run stops
 _POLL_S = 0.02  # of a retry that waits for money which others have reserved
@@ -75,6 +76,7 @@ class Committer:
     async def _write(self) -> None:
         loop = asyncio.get_running_loop()
         while self._waiting:
+            await asyncio.sleep(_GATHER_S)
             group, self._waiting = self._waiting[:_MOST_RECORDS], self._waiting[_MOST_RECORDS:]
             records = [(kind, fields) for kind, fields, _ in group]
             try:

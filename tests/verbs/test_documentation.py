@@ -5,6 +5,7 @@ made tiny before the next line; words that stand for the reader's own things (`M
 other programs (make, pip) are only looked up: what they start takes minutes, or the network.
 """
 
+import json
 import os
 import re
 import shlex
@@ -185,6 +186,27 @@ def look_up(words: list[str]) -> None:
 # --- Python -----------------------------------------------------------------------------------------------------------
 
 PYTHON = [block for page in PAGES for block in blocks(page, "python")]
+
+
+SMALLER = {
+    '"package:smollm2-135m-instruct"': "{teacher!r}", '{{"python_docs": True}}': '{{"text": "corpus/*.txt"}}',
+    '"layers": 20': '"layers": 2', "32_768": "256", '"batch_tokens": 2048': '"batch_tokens": 64',
+    '"held_out": 0.05, "max_length": 256': '"held_out": 0.25, "max_length": 32',
+}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_top_to_bottom(base, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(base / "corpus", tmp_path / "corpus")
+    cells = json.loads((ROOT / "docs" / "notebooks" / "first-student.ipynb").read_text())["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    for written, tiny in SMALLER.items():
+        written = written.replace("{{", "{").replace("}}", "}")
+        assert written in code
+        code = code.replace(written, tiny.format(teacher=str(base / "teacher")))
+    exec(compile(code, "first-student.ipynb", "exec"), {})
+    assert "student" in capsys.readouterr().out and (tmp_path / "runs" / "notebook" / "report.html").exists()
 
 
 @pytest.mark.slow

@@ -145,7 +145,7 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     (data(train_on="answers"), "data.train_on answers needs a source with answers or messages; all have plain text"),
     (
         data(sources=[{"text": "a.txt", "columns": {"text": "t"}}]),
-        "data.sources[0].columns has no effect without jsonl; remove it",
+        "data.sources[0].columns has no effect without jsonl, parquet or hub; remove it",
     ),
     (
         data(sources=[{"text": "a.txt", "python_docs": True}]),

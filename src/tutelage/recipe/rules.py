@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any  # a recipe before its check is whatever the user wrote
 
 from tutelage.losses.names import DIVERGENCES
-from tutelage.recipe import text_rules
+from tutelage.recipe import short, text_rules
 from tutelage.recipe.problems import Path, Problem, dotted, is_finite
 from tutelage.recipe.rules_models import broken_models
 from tutelage.recipe.tree import (
@@ -57,7 +57,7 @@ def _has_answers(source: Tree) -> bool:
     return bool(given_in(section_of(source, "columns"), "answer", "messages") or given_in(source, "memory", "answers"))
 
 
-_KINDS = ("text", "jsonl", "answers", "python_docs", "python_source", "memory")
+_KINDS = ("text", "jsonl", "parquet", "hub", "answers", "python_docs", "python_source", "memory")
 
 
 def _sources(section: Tree, path: Path, *, name: str, measured: bool) -> Iterator[Problem]:
@@ -74,8 +74,11 @@ def _sources(section: Tree, path: Path, *, name: str, measured: bool) -> Iterato
         if source.get("separator") is not None and source.get("text") is None:
             yield dead((*here, "separator"), "without text")
         columns = section_of(source, "columns")
-        if columns and source.get("jsonl") is None:
-            yield dead((*here, "columns"), "without jsonl")
+        for field in given_in(source, "subset", "split", "revision"):
+            if source.get("hub") is None:
+                yield dead((*here, field), "without hub")
+        if columns and not short.has_columns(source):
+            yield dead((*here, "columns"), "without jsonl, parquet or hub")
         elif columns:
             yield from _columns(columns, (*here, "columns"))
 

@@ -25,6 +25,8 @@ Examples = Mapping[str, Sequence[object]]  # objects in memory, by the source's 
 _KINDS = {
     "text": "text",
     "jsonl": "jsonl",
+    "parquet": "parquet",
+    "hub": "hub",
     "answers": "answers",
     "python_docs": "python_docs",
     "python_source": "python_source",
@@ -34,7 +36,7 @@ _KINDS = {
 
 def _renderer(recipe: Recipe, tokenizer: Any) -> Renderer | None:
     """The chat template in its sandbox; None where the data cannot hold a conversation."""
-    if not any(source.jsonl or source.memory or source.answers for source in recipe.data.sources):
+    if not any(source.has_columns or source.memory or source.answers for source in recipe.data.sources):
         return None
     return Renderer.of(tokenizer, template=recipe.data.chat_template)
 
@@ -46,9 +48,13 @@ def source_spec(source: Source, *, examples: Sequence[object] = (), reasoning: b
         for name, value in (source.columns.model_dump() if source.columns is not None else {}).items()
         if value is not None
     }
+    one = source.answers or source.hub
     return SourceSpec(
         kind=next(_KINDS[kind] for kind in _KINDS if getattr(source, kind)),
-        patterns=source.text or source.jsonl or ((source.answers,) if source.answers else ()),
+        patterns=source.text or source.jsonl or source.parquet or ((one,) if one else ()),
+        subset=source.subset,
+        split=source.split or "train",
+        revision=source.revision,
         examples=examples,
         columns=columns,
         separator=source.separator or "",

@@ -149,8 +149,8 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ),
     (
         data(sources=[{"text": "a.txt", "python_docs": True}]),
-        "data.sources[0] needs exactly one of text, jsonl, answers, python_docs, python_source; "
-        "found text and python_docs",
+        "data.sources[0] needs exactly one of text, jsonl, parquet, hub, answers, python_docs, "
+        "python_source; found text and python_docs",
     ),
     (
         data(sources=[{"jsonl": "a.jsonl", "prompt": "q"}]),
@@ -252,9 +252,8 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
         "revision, dtype, device, ensemble, config, tokenizer, train",
     ),
     (
-        data(sources=[{"text": "a.txt", "hub": "x"}]),
-        "data.sources[0].hub is not in this version (0.1.0); it knows text, jsonl, answers, python_docs, "
-        "python_source, separator, limit, columns, name, weight",
+        data(sources=[{"text": "a.txt", "split": "test"}]),
+        "data.sources[0].split has no effect without hub; remove it",
     ),
     (
         {"student": {"config": {"auto_map": {"a": "b"}}}},

@@ -58,7 +58,8 @@ class RemoteFile:
 
     def open(self, mode: str = "rb") -> BinaryIO:
         """A new reader of its bytes, which fetches them as they are asked for."""
-        return cast(BinaryIO, self.system.open(self.url, mode))
+        assert mode == "rb", "what lies behind a URL is read only"
+        return cast(BinaryIO, self.system.open(path=self.url, mode="rb"))
 
 
 Place: TypeAlias = Path | RemoteFile

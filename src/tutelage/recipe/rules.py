@@ -38,6 +38,8 @@ def broken(tree: Tree) -> Iterator[Problem]:
 
 def _data(data: Tree) -> Iterator[Problem]:
     yield from _sources(data, ("data",), name="sources", measured=False)
+    if data.get("mix") == "tokens" and len(items_of(data, "sources")) == 1:
+        yield dead(("data", "mix"), "with one source")
     held_out = section_of(data, "held_out")
     if not given_in(held_out, "share", "sources"):
         yield from exactly_one(data.get("held_out"), "share", "sources", path=("data", "held_out"))

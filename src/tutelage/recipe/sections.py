@@ -55,6 +55,11 @@ class Data(Section):
     max_length: Whole = Field(
         default=512, ge=2, description="tokens of a window; longer documents are cut into windows"
     )
+    mix: Literal["rows", "tokens"] | None = Field(
+        default=None,
+        description="what a source's weight counts: tokens: its part of the trained tokens, against the other weights; "
+        "rows: how often each of its rows appears in an epoch; null: rows",
+    )
     train_on: Literal["all", "answers"] = Field(
         default="all", description="answers: only what the assistant says is learned"
     )

@@ -65,7 +65,11 @@ class Source(Section):
         default=None, description="field names of a row; also accepted beside jsonl:, parquet: and hub:"
     )
     name: str | None = Field(default=None, min_length=1, description="how tables call it; null: its pattern")
-    weight: float = Field(default=1.0, gt=0, description="how often its rows are drawn, against the other sources")
+    weight: float = Field(
+        default=1.0,
+        gt=0,
+        description="how often its rows are drawn; with data.mix: tokens its part of the trained tokens",
+    )
 
     @property
     def has_columns(self) -> bool:

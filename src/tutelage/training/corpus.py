@@ -134,6 +134,7 @@ class Corpus:
             fingerprint=self.fingerprint,
             pad_id=self.pad_id,
             weights=[source.weight for source in self._recipe.data.sources],
+            by_tokens=self._recipe.data.mix == "tokens",
         )
 
     def keep_training_rows(self, chosen: npt.NDArray[np.bool_]) -> None:

@@ -26,6 +26,7 @@ CODES: dict[str, str] = {
     "BASE_URL": "an endpoint address is not allowed",
     "DATA_READ": "an input file is missing, empty or unreadable",
     "REJECTED": "a few rows of the data are defective and were left out",
+    "PREFERENCE": "of preference data the chosen answers are learned as any answer",
     "TOO_MANY_REJECTS": "too many rows of the data are defective",
     "NO_TOKENS": "nothing is left to train on",
     "NO_SCORED_TOKENS": "nothing is left to score",

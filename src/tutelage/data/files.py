@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tutelage.data import arrow
-from tutelage.data.example import Example, Reject, RowDefectError, example_of_row
+from tutelage.data.example import Example, Reject, RowDefectError
 from tutelage.data.places import Place, is_compressed, reading
+from tutelage.data.row import example_of_row
 from tutelage.errors import IntegrityError
 
 MAX_ROW_BYTES = 10_000_000

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tutelage.data import answers, files, hub, places, standard_library
-from tutelage.data.example import COLUMNS, Example, Reject, RowDefectError, example_of_row
+from tutelage.data.example import Example, Reject, RowDefectError
 from tutelage.data.places import Place
+from tutelage.data.row import COLUMNS, example_of_row
 from tutelage.errors import ConfigError
 
 READER_VERSION = 1  # raise it when the same input would be read as other documents: stores are then built anew

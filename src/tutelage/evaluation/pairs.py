@@ -15,8 +15,9 @@ from io import StringIO
 from pathlib import Path
 
 from tutelage.data import files
-from tutelage.data.example import Reject, RowDefectError, sound
+from tutelage.data.example import Reject, RowDefectError
 from tutelage.data.patterns import find
+from tutelage.data.values import sound
 from tutelage.errors import IntegrityError
 
 _SHAPES = (

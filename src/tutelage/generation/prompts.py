@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tutelage.data import files, sources
-from tutelage.data.example import Example, Reject, RowDefectError, example_of_row
+from tutelage.data.example import Example, Reject, RowDefectError
+from tutelage.data.row import example_of_row
 from tutelage.data.sources import SourceSpec
 from tutelage.errors import ConfigError
 from tutelage.generation.request import Prompt
@@ -121,6 +122,8 @@ def _prompt(example: Example, asking: Asking, *, plain: bool) -> Prompt | Reject
         if asking.interface == "chat":
             return Prompt(messages=_with_system((("user", start),), asking), source=example.source, name=example.name)
         return Prompt(text=start, source=example.source, name=example.name)
+    if example.structured:
+        return Reject(reason="tool calls are not asked for", source=example.source, name=example.name)
     if example.messages:
         turns = [(m.role, m.content) for m in example.messages]
         reference = turns.pop()[1] if turns[-1][0] == "assistant" else ""

@@ -56,10 +56,17 @@ def _data(data: Tree) -> Iterator[Problem]:
 
 
 def _has_answers(source: Tree) -> bool:
-    return bool(given_in(section_of(source, "columns"), "answer", "messages") or given_in(source, "memory", "answers"))
+    named = given_in(section_of(source, "columns"), "answer", "messages", "conversations", "chosen")
+    return bool(named or given_in(source, "memory", "answers"))
 
 
 _KINDS = ("text", "jsonl", "parquet", "hub", "answers", "python_docs", "python_source", "memory")
+
+
+_TOGETHER = (
+    ["text"], ["prompt", "answer"], ["messages"], ["messages", "tools"], ["conversations"], ["prompt", "chosen"],
+    ["chosen"],
+)  # fmt: skip
 
 
 def _sources(section: Tree, path: Path, *, name: str, measured: bool) -> Iterator[Problem]:
@@ -86,9 +93,10 @@ def _sources(section: Tree, path: Path, *, name: str, measured: bool) -> Iterato
 
 
 def _columns(columns: Tree, path: Path) -> Iterator[Problem]:
-    given = given_in(columns, "text", "prompt", "answer", "messages")
-    if given and given not in (["text"], ["prompt", "answer"], ["messages"]):
-        yield Problem(path, f"must name text, or prompt and answer, or messages; found {' and '.join(given)}")
+    given = given_in(columns, "text", "prompt", "answer", "messages", "conversations", "chosen", "tools")
+    if given and given not in _TOGETHER:
+        known = "text, or prompt and answer, or messages (and tools), or conversations, or prompt and chosen, or chosen"
+        yield Problem(path, f"must name {known}; found {' and '.join(given)}")
 
 
 def _loss(tree: Tree) -> Iterator[Problem]:

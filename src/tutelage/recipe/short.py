@@ -10,7 +10,7 @@ from tutelage.losses.names import DIVERGENCES
 
 TARGETS = ("ground_truth", "teacher_argmax")
 WITH_COLUMNS = ("jsonl", "parquet", "hub")  # kinds of source
-_COLUMNS = ("text", "prompt", "answer", "messages")
+_COLUMNS = ("text", "prompt", "answer", "messages", "conversations", "chosen", "tools")
 TRAINED_TEACHER_WARMUP = 0.2  # of the run; no measurement chose it yet: docs/results.md
 _PARAMETER_DEFAULTS = {"beta": 0.5, "alpha": 0.1}
 

@@ -24,6 +24,17 @@ class Columns(Section):
     prompt: str | None = Field(default=None, min_length=1, description="what is asked")
     answer: str | None = Field(default=None, min_length=1, description="what is answered")
     messages: str | None = Field(default=None, min_length=1, description="a list of {role, content}")
+    conversations: str | None = Field(
+        default=None, min_length=1, description="a list of {from: human or gpt or system, value}, ShareGPT's form"
+    )
+    chosen: str | None = Field(
+        default=None,
+        min_length=1,
+        description="of preference data: the answer that is learned, text or messages; what was rejected is not read",
+    )
+    tools: str | None = Field(
+        default=None, min_length=1, description="beside messages: the tools that a conversation may call"
+    )
 
 
 class Source(Section):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tutelage import io
+from tutelage import console, io
 from tutelage.data import build as store_builder
 from tutelage.data import split as splits
 from tutelage.data.loader import EvaluationBatch, Loader, evaluation_batches
@@ -65,6 +65,13 @@ def source_spec(source: Source, *, examples: Sequence[object] = (), reasoning: b
     )
 
 
+def _say_what_is_chosen(sources: Sequence[Source]) -> None:
+    named = [spec.label for spec in map(source_spec, sources) if "chosen" in spec.columns]
+    if named:
+        which = f"the chosen answers of {', '.join(named)} are learned, and the rejected ones not read"
+        console.note("PREFERENCE", f"{which}: this is no preference training")
+
+
 # --- the corpus ---
 class Corpus:
     """The recipe's stores, the split, and the batches made from them."""
@@ -74,6 +81,7 @@ class Corpus:
         self.fingerprint = vocabulary.tokenizer_fingerprint(tokenizer)
         self._renderer = _renderer(recipe, tokenizer)
         self._kept: dict[str, tuple[Store, splits.Rows]] = {}
+        _say_what_is_chosen(recipe.data.sources)
         self.store = self._build(recipe.data.sources)
         self.held_out_store = self.store
         held_out = recipe.data.held_out

@@ -29,7 +29,7 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     (training(seed="x"), "training.seed must be a whole number >= 0, got 'x'"),
     (training(seed=True), "training.seed must be a whole number >= 0, got True"),
     (training(seed=0.5), "training.seed must be a whole number >= 0, got 0.5"),
-    (training(tensorboard="yes"), "training.tensorboard must be true or false, got 'yes'"),
+    (training(track="tensorbord"), "training.track[0] 'tensorbord' unknown (tensorboard?); known: X"),
     (training(learning_rate="1e-3"), "training.learning_rate must be a number > 0, got '1e-3'"),
     (training(betas=[0.9]), "training.betas[1] is missing"),
     ({"student": 3}, "student must be a mapping with layers, model, revision, config, got 3"),

@@ -71,6 +71,8 @@ CODES: dict[str, str] = {
     "STOPPED": "a signal stopped the run after saving",
     "RESUMED": "an unfinished run goes on",
     "NOTHING_TO_DO": "the run is already complete",
+    "TRACKER": "a tracker fails and is left out; the training goes on",
+    "CALLBACK": "a function of yours that hears of the training cannot be used or failed",
     "JOURNAL_TAIL": "a torn last line, never acknowledged, was dropped",
     "ROTATED": "old checkpoints were removed",
     "PARTIAL_REMOVED": "an unfinished save was removed",

@@ -193,7 +193,18 @@ def complete_schedule(value: Any) -> Any:
 
 def complete_training(value: Any) -> Any:
     """The learning rate's schedule is `wsd` unless something else is said."""
-    return complete_decay({"schedule": "wsd", **value}) if isinstance(value, dict) else value
+    return complete_decay({"schedule": "wsd", **_tracked(value)}) if isinstance(value, dict) else value
+
+
+def _tracked(value: dict[str, Any]) -> dict[str, Any]:
+    """`tensorboard: true` is `track: [tensorboard]`."""
+    if not isinstance(value.get("tensorboard"), bool):
+        return value
+    rest = {name: field for name, field in value.items() if name != "tensorboard"}
+    named = globs(rest.get("track", []))
+    if not value["tensorboard"] or not isinstance(named, list | tuple):
+        return rest
+    return {**rest, "track": [*named, *([] if "tensorboard" in named else ["tensorboard"])]}
 
 
 _OF_CODEC: dict[str, dict[str, Any]] = {

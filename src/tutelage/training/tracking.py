@@ -1,7 +1,8 @@
 """The figures of a run as they come, given to the trackers that the recipe names: never at the cost of the training.
 
-Each tracker has a thread of its own, so one that is slow or hangs keeps nobody waiting; one that fails is left out from then
-on, with one warning.  RUN/tracking/NAME.sent says which rows a tracker has: what a resumed run repeats is not sent again.
+Each tracker has a thread of its own, so one that is slow or hangs keeps nobody waiting; one that fails is left out from
+then on, with one warning.  RUN/tracking/NAME.sent says which rows a tracker has: what a resumed run repeats is not sent
+again.
 """
 
 import importlib.util
@@ -12,7 +13,6 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import yaml
 
@@ -61,9 +61,7 @@ class Tracking:
         """Hands over a line of metrics.jsonl; the figures that are no finite numbers are left out."""
         step, model = row["step"], row["model"]
         assert isinstance(step, int)
-        figures = {
-            name: value for name, value in row.items() if isinstance(value, float) and math.isfinite(value)
-        }
+        figures = {name: value for name, value in row.items() if isinstance(value, float) and math.isfinite(value)}
         kind = "held_out" if any("/held_out/" in name for name in figures) else "training"
         for channel in self._channels:
             channel.put(_Row(series=f"{model}/{kind}", step=step, figures=figures))
@@ -89,22 +87,22 @@ class _Channel:
         self._rows: queue.Queue[_Row | None] = queue.Queue()
         self._failure = ""
         self._is_warned = False
-        self._idle = threading.Event()
-        self._idle.set()
         threading.Thread(target=self._serve, name=f"tracker {name}", daemon=True).start()
 
     def put(self, row: _Row) -> None:
         self._warn(self._failure)
         if not self._failure and row.step > self._sent.get(row.series, 0):
-            self._idle.clear()
             self._rows.put(row)
 
     def end(self) -> None:
-        self._idle.clear()
         self._rows.put(None)
 
     def wait(self) -> None:
-        if not self._idle.wait(PATIENCE_S) and not self._failure:
+        with self._rows.all_tasks_done:
+            taken = self._rows.all_tasks_done.wait_for(
+                lambda: self._failure or not self._rows.unfinished_tasks, timeout=PATIENCE_S
+            )
+        if not taken:
             self._failure = f"has not taken its figures for {PATIENCE_S:g} s"
         self._warn(self._failure)
 
@@ -115,23 +113,23 @@ class _Channel:
 
     def _serve(self) -> None:
         try:
-            self._serve_until_told(self._module)
+            self._serve_until_told()
         except Exception as error:  # whatever a tracker's library raises is its own trouble
             self._failure = self._failure or f"failed ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
-        finally:
-            self._idle.set()
+            with self._rows.all_tasks_done:
+                self._rows.all_tasks_done.notify_all()
 
-    def _serve_until_told(self, module: ModuleType) -> None:
-        tracker = module.begin(self._run)
+    def _serve_until_told(self) -> None:
+        tracker = self._module.begin(self._run)
         while (row := self._rows.get()) is not None:
             if self._failure:
                 return
             tracker.write(row.figures, step=row.step)
             io.append_line(self._sent_path, json.dumps([row.series, row.step]))
             self._sent[row.series] = row.step
-            if self._rows.empty():
-                self._idle.set()
+            self._rows.task_done()
         tracker.close()
+        self._rows.task_done()
 
 
 def _read_sent(path: Path) -> dict[str, int]:

@@ -16,7 +16,7 @@ PROJECT = "tutelage"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackedRun:
-    """The run that is shown: its folder for files of the tracker's own, its id (the same after a resume), its recipe."""
+    """The run that is shown: a folder for the tracker's files, its id (the same after a resume), its recipe."""
 
     folder: Path
     name: str

@@ -1,6 +1,8 @@
 """Trackio: on this machine, where trackio keeps its projects; shown by `trackio show --project tutelage`."""
 
+import contextlib
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,20 +19,22 @@ class _Trackio:
         self._run.log(dict(figures), step=step)
 
     def close(self) -> None:
-        self._run.finish()
+        with contextlib.redirect_stdout(sys.stderr):
+            self._run.finish()
 
 
 def begin(run: TrackedRun) -> Tracker:
     """The run of the same name and id goes on."""
     import trackio
 
-    opened = trackio.init(
-        project=os.environ.get("TRACKIO_PROJECT", PROJECT),
-        name=f"{run.name}-{run.run_id[:8]}",
-        config=dict(run.recipe),
-        resume="allow",
-        embed=False,
-        auto_log_gpu=False,
-        auto_log_cpu=False,
-    )
+    with contextlib.redirect_stdout(sys.stderr):  # stdout is for the result of a verb
+        opened = trackio.init(
+            project=os.environ.get("TRACKIO_PROJECT", PROJECT),
+            name=f"{run.name}-{run.run_id[:8]}",
+            config=dict(run.recipe),
+            resume="allow",
+            embed=False,
+            auto_log_gpu=False,
+            auto_log_cpu=False,
+        )
     return _Trackio(opened)

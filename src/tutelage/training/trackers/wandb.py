@@ -1,4 +1,4 @@
-"""Weights & Biases: offline files in RUN/tracking/wandb, sent by `wandb sync`, or at once where WANDB_MODE says online."""
+"""Weights & Biases: offline files in RUN/tracking/wandb for `wandb sync`, or sent where WANDB_MODE is online."""
 
 import os
 from collections.abc import Mapping
@@ -22,6 +22,9 @@ class _Wandb:
 
 def begin(run: TrackedRun) -> Tracker:
     """The run of the same id goes on; its figures stand over `step`, since each model counts its own steps."""
+    mode = os.environ.get("WANDB_MODE", "offline")
+    if mode != "online":  # else the library reports its own use over the network, offline or not
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
     opened = wandb.init(
@@ -31,7 +34,7 @@ def begin(run: TrackedRun) -> Tracker:
         resume="allow",
         dir=str(run.folder),
         config=dict(run.recipe),
-        mode=os.environ.get("WANDB_MODE", "offline"),
+        mode=mode,
         settings=wandb.Settings(silent=True, console="off"),
     )
     opened.define_metric("*", step_metric="step")

@@ -29,7 +29,10 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     (training(seed="x"), "training.seed must be a whole number >= 0, got 'x'"),
     (training(seed=True), "training.seed must be a whole number >= 0, got True"),
     (training(seed=0.5), "training.seed must be a whole number >= 0, got 0.5"),
-    (training(track="tensorbord"), "training.track[0] 'tensorbord' unknown (tensorboard?); known: X"),
+    (
+        training(track="tensorbord"),
+        "training.track 'tensorbord' unknown (tensorboard?); known: mlflow, tensorboard, trackio, wandb",
+    ),
     (training(learning_rate="1e-3"), "training.learning_rate must be a number > 0, got '1e-3'"),
     (training(betas=[0.9]), "training.betas[1] is missing"),
     ({"student": 3}, "student must be a mapping with layers, model, revision, config, got 3"),
@@ -154,7 +157,8 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ),
     (
         data(sources=[{"jsonl": "a.jsonl", "prompt": "q"}]),
-        "data.sources[0].columns must name text, or prompt and answer, or messages; found prompt",
+        "data.sources[0].columns must name text, or prompt and answer, or messages (and tools), or "
+        "conversations, or prompt and chosen, or chosen; found prompt",
     ),
     (
         data(held_out=[{"text": "a.txt", "weight": 2.0}]),

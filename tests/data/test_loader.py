@@ -123,10 +123,13 @@ def test_the_windows_of_a_step_do_not_depend_on_the_micro_batch(micro_batch, ste
 def test_mixed_by_tokens_a_weight_is_the_share_of_trained_tokens_in_every_epoch():
     rng = np.random.default_rng(3)
     longest = {"a": (200, 16), "b": (40, 60), "c": (60, 16)}  # rows, and tokens at most: those of b are few and long
+    asked = {"a": 0.0, "b": 0.5, "c": 0.75}  # the part of a row that is not trained
     specs = []
     for name, (n_rows, most) in longest.items():
         ids = [rng.integers(2, 48, rng.integers(4, most)).tolist() for _ in range(n_rows)]
-        examples = [{"token_ids": row, "loss_mask": [i >= len(row) // 2 for i in range(len(row))]} for row in ids]
+        examples = [
+            {"token_ids": row, "loss_mask": [i >= len(row) * asked[name] for i in range(len(row))]} for row in ids
+        ]
         specs.append(SourceSpec(kind="examples", examples=examples, name=name))
     store = build_tiny(specs)
     loader = loader_of(store, max_length=64, weights=[1.0, 2.0, 5.0], by_tokens=True)

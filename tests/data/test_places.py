@@ -11,6 +11,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from tests.instruments.hub import COMMIT, Hub
 from tutelage.data import hub
@@ -112,13 +113,14 @@ COLUMNS = {"messages": "chat"}
 
 def test_a_column_that_is_not_there_and_a_damaged_parquet_file_are_errors_that_name_what_is_there(tmp_path):
     path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"body": ["x" * 100] * 3000, "n": list(range(3000))}), path, write_page_checksum=True)
+    table = pa.table({"body": [f"{n:0100}" for n in range(3000)], "n": list(range(3000))})
+    pq.write_table(table, path, write_page_checksum=True, compression="none", use_dictionary=False)
     with pytest.raises(IntegrityError, match=r"a\.parquet has no column 'text'; it has: body, n; name one"):
         texts("parquet", path, columns={"text": "text"})
     whole = bytearray(path.read_bytes())
-    whole[30] ^= 0xFF  # in the first page
+    whole[150_000] ^= 1  # a digit of a text: only a checksum can tell
     path.write_bytes(whole)
-    with pytest.raises(IntegrityError, match=r"a\.parquet is no Parquet file, or damaged at its start"):
+    with pytest.raises(IntegrityError, match=r"a\.parquet is no Parquet file, or damaged (at its start|after row \d+)"):
         texts("parquet", path, columns={"text": "body"})
     path.write_bytes(whole[:-20])
     with pytest.raises(IntegrityError, match="is no Parquet file"):
@@ -150,6 +152,28 @@ def test_files_behind_a_url_are_read_as_local_ones_and_known_by_their_version(me
     path = tmp_path / "x.txt"
     path.write_text("by file://")
     assert texts("text", f"file://{path}") == ["by file://"]
+
+
+class Ranged(AbstractFileSystem):
+    """As the stores of objects are read: by ranges, with fsspec's own buffered file."""
+
+    protocol = "ranged"
+
+    def info(self, path, **options):
+        return {"name": path, "size": len(LINES), "type": "file", "ETag": "1"}
+
+    def _open(self, path, mode="rb", **options):
+        return RangedFile(self, path, mode, block_size=1000, size=len(LINES))
+
+
+class RangedFile(AbstractBufferedFile):
+    def _fetch_range(self, start, end):
+        return LINES[start:end]
+
+
+def test_a_store_that_is_read_by_ranges_gives_the_same_lines():
+    fsspec.register_implementation("ranged", Ranged, clobber=True)
+    assert texts("jsonl", "ranged://bucket/a.jsonl", columns={"text": "text"}) == PLAIN
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,7 @@ def test_wandb_writes_offline_files_of_one_run_over_a_resume(tmp_path):
 
     run = RunDirectory(tmp_path / "run")
     told(run, [row(1), row(2)], name="wandb")
+    time.sleep(1.1)  # its files are named by the second
     told(run, [row(2), row(3)], name="wandb")
     steps = []
     for path in sorted((run.tracking / "wandb").rglob("*.wandb")):

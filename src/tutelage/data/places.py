@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
 
@@ -22,6 +23,7 @@ from tutelage.data import patterns as local
 from tutelage.errors import ConfigError, IntegrityError, TutelageError
 from tutelage.recipe.fields import is_url
 
+BUFFER_BYTES = 1 << 18
 _TAGS = ("sha256", "ETag", "etag", "md5Hash", "content_md5", "blob_id")  # of the content, by the store's own word
 _TIMES = ("LastModified", "last_modified", "mtime", "created", "updated")
 _EXTRAS = {"s3": "s3", "s3a": "s3"}  # protocol -> extra of ours that has its library
@@ -57,9 +59,12 @@ class RemoteFile:
         return self.url.rsplit("/", 1)[-1]
 
     def open(self, mode: str = "rb") -> BinaryIO:
-        """A new reader of its bytes, which fetches them as they are asked for."""
+        """A new reader of its bytes, which fetches them as they are asked for.
+
+        It is buffered here, because the lines of fsspec's own readers know no limit of their length.
+        """
         assert mode == "rb", "what lies behind a URL is read only"
-        return cast(BinaryIO, self.system.open(path=self.url, mode="rb"))
+        return cast(BinaryIO, BufferedReader(self.system.open(path=self.url, mode="rb"), BUFFER_BYTES))
 
 
 Place: TypeAlias = Path | RemoteFile

@@ -57,7 +57,9 @@ class SourceSpec:
     @property
     def label(self) -> str:
         """The name under which results show this source."""
-        return self.name or ":".join([self.kind, *self.patterns][:2])
+        parts = [self.kind, *self.patterns][:2]
+        parts += [part for part in (self.subset, self.split) if part] if self.kind == "hub" else []
+        return self.name or ":".join(parts)
 
 
 def read(spec: SourceSpec) -> Iterator[Example | Reject]:

@@ -29,7 +29,10 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     (training(seed="x"), "training.seed must be a whole number >= 0, got 'x'"),
     (training(seed=True), "training.seed must be a whole number >= 0, got True"),
     (training(seed=0.5), "training.seed must be a whole number >= 0, got 0.5"),
-    (training(tensorboard="yes"), "training.tensorboard must be true or false, got 'yes'"),
+    (
+        training(track="tensorbord"),
+        "training.track 'tensorbord' unknown (tensorboard?); known: mlflow, tensorboard, trackio, wandb",
+    ),
     (training(learning_rate="1e-3"), "training.learning_rate must be a number > 0, got '1e-3'"),
     (training(betas=[0.9]), "training.betas[1] is missing"),
     ({"student": 3}, "student must be a mapping with layers, model, revision, config, got 3"),
@@ -145,16 +148,17 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     (data(train_on="answers"), "data.train_on answers needs a source with answers or messages; all have plain text"),
     (
         data(sources=[{"text": "a.txt", "columns": {"text": "t"}}]),
-        "data.sources[0].columns has no effect without jsonl; remove it",
+        "data.sources[0].columns has no effect without jsonl, parquet or hub; remove it",
     ),
     (
         data(sources=[{"text": "a.txt", "python_docs": True}]),
-        "data.sources[0] needs exactly one of text, jsonl, answers, python_docs, python_source; "
-        "found text and python_docs",
+        "data.sources[0] needs exactly one of text, jsonl, parquet, hub, answers, python_docs, "
+        "python_source; found text and python_docs",
     ),
     (
         data(sources=[{"jsonl": "a.jsonl", "prompt": "q"}]),
-        "data.sources[0].columns must name text, or prompt and answer, or messages; found prompt",
+        "data.sources[0].columns must name text, or prompt and answer, or messages (and tools), or "
+        "conversations, or prompt and chosen, or chosen; found prompt",
     ),
     (
         data(held_out=[{"text": "a.txt", "weight": 2.0}]),
@@ -252,9 +256,8 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
         "revision, dtype, device, ensemble, config, tokenizer, train",
     ),
     (
-        data(sources=[{"text": "a.txt", "hub": "x"}]),
-        "data.sources[0].hub is not in this version (0.1.0); it knows text, jsonl, answers, python_docs, "
-        "python_source, separator, limit, columns, name, weight",
+        data(sources=[{"text": "a.txt", "split": "test"}]),
+        "data.sources[0].split has no effect without hub; remove it",
     ),
     (
         {"student": {"config": {"auto_map": {"a": "b"}}}},

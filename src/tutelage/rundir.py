@@ -5,6 +5,7 @@
           checkpoints/      step-000100/ …                    models/NAME/      saved models; student -> models/NAME
           evaluation/       transfer.json, records.*          report.html       finished.json     written last
           bad/              batches that gave no finite number
+          tracking/         of trackers: files of their own, and NAME.sent, what they were told
 
 `provenance.json` is written first and marks the folder as ours; with `recipe.yaml` the run exists; `finished.json`
 closes it.  A folder that holds anything else is never written to, and `--force` removes only what is in this list.
@@ -61,6 +62,7 @@ class RunDirectory:
         self.student = self.path / "student"
         self.evaluation = self.path / "evaluation"
         self.tensorboard = self.path / "tensorboard"
+        self.tracking = self.path / "tracking"
         self.bad = self.path / "bad"
         self.report_path = self.path / "report.html"
         self._lock_path = self.path / ".lock"
@@ -185,7 +187,8 @@ class RunDirectory:
         # In this order: half a removed run must look neither finished nor like one that can go on.
         for path in (self.finished_path, self.recipe_path, self.metrics_path, self.timings_path, self.report_path):
             io.remove_file(path)
-        for path in (self.checkpoints, self.student, self.models, self.evaluation, self.tensorboard, self.bad):
+        trackers = (self.tensorboard, self.tracking)
+        for path in (self.checkpoints, self.student, self.models, self.evaluation, *trackers, self.bad):
             io.remove_tree(path)
 
     def require_same_recipe(self, recipe: Mapping[str, io.Json], *, resume: bool) -> None:

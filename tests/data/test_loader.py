@@ -120,6 +120,31 @@ def test_the_windows_of_a_step_do_not_depend_on_the_micro_batch(micro_batch, ste
     assert max(len(b.view.ids_BT) for b in batches) == min(5, micro_batch)
 
 
+def test_mixed_by_tokens_a_weight_is_the_share_of_trained_tokens_in_every_epoch():
+    rng = np.random.default_rng(3)
+    longest = {"a": (200, 16), "b": (40, 60), "c": (60, 16)}  # rows, and tokens at most: those of b are few and long
+    asked = {"a": 0.0, "b": 0.5, "c": 0.75}  # the part of a row that is not trained
+    specs = []
+    for name, (n_rows, most) in longest.items():
+        ids = [rng.integers(2, 48, rng.integers(4, most)).tolist() for _ in range(n_rows)]
+        examples = [
+            {"token_ids": row, "loss_mask": [i >= len(row) * asked[name] for i in range(len(row))]} for row in ids
+        ]
+        specs.append(SourceSpec(kind="examples", examples=examples, name=name))
+    store = build_tiny(specs)
+    loader = loader_of(store, max_length=64, weights=[1.0, 2.0, 5.0], by_tokens=True)
+    for epoch in range(4):
+        plan = loader.plan(epoch)
+        trained, source = store.n_trained[plan.rows], store.sources[plan.rows]
+        by_source = np.bincount(source, weights=trained, minlength=3)
+        assert abs(by_source.sum() - store.n_trained.sum()) < 3 * 64
+        assert by_source / by_source.sum() == pytest.approx([1 / 8, 2 / 8, 5 / 8], abs=0.02)
+    again = loader_of(store, max_length=64, weights=[0.5, 1.0, 2.5], by_tokens=True)  # only their ratio counts
+    assert [b.row_keys for b in again.step(31)] == [b.row_keys for b in loader.step(31)]
+    with pytest.raises(IntegrityError, match="0 trainable tokens in b"):
+        loader_of(store, max_length=64, weights=[1.0, 1.0, 1.0], by_tokens=True, rows=np.arange(200)).plan(0)
+
+
 def test_weights_say_how_often_a_source_is_seen():
     specs = [SourceSpec(kind="examples", examples=[f"{name} {n}" for n in range(40)], name=name) for name in "abc"]
     store = build_tiny(specs)

@@ -107,3 +107,19 @@ def test_a_million_rows_are_planned_in_seconds():
     order = pack.epoch_order(len(lengths), seed=0, epoch=0)
     pack.pack(order, lengths, max_length=512)
     assert time.process_time() - begin < 10
+
+
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=30),
+    st.integers(1, 2000),
+    st.integers(0, 3),
+    st.integers(1, 6),
+)
+def test_turns_take_the_wanted_tokens_within_one_row_and_no_row_again_before_all_others(tokens, wanted, seed, n_epochs):
+    tokens_R = np.array(tokens)
+    times = [pack.turns(tokens_R, wanted, seed=seed, epoch=epoch) for epoch in range(n_epochs)]
+    for each in times:
+        assert abs(int((each * tokens_R).sum()) - wanted) < max(tokens)
+    total = sum(times)
+    assert abs(int((total * tokens_R).sum()) - n_epochs * wanted) < max(tokens)
+    assert total.max() - total.min() <= 1

@@ -43,6 +43,9 @@ DEFECTS = {
     '{"messages": [{"role": "user"}]}': "no column 'content'; found: role",
     '{"messages": [{"role": "assistant", "content": " "}]}': "empty content of message 1",
     '{"messages": [{"role": "assistant", "content": "a", "tool_calls": [1]}]}': (
+        "a tool call of message 1 has no name; expected {function: {name, arguments}}"
+    ),
+    '{"messages": [{"role": "user", "content": "a", "tool_calls": [1]}]}': (
         "message 1 has tool_calls; only role and content are supported"
     ),
     '{"token_ids": [1, true]}': "token_ids must be whole numbers from 0",

@@ -1,6 +1,7 @@
 """Ids and masks: what is trained, what ends a document, and that no text becomes a control token."""
 
 import itertools
+import json
 from functools import cache
 
 import numpy as np
@@ -172,7 +173,7 @@ def test_spaces_are_dropped_where_a_control_token_asks_for_it():
     class Template:
         fingerprint = "t"
 
-        def render_many(self, conversations):
+        def render_many(self, conversations, *, tools):
             head = Segment("<|user|>\n ", "template", "user", False)
             end = Segment(END, "template", "user", False)
             contents = [[Segment(m["content"], "content", m["role"], False) for m in c] for c in conversations]
@@ -209,3 +210,24 @@ def test_every_token_but_the_first_is_trained_in_exactly_one_window(length, max_
     assert trained == (np.flatnonzero(mask[1:]) + 1).tolist()
     assert all(2 <= len(window.ids) <= max_length for window in cut)
     assert all(len(window.ids) == max_length for window in cut[:-1])
+
+
+def test_a_tool_call_that_spells_a_control_token_is_rejected_and_a_plain_one_is_rendered():
+    class Written:
+        fingerprint = "w"
+
+        def render_many(self, conversations, *, tools):
+            return [
+                [Segment(json.dumps([m, t]), "template", "", True) for m in c]
+                for c, t in zip(conversations, tools, strict=True)
+            ]
+
+    def called(city: str) -> Example:
+        call = {"tool_calls": [{"function": {"name": "f", "arguments": {"city": city}}}]}
+        turn = Message("assistant", "", json.dumps(call))
+        return Example(source="s", name="n", messages=(turn,), tools=json.dumps([{"name": "f"}]))
+
+    good, bad = Encoder(tokenizer(), renderer=Written()).encode([called("the mat"), called(f"the {END}")])
+    assert tokenizer().decode(good.ids).startswith('[{"role": "assistant", "content": "", "tool_calls"')
+    assert tokenizer().decode(good.ids).endswith('[{"name": "f"}]]')
+    assert isinstance(bad, Reject) and "a tool call or a tool spells a control token" in bad.reason

@@ -53,7 +53,7 @@ class ChatML:
 
     fingerprint: str = "chatml"
 
-    def render_many(self, conversations: Sequence[Sequence[Mapping[str, str]]]) -> list[list[Segment]]:
+    def render_many(self, conversations: Sequence[Sequence[Mapping[str, str]]], *, tools=()) -> list[list[Segment]]:
         return [[s for message in messages for s in self.turn(**message)] for messages in conversations]
 
     def turn(self, *, role: str, content: str) -> list[Segment]:

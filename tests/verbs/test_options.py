@@ -108,12 +108,12 @@ def test_gradient_checkpointing_and_micro_batches_change_no_bit_that_matters(bas
 
 
 def test_tensorboard_gets_what_the_metrics_say(base, tmp_path):
-    run = train(base, tmp_path, training={"tensorboard": True, "evaluate_every": 0.5})
+    run = train(base, tmp_path, training={"tensorboard": True, "evaluate_every": 0.5}, control=True)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run.path / "tensorboard"))
     events.Reload()
-    for name in ("student/forward_kl", "student/held_out/forward_kl"):
+    for name in ("student/forward_kl", "student/held_out/forward_kl", "control/cross_entropy"):
         written = {event.step: event.value for event in events.Scalars(name)}
         metrics = {row["step"]: row[name] for row in run.metrics if name in row}
         assert written == pytest.approx(metrics, rel=1e-6)

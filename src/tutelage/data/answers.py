@@ -16,7 +16,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from tutelage import io
-from tutelage.data.example import Example, Message, Reject, RowDefectError, example_of_row
+from tutelage.data.example import Example, Message, Reject, RowDefectError
+from tutelage.data.row import example_of_row
 from tutelage.errors import ConfigError, IntegrityError
 
 FORMAT_VERSION = 1

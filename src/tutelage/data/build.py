@@ -11,6 +11,7 @@ import numpy as np
 from tutelage import console, io
 from tutelage.data import sources, store
 from tutelage.data.example import Example, Reject
+from tutelage.data.places import stamp_of
 from tutelage.data.sources import SourceSpec
 from tutelage.data.store import Manifest, Store
 from tutelage.data.tokenize import Encoder, Renderer, Tokenizer, TokenRow, TrainOn, windows
@@ -77,9 +78,8 @@ def build(
     return built
 
 
-def _stamps(specs: Sequence[SourceSpec]) -> list[tuple[int, int]]:
-    stats = [path.stat() for path in sources.input_files(specs)]
-    return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+def _stamps(specs: Sequence[SourceSpec]) -> list[tuple[object, ...]]:
+    return [stamp_of(place) for place in sources.input_files(specs)]
 
 
 def _fresh(path: Path) -> Path:

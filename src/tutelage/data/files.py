@@ -1,61 +1,27 @@
-"""Documents in the user's own files: text and JSON lines, read as a stream.
+"""Documents in the user's own files: text, JSON lines and Parquet, read as a stream.
 
 A file that cannot be read as what it is (missing, empty, a directory, not UTF-8) is an error; a row that cannot be
 trained on is a Reject, and the stream goes on.
 """
 
-import difflib
-import glob
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from tutelage.data.example import Example, Reject, RowDefectError, example_of_row
+from tutelage.data import arrow
+from tutelage.data.example import Example, Reject, RowDefectError
+from tutelage.data.places import Place, is_compressed, reading
+from tutelage.data.row import example_of_row
 from tutelage.errors import IntegrityError
 
 MAX_ROW_BYTES = 10_000_000
+MAX_UNPACKED_BYTES = 1 << 30  # of one document in a compressed file
+PARQUET_ENDINGS = (".parquet", ".pq")
 BLOCK_BYTES = 1 << 20
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-def find(patterns: Sequence[str]) -> tuple[Path, ...]:
-    """The files that the patterns name, each once, in the order of the patterns and then of their names."""
-    found: dict[Path, None] = {}
-    for pattern in patterns:
-        found.update(dict.fromkeys(_matches(str(Path(pattern).expanduser()))))
-    return tuple(found)
-
-
-def _matches(pattern: str) -> list[Path]:
-    path = Path(pattern)
-    if path.is_dir():
-        raise IntegrityError("DATA_READ", f"{pattern} is a directory; name its files: {path / '*'}")
-    if path.exists():
-        if path.stat().st_size == 0:
-            raise IntegrityError("DATA_READ", f"{pattern} is empty (0 bytes); remove it from data.sources or fill it")
-        return [path]
-    matches = sorted(Path(match) for match in glob.glob(pattern, recursive=True))
-    files = [match for match in matches if match.is_file()]
-    if not files:
-        raise IntegrityError("DATA_READ", f"no file matches '{pattern}'{_nearest(path)}; looked in {Path.cwd()}")
-    return files
-
-
-def _nearest(path: Path) -> str:
-    """A hint: what lies where the pattern first goes wrong, by the nearest name."""
-    here = Path(path.anchor) if path.anchor else Path()
-    for part in path.relative_to(here).parts if path.anchor else path.parts:
-        if (here / part).is_dir():
-            here /= part
-            continue
-        names = sorted(child.name for child in here.iterdir()) if here.is_dir() else []
-        near = difflib.get_close_matches(part, names, n=1, cutoff=0.5)
-        return f" (nearest: {here / near[0]})" if near else ""
-    return ""
-
-
-def read_text(path: Path, *, source: str, separator: str) -> Iterator[Example | Reject]:
+def read_text(path: Place, *, source: str, separator: str) -> Iterator[Example | Reject]:
     """The documents of one text file: the whole file, or what stands between separators."""
     pieces = _pieces(path, separator.encode()) if separator else [(0, 1, _bytes(path))]
     for offset, line, data in pieces:
@@ -66,24 +32,22 @@ def read_text(path: Path, *, source: str, separator: str) -> Iterator[Example | 
         yield _example(text, {}, source=source, name=name)
 
 
-def read_jsonl(path: Path, *, source: str, columns: Mapping[str, str]) -> Iterator[Example | Reject]:
-    """The documents in the rows of one file of JSON lines."""
-    for row in read_rows(path, source=source):
-        if isinstance(row, Reject):
-            yield row
-        else:
-            yield _example(row.content, columns, source=source, name=row.name)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What one JSON line holds, and where it stands."""
+    """What one row holds, and where it stands."""
 
     name: str
     content: object
 
 
-def read_rows(path: Path, *, source: str, ids_once: bool = True) -> Iterator[Row | Reject]:
+def read_parquet(path: Place, *, columns: Sequence[str]) -> Iterator[Row]:
+    """The rows of one Parquet file, with these columns, or all where none is named."""
+    with path.open("rb") as file:
+        for number, values in enumerate(arrow.parquet_rows(file, columns, name=str(path)), start=1):
+            yield Row(name=f"{path}:{number}", content=values)
+
+
+def read_rows(path: Place, *, source: str, ids_once: bool = True) -> Iterator[Row | Reject]:
     """The rows of one file of JSON lines; only line feeds end a line (U+2028 may stand inside a string).
 
     With `ids_once` a row with the `id` of an earlier one is a Reject.
@@ -118,6 +82,11 @@ def _row(text: str, *, source: str, name: str, ids: set[str] | None) -> Row | Re
     return Row(name=name, content=row)
 
 
+def example_of(row: Row, columns: Mapping[str, str], *, source: str) -> Example | Reject:
+    """The example in one row, or why it is none."""
+    return _example(row.content, columns, source=source, name=row.name)
+
+
 def _example(row: object, columns: Mapping[str, str], *, source: str, name: str) -> Example | Reject:
     try:
         return example_of_row(row, columns, source=source, name=name)
@@ -129,49 +98,53 @@ def _refuse_constant(constant: str) -> object:
     raise RowDefectError(f"{constant} is not JSON")
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def _lines(path: Place) -> Iterator[tuple[int, bytes]]:
     """Each line with its byte offset; of a line over the limit only its beginning, one byte longer than the limit."""
     offset = 0
-    try:
-        with path.open("rb") as file:
-            while line := file.readline(MAX_ROW_BYTES + 1):
-                yield offset, line
-                while len(line) > MAX_ROW_BYTES and not line.endswith(b"\n"):
-                    line = file.readline(MAX_ROW_BYTES + 1)
-                offset = file.tell()
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    with reading(path) as stream:
+        while line := stream.readline(MAX_ROW_BYTES + 1):
+            yield offset, line
+            while len(line) > MAX_ROW_BYTES and not line.endswith(b"\n"):
+                line = stream.readline(MAX_ROW_BYTES + 1)
+            offset = stream.offset
 
 
-def _pieces(path: Path, separator: bytes) -> Iterator[tuple[int, int, bytes]]:
+def _pieces(path: Place, separator: bytes) -> Iterator[tuple[int, int, bytes]]:
     """Byte offset, line number and bytes of what stands between separators, a block in memory at a time."""
     offset, line, rest = 0, 1, b""
-    try:
-        with path.open("rb") as file:
-            while block := file.read(BLOCK_BYTES):
-                *complete, rest = (rest + block).split(separator)
-                for piece in complete:
-                    yield offset, line, piece
-                    offset += len(piece) + len(separator)
-                    line += piece.count(b"\n") + separator.count(b"\n")
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    with reading(path) as stream:
+        while block := stream.read(BLOCK_BYTES):
+            *complete, rest = (rest + block).split(separator)
+            for piece in complete:
+                yield offset, line, piece
+                offset += len(piece) + len(separator)
+                line += piece.count(b"\n") + separator.count(b"\n")
+            _stop_if_too_large(path, len(rest))
     yield offset, line, rest
 
 
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise _unreadable(path, error) from error
+def _bytes(path: Place) -> bytes:
+    blocks = []
+    with reading(path) as stream:
+        while block := stream.read(BLOCK_BYTES):
+            blocks.append(block)
+            _stop_if_too_large(path, stream.offset)
+    return b"".join(blocks)
 
 
-def whole_text(path: Path) -> str:
+def _stop_if_too_large(path: Place, n_bytes: int) -> None:
+    """A small compressed file may unpack to more than a machine holds."""
+    if is_compressed(path) and n_bytes > MAX_UNPACKED_BYTES:
+        found = f"{path} unpacks to a document of more than {MAX_UNPACKED_BYTES:,} bytes"
+        raise IntegrityError("ARCHIVE", f"{found}; give its source a separator that cuts it into documents")
+
+
+def whole_text(path: Place) -> str:
     """The text of a file, without a byte order mark; IntegrityError[DATA_READ] where it is not UTF-8."""
     return _decode(_bytes(path).removeprefix(BYTE_ORDER_MARK), path, offset=0, line=1)
 
 
-def _decode(data: bytes, path: Path, *, offset: int, line: int) -> str:
+def _decode(data: bytes, path: Place, *, offset: int, line: int) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -179,7 +152,3 @@ def _decode(data: bytes, path: Path, *, offset: int, line: int) -> str:
         place = f"byte 0x{data[error.start]:02x} at offset {offset + error.start}"
         fix = f"convert it: iconv -f latin1 -t utf-8 {path}"
         raise IntegrityError("DATA_READ", f"{path} line {line} is not UTF-8 ({place}); {fix}") from None
-
-
-def _unreadable(path: Path, error: OSError) -> IntegrityError:
-    return IntegrityError("DATA_READ", f"{path} cannot be read ({error.strerror}); check that it is there and readable")

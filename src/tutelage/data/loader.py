@@ -19,6 +19,7 @@ from tutelage.data import pack
 from tutelage.data.pack import Ints, Plan
 from tutelage.data.store import Store
 from tutelage.errors import IntegrityError
+from tutelage.randomness import derive_seed
 from tutelage.types import IGNORED, Batch, TokenView
 
 
@@ -37,14 +38,20 @@ class Loader:
         fingerprint: str,
         pad_id: int,
         weights: Sequence[float] = (),
+        by_tokens: bool = False,
         packed: bool = True,
     ) -> None:
-        """`rows_per_step` and `micro_batch` count windows; `weights` has one entry for each source of the store."""
+        """`rows_per_step` and `micro_batch` count windows; `weights` has one entry for each source of the store.
+
+        A weight is how often a row of the source appears in an epoch; with `by_tokens` the source's part of the trained
+        tokens, against the other weights, and an epoch has as many of them as all sources together.
+        """
         self.store, self.rows = store, rows
         self.max_length, self.packed = max_length, packed
         self.rows_per_step, self.micro_batch = rows_per_step, micro_batch
         self.seed, self.fingerprint, self.pad_id = seed, fingerprint, pad_id
         assert not weights or len(weights) == len(store.source_names), "one weight for each source"
+        self.shares = np.asarray(weights) / sum(weights) if by_tokens else None
         self.weights_of_rows = np.asarray(weights or [1.0] * len(store.source_names))[store.sources[rows]]
         self._plans: dict[int, Plan] = {}
         self._first_windows = [0]  # of each epoch, counted from the first
@@ -73,10 +80,29 @@ class Loader:
 
     def _make_plan(self, epoch: int) -> Plan:
         keys = self.store.keys[self.rows]
-        n_times = pack.repeats(keys, self.weights_of_rows, seed=self.seed, epoch=epoch)
+        if self.shares is not None:
+            n_times = self._turns(self.shares, epoch)
+        else:
+            n_times = pack.repeats(keys, self.weights_of_rows, seed=self.seed, epoch=epoch)
         instances = np.repeat(self.rows, n_times)
         order = pack.epoch_order(len(instances), seed=self.seed, epoch=epoch)
         return pack.pack(instances[order], self.store.lengths, max_length=self.max_length, packed=self.packed)
+
+    def _turns(self, shares: npt.NDArray[np.float64], epoch: int) -> Ints:
+        """How often each training row appears when sources are mixed by tokens."""
+        tokens, sources = self.store.n_trained[self.rows], self.store.sources[self.rows]
+        n_times = np.zeros(len(self.rows), dtype=np.int64)
+        for number, share in enumerate(shares.tolist()):
+            mine = np.flatnonzero(sources == number)
+            if not tokens[mine].any():
+                raise IntegrityError(
+                    "NO_TOKENS",
+                    f"0 trainable tokens in {self.store.source_names[number]}, which data.mix gives {share:.1%} of the "
+                    "training; remove it from data.sources, or check its columns",
+                )
+            seed = derive_seed(self.seed, "turns", number)
+            n_times[mine] = pack.turns(tokens[mine], round(share * int(tokens.sum())), seed=seed, epoch=epoch)
+        return n_times
 
     def _window(self, position: int) -> Ints:
         """The rows of one window of the endless sequence."""

@@ -50,6 +50,21 @@ def repeats(keys: npt.NDArray[np.uint8], weights: npt.NDArray[np.float64], *, se
     return (whole + (draws < weights - whole)).astype(np.int64)
 
 
+def turns(tokens: Ints, n_wanted: int, *, seed: int, epoch: int) -> Ints:
+    """How often each row of a source appears in an epoch that takes `n_wanted` of its trained tokens.
+
+    The rows stand on a circle in an order of their own, and each epoch goes on where the one before it stopped: what it
+    takes is `n_wanted` within one row, and no row comes again before every other one has come.
+    """
+    order = np.argsort(np.random.Philox(key=seed).random_raw(len(tokens)), kind="stable")
+    around = int(tokens.sum())
+    begins = np.cumsum(tokens[order]) - tokens[order]
+    first, last = epoch * n_wanted, (epoch + 1) * n_wanted
+    n_times = np.empty_like(tokens)
+    n_times[order] = (begins - first) // around - (begins - last) // around  # the m of first <= begin + m around < last
+    return n_times
+
+
 def _mixed(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """SplitMix64: every bit of the result depends on every bit of the input; wraps on purpose."""
     words = words + np.uint64(0x9E3779B97F4A7C15)

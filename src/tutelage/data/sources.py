@@ -3,24 +3,27 @@
 kind           reads                                                    columns
 text           text files; a file is a document, or `separator` cuts    -
 jsonl          a JSON object a line                                     those of `example_of_row`
+parquet        a Parquet row                                            as jsonl
+hub            a split of a data set on the hub                         as jsonl
 examples       Python objects already in memory                         as jsonl
 answers        the folder that `tutelage generate` wrote                -
 python_docs    Python's own documentation                               -
 python_source  the standard library's code                              -
 """
 
-import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tutelage.data import answers, files, standard_library
-from tutelage.data.example import COLUMNS, Example, Reject, RowDefectError, example_of_row
-from tutelage.errors import ConfigError, IntegrityError
+from tutelage.data import answers, files, hub, places, standard_library
+from tutelage.data.example import Example, Reject, RowDefectError
+from tutelage.data.places import Place
+from tutelage.data.row import COLUMNS, example_of_row
+from tutelage.errors import ConfigError
 
 READER_VERSION = 1  # raise it when the same input would be read as other documents: stores are then built anew
-KINDS = ("text", "jsonl", "examples", "answers", "python_docs", "python_source")
+KINDS = ("text", "jsonl", "parquet", "hub", "examples", "answers", "python_docs", "python_source")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +39,9 @@ class SourceSpec:
     examples: Iterable[object] = ()  # strings, mappings or Examples; iterated more than once
     name: str = ""
     reasoning: bool = False  # of answers: with the teacher's reasoning
+    subset: str | None = None  # of a data set on the hub; its name is the only pattern
+    split: str = "train"
+    revision: str | None = None
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.columns) - set(COLUMNS))
@@ -51,7 +57,9 @@ class SourceSpec:
     @property
     def label(self) -> str:
         """The name under which results show this source."""
-        return self.name or ":".join([self.kind, *self.patterns][:2])
+        parts = [self.kind, *self.patterns][:2]
+        parts += [part for part in (self.subset, self.split) if part] if self.kind == "hub" else []
+        return self.name or ":".join(parts)
 
 
 def read(spec: SourceSpec) -> Iterator[Example | Reject]:
@@ -74,11 +82,28 @@ def _read(spec: SourceSpec) -> Iterator[Example | Reject]:
 
 
 def _in_files(spec: SourceSpec) -> Iterator[Example | Reject]:
-    for path in files.find(spec.patterns):
-        if spec.kind == "jsonl":
-            yield from files.read_jsonl(path, source=spec.label, columns=spec.columns)
-        else:
+    if spec.kind == "text":
+        for path in input_files([spec]):
             yield from files.read_text(path, source=spec.label, separator=spec.separator)
+        return
+    for row in read_rows(spec):
+        if isinstance(row, Reject):
+            yield row
+        else:
+            yield files.example_of(row, spec.columns, source=spec.label)
+
+
+def read_rows(spec: SourceSpec, *, columns: Sequence[str] | None = None) -> Iterator[files.Row | Reject]:
+    """The rows of a source that has columns; of Parquet only `columns` (by default the spec's), or all."""
+    wanted = tuple(spec.columns.values()) if columns is None else tuple(columns)
+    for path in input_files([spec]):
+        is_parquet = spec.kind == "parquet" or (
+            spec.kind == "hub" and path.name.lower().endswith(files.PARQUET_ENDINGS)
+        )
+        if is_parquet:
+            yield from files.read_parquet(path, columns=wanted)
+        else:
+            yield from files.read_rows(path, source=spec.label)
 
 
 def _in_memory(spec: SourceSpec) -> Iterator[Example | Reject]:
@@ -98,7 +123,7 @@ def content(spec: SourceSpec) -> dict[str, object]:
     if spec.kind == "examples":
         hashes = [_hash_of_item(item) for item in _in_memory(spec)]
     else:
-        hashes = [_hash_of_file(path) for path in input_files([spec])]
+        hashes = [places.version_of(place) for place in input_files([spec])]
     more = {"reasoning": spec.reasoning} if spec.kind == "answers" else {}
     return {
         **more,
@@ -112,31 +137,26 @@ def content(spec: SourceSpec) -> dict[str, object]:
     }
 
 
-def input_files(specs: Sequence[SourceSpec]) -> tuple[Path, ...]:
+def input_files(specs: Sequence[SourceSpec]) -> tuple[Place, ...]:
     """The files that the sources read."""
-    paths: list[Path] = []
+    paths: list[Place] = []
     for spec in specs:
         paths += _files_of(spec)
     return tuple(paths)
 
 
-def _files_of(spec: SourceSpec) -> Iterable[Path]:
+def _files_of(spec: SourceSpec) -> Iterable[Place]:
     if spec.kind.startswith("python_"):
         return standard_library.files()
     if spec.kind == "answers":
         for folder in spec.patterns:
             answers.read_card(Path(folder))  # says what to type where there are none
         return [Path(folder, answers.ROWS) for folder in spec.patterns]
-    return files.find(spec.patterns)
+    if spec.kind == "hub":
+        (repository,) = spec.patterns
+        return hub.files_of(repository, subset=spec.subset, split=spec.split, revision=spec.revision)
+    return places.find(spec.patterns)
 
 
 def _hash_of_item(item: Example | Reject) -> str:
     return item.id if isinstance(item, Example) else item.reason
-
-
-def _hash_of_file(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise IntegrityError("DATA_READ", f"{path} cannot be read ({error.strerror}); check its permissions") from error

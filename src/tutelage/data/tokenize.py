@@ -7,10 +7,11 @@ done with the whole text, except that an answer always begins a piece of its own
 """
 
 import itertools
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias  # Any: JSON of tool calls
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,8 @@ MAX_PIECE_CHARACTERS = 1_000_000  # the tokenizer needs about a hundred bytes of
 _MIDDLE = "\ue000tutelage\ue001"
 
 
-Conversation: TypeAlias = Sequence[Mapping[str, str]]  # role and content of each message
+Conversation: TypeAlias = Sequence[Mapping[str, Any]]  # role, content and tool calls of each message
+Tools: TypeAlias = Sequence[Any]  # that a conversation may call, as JSON describes them
 
 
 class Tokenizer(Protocol):
@@ -67,8 +69,13 @@ class Renderer(Protocol):
         """A hash of everything that decides what is rendered."""
         ...
 
-    def render_many(self, conversations: Sequence[Conversation]) -> Sequence[Sequence[Segment]]:
-        """Each conversation in stretches; IntegrityError[TEMPLATE] when the template refuses one of them."""
+    def render_many(
+        self, conversations: Sequence[Conversation], *, tools: Sequence[Tools] = ()
+    ) -> Sequence[Sequence[Segment]]:
+        """Each conversation in stretches, with its own `tools` where some are given.
+
+        IntegrityError[TEMPLATE] when the template refuses one of them.
+        """
         ...
 
 
@@ -138,7 +145,8 @@ class Encoder:
     def encode(self, examples: Sequence[Example]) -> list[TokenRow | Reject]:
         """One row, or the reason why there is none, for each example; the pieces of all are encoded together."""
         chats = [self._conversation(example) for example in examples]
-        rendered = iter(self._render([chat for chat in chats if chat]))
+        tools = [json.loads(example.tools) if example.tools else [] for example in examples]
+        rendered = iter(self._render([pair for pair in zip(chats, tools, strict=True) if pair[0]]))
         pieces = [
             self._pieces(example, next(rendered) if chat else ()) for example, chat in zip(examples, chats, strict=True)
         ]
@@ -190,9 +198,13 @@ class Encoder:
         """The messages to render; empty for what is no chat.  With a template, a prompt is a question to answer."""
         if example.answer and self.renderer is not None and not example.is_text:
             return [{"role": "user", "content": example.prompt}, {"role": "assistant", "content": example.answer}]
-        return [{"role": message.role, "content": message.content} for message in example.messages]
+        return [
+            {"role": m.role, "content": m.content, **(json.loads(m.more) if m.more else {})} for m in example.messages
+        ]
 
-    def _render(self, conversations: Sequence[Conversation]) -> Sequence[Sequence[Segment] | TutelageError]:
+    def _render(
+        self, conversations: Sequence[tuple[Conversation, Tools]]
+    ) -> Sequence[Sequence[Segment] | TutelageError]:
         """Each conversation in segments, or why the template refuses it (two turns of one role, say)."""
         if not conversations:
             return []
@@ -201,7 +213,7 @@ class Encoder:
                 "TEMPLATE", "messages need a chat template and the model has none; set data.chat_template"
             )
         try:
-            return self.renderer.render_many(conversations)
+            return self.renderer.render_many([chat for chat, _ in conversations], tools=[t for _, t in conversations])
         except TutelageError as error:
             if error.code != "TEMPLATE":
                 raise
@@ -214,6 +226,10 @@ class Encoder:
         """The row in pieces; with `train_on: answers` the mask is the answers', else everything."""
         if isinstance(chat, TutelageError):
             return _reject(example, chat.message)
+        if any(self.control_pattern.search(text) for text in example.structured):
+            return _reject(
+                example, "a tool call or a tool spells a control token, which the template would write as one"
+            )
         if example.token_ids:
             return _as_given(example)
         pieces = self._chat(chat) if chat else self._document(example)

@@ -15,7 +15,9 @@ from io import StringIO
 from pathlib import Path
 
 from tutelage.data import files
-from tutelage.data.example import Reject, RowDefectError, sound
+from tutelage.data.example import Reject, RowDefectError
+from tutelage.data.patterns import find
+from tutelage.data.values import sound
 from tutelage.errors import IntegrityError
 
 _SHAPES = (
@@ -42,7 +44,7 @@ def read(patterns: Sequence[str]) -> dict[str, list[Pair]]:
 
     Raises IntegrityError[DATA_READ] for a row that is no pair, and for a file that cannot be read.
     """
-    paths = files.find(patterns)
+    paths = find(patterns)
     return {_told_apart(path, paths): list(_pairs(path)) for path in paths}
 
 

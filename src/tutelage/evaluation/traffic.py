@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from tutelage import visible
 from tutelage.data import files
 from tutelage.data.example import Reject
+from tutelage.data.patterns import find
 from tutelage.data.words import Words, seen_in, words_of
 from tutelage.errors import IntegrityError
 from tutelage.evaluation import stats
@@ -87,7 +88,7 @@ def read(path: Path) -> Sample:
 
     Raises IntegrityError[DATA_READ] where there is none, or where the file is not UTF-8.
     """
-    (path,) = files.find([str(path)])
+    (path,) = find([str(path)])
     found = list(_of_jsonl(path) if path.suffix in (".jsonl", ".json") else _of_lines(path))
     items = tuple(one for one in found if isinstance(one, Item))
     skipped = tuple(one for one in found if isinstance(one, Reject))

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tutelage.data import files, sources
-from tutelage.data.example import Example, Reject, RowDefectError, example_of_row
+from tutelage.data.example import Example, Reject, RowDefectError
+from tutelage.data.row import example_of_row
 from tutelage.data.sources import SourceSpec
 from tutelage.errors import ConfigError
 from tutelage.generation.request import Prompt
@@ -30,7 +31,7 @@ class Asking:
 
 def is_plain_text(source: Source) -> bool:
     """Whether its documents are continued, not answered."""
-    return source.jsonl is None or (source.columns is not None and source.columns.text is not None)
+    return not source.has_columns or (source.columns is not None and source.columns.text is not None)
 
 
 def read_prompts(generate: Generate, asking: Asking) -> Iterator[Prompt | Reject]:
@@ -60,10 +61,10 @@ def _of_rows(
 ) -> Iterator[Prompt | Reject]:
     """The prompts of a source of JSON lines whose columns stand in the template or the system prompt."""
     spec = _spec(source)
-    if source.jsonl is None:
+    if not source.has_columns:
         found = f"generate.system names {{{system.columns[0]}}}" if system is not None else "template is given"
         raise ConfigError("CONFIG", f"{found}, and generate.prompts[{number}] has no columns; use jsonl for it")
-    rows = itertools.chain.from_iterable(files.read_rows(path, source=spec.label) for path in files.find(spec.patterns))
+    rows = sources.read_rows(spec, columns=())
     lacking = Lacking()
     for row in itertools.islice(rows, spec.limit):
         if isinstance(row, Reject):
@@ -98,14 +99,19 @@ def _spec(source: Source) -> SourceSpec:
     named = {name: str(value) for name, value in columns.items() if value is not None}
     if list(named) == ["prompt"]:
         named = {"text": named["prompt"]}  # a row without an answer is read as a text
-    kind = next(name for name in ("text", "jsonl", "python_docs", "python_source") if getattr(source, name))
-    patterns = source.text or source.jsonl or ()
+    kind = next(
+        name for name in ("text", "jsonl", "parquet", "hub", "python_docs", "python_source") if getattr(source, name)
+    )
+    patterns = source.text or source.jsonl or source.parquet or ((source.hub,) if source.hub else ())
     return SourceSpec(
         kind=kind,
         patterns=patterns,
         columns=named,
         separator=source.separator or "",
         limit=source.limit,
+        subset=source.subset,
+        split=source.split or "train",
+        revision=source.revision,
         name=source.name or (Path(patterns[0]).name if patterns else kind),  # rows must not tell of this machine
     )
 
@@ -116,6 +122,8 @@ def _prompt(example: Example, asking: Asking, *, plain: bool) -> Prompt | Reject
         if asking.interface == "chat":
             return Prompt(messages=_with_system((("user", start),), asking), source=example.source, name=example.name)
         return Prompt(text=start, source=example.source, name=example.name)
+    if example.structured:
+        return Reject(reason="tool calls are not asked for", source=example.source, name=example.name)
     if example.messages:
         turns = [(m.role, m.content) for m in example.messages]
         reference = turns.pop()[1] if turns[-1][0] == "assistant" else ""

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from tutelage.data.example import N_NAMED_COLUMNS, Reject, RowDefectError, sound
+from tutelage.data.example import Reject, RowDefectError
+from tutelage.data.values import N_NAMED_COLUMNS, sound
 from tutelage.errors import ConfigError
 from tutelage.recipe.column_text import ColumnText
 

@@ -21,15 +21,18 @@ import sys
 import time
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeAlias
 
 from tutelage.errors import IntegrityError
+from tutelage.models import tool_turns
+from tutelage.models.segments import Segment
 
 CPU_S, MEMORY_BYTES, MOST_CHARACTERS = 2.0, 64 << 20, 16_000_000
 _ANSWER_S = 30.0  # by the clock: only a stopped or swapping machine gets there before the CPU limit
+_ANSWER = "an answer"
 _METHOD = 1  # rises when the same template would be cut into other segments
 _BATCH = 16  # conversations a request: one limit for all of them, and few round trips
 _CHILD = Path(__file__).with_name("_template_child.py")
@@ -37,16 +40,6 @@ _KEPT_ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "SYS
 _THOUGHTS = re.compile(r"(\s*</?think(?:ing)?>\s*)")
 Message: TypeAlias = Mapping[str, Any]  # role and content; other fields are the template's business
 Wrap: TypeAlias = Literal["whole", "stripped", "between_thoughts"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Segment:
-    """A run of characters of one origin; `trained`: an assistant wrote it, or it ends the assistant's turn."""
-
-    text: str
-    kind: Literal["template", "content"]
-    role: str = ""
-    trained: bool = False
 
 
 def template_hash(template: str) -> str:
@@ -95,17 +88,25 @@ class Renderer:
         return self.render_many([messages], add_generation_prompt=add_generation_prompt)[0]
 
     def render_many(
-        self, conversations: Sequence[Sequence[Message]], *, add_generation_prompt: bool = False
+        self,
+        conversations: Sequence[Sequence[Message]],
+        *,
+        tools: Sequence[Sequence[Any]] = (),
+        add_generation_prompt: bool = False,
     ) -> list[list[Segment]]:
-        """`render` of each; far fewer round trips than one call each."""
+        """`render` of each, with its own `tools` where some are given; far fewer round trips than one call each."""
         rendered: list[list[Segment]] = []
+        tools = tools or [[]] * len(conversations)
         for start in range(0, len(conversations), _BATCH):
-            rendered += self._render_batch(conversations[start : start + _BATCH], add_generation_prompt)
+            end = start + _BATCH
+            rendered += self._render_batch(conversations[start:end], tools[start:end], add_generation_prompt)
         return rendered
 
-    def plain(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
+    def plain(
+        self, messages: Sequence[Message], *, tools: Sequence[Any] = (), add_generation_prompt: bool = False
+    ) -> str:
         """What the template renders, as one text."""
-        variables = self._request(messages, messages, add_generation_prompt, generation=False)
+        variables = self._request(messages, messages, tools, prompt=add_generation_prompt, generation=False)
         return self._ask({"render": [[variables]]})["texts"][0][0]  # type: ignore[no-any-return]  # JSON of our child
 
     def close(self) -> None:
@@ -122,7 +123,9 @@ class Renderer:
 
     # --- borders -----------------------------------------------------------------------------------------------------
 
-    def _render_batch(self, conversations: Sequence[Sequence[Message]], prompt: bool) -> list[list[Segment]]:
+    def _render_batch(
+        self, conversations: Sequence[Sequence[Message]], tools: Sequence[Sequence[Any]], prompt: bool
+    ) -> list[list[Segment]]:
         done: dict[int, list[Segment]] = {}
         wraps: tuple[Wrap, ...] = ("whole", "stripped", "between_thoughts")
         for wrap in wraps:
@@ -135,8 +138,8 @@ class Renderer:
                 marked = [self._marked(message, n, wrap) for n, message in enumerate(messages)]
                 requests.append(
                     [
-                        self._request(messages, messages, prompt, generation=False),
-                        self._request(marked, messages, prompt, generation=True),
+                        self._request(messages, messages, tools[index], prompt=prompt, generation=False),
+                        self._request(marked, messages, tools[index], prompt=prompt, generation=True),
                     ]
                 )
             texts = self._ask({"render": requests})["texts"]
@@ -151,7 +154,37 @@ class Renderer:
                 "the chat template changes the messages' contents in a way that hides where they begin and end; "
                 "set data.chat_template to a plainer one, or data.sources to plain text",
             )
-        return [done[index] for index in range(len(conversations))]
+        return [self._with_tools(done[n], conversations[n], tools[n]) for n in range(len(conversations))]
+
+    def _with_tools(self, segments: list[Segment], messages: Sequence[Message], tools: Sequence[Any]) -> list[Segment]:
+        """The same with every tool call trained; IntegrityError[TEMPLATE] where the template leaves tools out."""
+        calls = tool_turns.places_of_calls(messages)
+        if not calls and not tools:
+            return segments
+        text = "".join(segment.text for segment in segments)
+        tool_turns.require_named(text, messages, tools)
+        if "endgeneration" in self.template:  # its own tags say what is trained
+            return segments
+        for n in calls:
+            before = self.plain(messages[:n], tools=tools, add_generation_prompt=True)
+            begin, end = tool_turns.span_of_turn(
+                text,
+                before,
+                number=n,
+                end_of_turn=self._end_of_turn(),
+                openers=self._ends_turn.findall(self._text_that_opens_an_answer()),
+            )
+            segments = [
+                replace(segment, trained=True, role="assistant") if begin <= place < end else segment
+                for place, segment in tool_turns.cut(segments, (begin, end))
+            ]
+        return segments
+
+    def _end_of_turn(self) -> str:
+        """The control token behind an answer, by rendering one; empty where there is none."""
+        text = self.plain([{"role": "user", "content": "x"}, {"role": "assistant", "content": _ANSWER}])
+        found = self._ends_turn.match(text.rpartition(_ANSWER)[2])
+        return found[1] if found is not None else ""
 
     def _refuse_double_bos(self, text: str) -> None:
         bos = self._variables.get("bos_token", "")
@@ -162,12 +195,18 @@ class Renderer:
             )
 
     def _request(
-        self, messages: Sequence[Message], originals: Sequence[Message], prompt: bool, *, generation: bool
+        self,
+        messages: Sequence[Message],
+        originals: Sequence[Message],
+        tools: Sequence[Any],
+        *,
+        prompt: bool,
+        generation: bool,
     ) -> dict[str, Any]:
         marks = {"generation_open": self._mark("g"), "generation_close": self._mark("G")} if generation else {}
-        if any(self._key in json.dumps(dict(m), ensure_ascii=False) for m in originals):
+        if any(self._key in json.dumps(it, ensure_ascii=False) for it in (*map(dict, originals), list(tools))):
             raise IntegrityError("TEMPLATE", "a message contains this process's secret marks; run again")
-        fields = {"tools": None, "documents": None, "add_generation_prompt": prompt}
+        fields = {"tools": list(tools) or None, "documents": None, "add_generation_prompt": prompt}
         return {**self._variables, **fields, **marks, "messages": [dict(message) for message in messages]}
 
     def _mark(self, letter: str, number: int | str = "") -> str:

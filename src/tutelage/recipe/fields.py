@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any  # Any: what pydantic hands to a validator is whatever the user wrote
@@ -18,6 +19,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://")
 DEVICE_PATTERN = r"^(auto|cpu|mps|cuda(:\d+)?)$"
 _DTYPE_ALIASES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp64": "float64"}
 
@@ -65,6 +67,16 @@ def _folder(info: ValidationInfo) -> Path:
     return Path((info.context or {}).get("folder", Path.cwd()))
 
 
+def is_url(text: str) -> bool:
+    """Whether a text names something behind a URL (`s3://bucket/key`) and not a path of this machine."""
+    return _URL.match(text) is not None
+
+
+def _place(text: str, info: ValidationInfo) -> str:
+    """A URL stays; a path becomes absolute."""
+    return text if is_url(text) else _path(text, info)
+
+
 def _path(text: str, info: ValidationInfo) -> str:
     return _absolute(text, _folder(info))
 
@@ -108,6 +120,7 @@ Interval = Annotated[float, AfterValidator(_interval), Field(gt=0)]
 Device = Annotated[str, Field(pattern=DEVICE_PATTERN)]
 DtypeAlias = BeforeValidator(_dtype)
 PathText = Annotated[str, Field(min_length=1), AfterValidator(_path)]
+PlaceText = Annotated[str, Field(min_length=1), AfterValidator(_place)]
 FunctionText = Annotated[str, Field(min_length=1), AfterValidator(_function)]
 ModelText = Annotated[str, Field(min_length=1), AfterValidator(_model)]
 TemplateText = Annotated[str, Field(min_length=1), AfterValidator(_template)]

@@ -17,15 +17,12 @@ from tutelage import __version__
 from tutelage.recipe.fields import DEVICE_PATTERN, Section
 from tutelage.recipe.models import Student, Teacher
 from tutelage.recipe.sections import Evaluation, Recipe
-from tutelage.recipe.sources import PromptSource, Source
 
 Path = tuple[str | int, ...]
 
 _LATER: dict[type[Section], tuple[str, ...]] = {
     Teacher: ("quantize", "top_k"),
     Student: ("width", "lora"),
-    Source: ("parquet", "hub"),
-    PromptSource: ("parquet", "hub"),
     Evaluation: ("tasks", "probes"),
 }
 _SYNONYMS = {

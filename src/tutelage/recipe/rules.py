@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any  # a recipe before its check is whatever the user wrote
 
 from tutelage.losses.names import DIVERGENCES
-from tutelage.recipe import text_rules
+from tutelage.recipe import short, text_rules
 from tutelage.recipe.problems import Path, Problem, dotted, is_finite
 from tutelage.recipe.rules_models import broken_models
 from tutelage.recipe.tree import (
@@ -38,6 +38,8 @@ def broken(tree: Tree) -> Iterator[Problem]:
 
 def _data(data: Tree) -> Iterator[Problem]:
     yield from _sources(data, ("data",), name="sources", measured=False)
+    if data.get("mix") == "tokens" and len(items_of(data, "sources")) == 1:
+        yield dead(("data", "mix"), "with one source")
     held_out = section_of(data, "held_out")
     if not given_in(held_out, "share", "sources"):
         yield from exactly_one(data.get("held_out"), "share", "sources", path=("data", "held_out"))
@@ -54,10 +56,17 @@ def _data(data: Tree) -> Iterator[Problem]:
 
 
 def _has_answers(source: Tree) -> bool:
-    return bool(given_in(section_of(source, "columns"), "answer", "messages") or given_in(source, "memory", "answers"))
+    named = given_in(section_of(source, "columns"), "answer", "messages", "conversations", "chosen")
+    return bool(named or given_in(source, "memory", "answers"))
 
 
-_KINDS = ("text", "jsonl", "answers", "python_docs", "python_source", "memory")
+_KINDS = ("text", "jsonl", "parquet", "hub", "answers", "python_docs", "python_source", "memory")
+
+
+_TOGETHER = (
+    ["text"], ["prompt", "answer"], ["messages"], ["messages", "tools"], ["conversations"], ["prompt", "chosen"],
+    ["chosen"],
+)  # fmt: skip
 
 
 def _sources(section: Tree, path: Path, *, name: str, measured: bool) -> Iterator[Problem]:
@@ -74,16 +83,20 @@ def _sources(section: Tree, path: Path, *, name: str, measured: bool) -> Iterato
         if source.get("separator") is not None and source.get("text") is None:
             yield dead((*here, "separator"), "without text")
         columns = section_of(source, "columns")
-        if columns and source.get("jsonl") is None:
-            yield dead((*here, "columns"), "without jsonl")
+        for field in given_in(source, "subset", "split", "revision"):
+            if source.get("hub") is None:
+                yield dead((*here, field), "without hub")
+        if columns and not short.has_columns(source):
+            yield dead((*here, "columns"), "without jsonl, parquet or hub")
         elif columns:
             yield from _columns(columns, (*here, "columns"))
 
 
 def _columns(columns: Tree, path: Path) -> Iterator[Problem]:
-    given = given_in(columns, "text", "prompt", "answer", "messages")
-    if given and given not in (["text"], ["prompt", "answer"], ["messages"]):
-        yield Problem(path, f"must name text, or prompt and answer, or messages; found {' and '.join(given)}")
+    given = given_in(columns, "text", "prompt", "answer", "messages", "conversations", "chosen", "tools")
+    if given and given not in _TOGETHER:
+        known = "text, or prompt and answer, or messages (and tools), or conversations, or prompt and chosen, or chosen"
+        yield Problem(path, f"must name {known}; found {' and '.join(given)}")
 
 
 def _loss(tree: Tree) -> Iterator[Problem]:

@@ -13,6 +13,7 @@ from tutelage.recipe.fields import (
     Count,
     Device,
     DtypeAlias,
+    FunctionText,
     Index,
     Interval,
     Listed,
@@ -29,6 +30,11 @@ from tutelage.recipe.terms import Loss, LossTerm
 from tutelage.roles import STUDENT
 
 CODECS = plugins.names("cache/codecs")
+TRACKERS = plugins.names("training/trackers")
+Tracker = Annotated[str, AfterValidator(one_of(TRACKERS)), WithJsonSchema({"type": "string", "enum": list(TRACKERS)})]
+_OneOrMore = BeforeValidator(short.globs, json_schema_input_type=str | list[str])
+Track = Annotated[tuple[Tracker, ...], Listed, _OneOrMore]
+Functions = Annotated[tuple[FunctionText, ...], Listed, _OneOrMore]
 
 
 class HeldOut(Section):
@@ -54,6 +60,11 @@ class Data(Section):
     )
     max_length: Whole = Field(
         default=512, ge=2, description="tokens of a window; longer documents are cut into windows"
+    )
+    mix: Literal["rows", "tokens"] | None = Field(
+        default=None,
+        description="what a source's weight counts: tokens: its part of the trained tokens, against the other weights; "
+        "rows: how often each of its rows appears in an epoch; null: rows",
     )
     train_on: Literal["all", "answers"] = Field(
         default="all", description="answers: only what the assistant says is learned"
@@ -120,8 +131,15 @@ class Training(Section):
     threads: Count | None = Field(default=None, description="CPU threads; null: as many as torch finds")
     chunk: Count = Field(default=512, description="positions whose logits are alive at once; memory against speed")
     log_every: Count = Field(default=10, description="optimizer steps between lines of progress without a terminal")
-    tensorboard: bool = Field(
-        default=False, description='also write RUN/tensorboard (needs pip install "tutelage[tensorboard]")'
+    track: Track | None = Field(
+        default=None,
+        description='programs that show the figures as they come; each needs pip install "tutelage[NAME]"; null: none; '
+        "tensorboard: true is short for [tensorboard]",
+    )
+    callbacks: Functions | None = Field(
+        default=None,
+        description="functions of your own, path.py:name or module:name, that hear of each step, evaluation, "
+        "checkpoint and the end; null: none; see docs/extending.md",
     )
     save_dtype: Annotated[Literal["bfloat16"], DtypeAlias] | None = Field(
         default=None, description="also save the student in this format, with the measured difference"

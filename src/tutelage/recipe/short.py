@@ -9,7 +9,8 @@ from typing import Any  # a recipe before its check is whatever the user wrote
 from tutelage.losses.names import DIVERGENCES
 
 TARGETS = ("ground_truth", "teacher_argmax")
-_COLUMNS = ("text", "prompt", "answer", "messages")
+WITH_COLUMNS = ("jsonl", "parquet", "hub")  # kinds of source
+_COLUMNS = ("text", "prompt", "answer", "messages", "conversations", "chosen", "tools")
 TRAINED_TEACHER_WARMUP = 0.2  # of the run; no measurement chose it yet: docs/results.md
 _PARAMETER_DEFAULTS = {"beta": 0.5, "alpha": 0.1}
 
@@ -56,11 +57,13 @@ def held_out(value: Any) -> Any:
 
 
 def source(value: Any) -> Any:
-    """`python_docs` is `{python_docs: true}`, as is `python_source`; columns beside `jsonl:` belong to `columns:`."""
+    """`python_docs` is `{python_docs: true}`, as is `python_source`; columns beside `jsonl:` and the like move."""
     if value in ("python_docs", "python_source"):
         return {value: True}
-    if not isinstance(value, dict) or "jsonl" not in value or not isinstance(value.get("columns", {}), dict):
+    if not isinstance(value, dict) or not has_columns(value) or not isinstance(value.get("columns", {}), dict):
         return value
+    if "hub" in value:
+        value = {"split": "train", **value}
     moved = {k: v for k, v in value.items() if k in _COLUMNS}
     rest = {k: v for k, v in value.items() if k not in _COLUMNS}
     return {**rest, "columns": {**moved, **rest.get("columns", {})}} if moved else rest
@@ -132,7 +135,12 @@ def select(value: Any) -> Any:
 
 
 def _has_no_columns(item: Any) -> bool:
-    return isinstance(item, dict) and item.get("jsonl") is not None and item.get("columns") is None
+    return isinstance(item, dict) and has_columns(item) and item.get("columns") is None
+
+
+def has_columns(source: dict[str, Any]) -> bool:
+    """Whether a source's rows are made of columns."""
+    return any(source.get(kind) is not None for kind in WITH_COLUMNS)
 
 
 def schedule(value: Any) -> Any:
@@ -185,7 +193,18 @@ def complete_schedule(value: Any) -> Any:
 
 def complete_training(value: Any) -> Any:
     """The learning rate's schedule is `wsd` unless something else is said."""
-    return complete_decay({"schedule": "wsd", **value}) if isinstance(value, dict) else value
+    return complete_decay({"schedule": "wsd", **_tracked(value)}) if isinstance(value, dict) else value
+
+
+def _tracked(value: dict[str, Any]) -> dict[str, Any]:
+    """`tensorboard: true` is `track: [tensorboard]`."""
+    if not isinstance(value.get("tensorboard"), bool):
+        return value
+    rest = {name: field for name, field in value.items() if name != "tensorboard"}
+    named = globs(rest.get("track", []))
+    if not value["tensorboard"] or not isinstance(named, list | tuple):
+        return rest
+    return {**rest, "track": [*named, *([] if "tensorboard" in named else ["tensorboard"])]}
 
 
 _OF_CODEC: dict[str, dict[str, Any]] = {

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import suppress
 
-from tutelage.recipe import column_text
+from tutelage.recipe import column_text, short
 from tutelage.recipe.problems import Path, Problem, dotted, is_finite
 from tutelage.recipe.tree import Tree, all_students, all_terms, dead, exactly_one, given_in, items_of, section_of
 
@@ -177,7 +177,7 @@ def _all_continued(sources: object) -> bool:
     return all(
         isinstance(source, dict)
         and source.get("template") is None
-        and (source.get("jsonl") is None or section_of(source, "columns").get("text") is not None)
+        and (not short.has_columns(source) or section_of(source, "columns").get("text") is not None)
         for source in listed
     )
 
@@ -200,7 +200,7 @@ def _prompt_source(source: Tree, path: Path) -> Iterator[Problem]:
 
 
 def _template(template: str, source: Tree, path: Path) -> Iterator[Problem]:
-    if source.get("jsonl") is None:
+    if not short.has_columns(source):
         yield Problem((*path, "template"), "has no effect without jsonl: texts have no columns; remove it")
     with suppress(ValueError):  # said by the field itself
         if template and not column_text.parse(template).columns:

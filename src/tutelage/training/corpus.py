@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tutelage import io
+from tutelage import console, io
 from tutelage.data import build as store_builder
 from tutelage.data import split as splits
 from tutelage.data.loader import EvaluationBatch, Loader, evaluation_batches
@@ -25,6 +25,8 @@ Examples = Mapping[str, Sequence[object]]  # objects in memory, by the source's 
 _KINDS = {
     "text": "text",
     "jsonl": "jsonl",
+    "parquet": "parquet",
+    "hub": "hub",
     "answers": "answers",
     "python_docs": "python_docs",
     "python_source": "python_source",
@@ -34,7 +36,7 @@ _KINDS = {
 
 def _renderer(recipe: Recipe, tokenizer: Any) -> Renderer | None:
     """The chat template in its sandbox; None where the data cannot hold a conversation."""
-    if not any(source.jsonl or source.memory or source.answers for source in recipe.data.sources):
+    if not any(source.has_columns or source.memory or source.answers for source in recipe.data.sources):
         return None
     return Renderer.of(tokenizer, template=recipe.data.chat_template)
 
@@ -46,9 +48,13 @@ def source_spec(source: Source, *, examples: Sequence[object] = (), reasoning: b
         for name, value in (source.columns.model_dump() if source.columns is not None else {}).items()
         if value is not None
     }
+    one = source.answers or source.hub
     return SourceSpec(
         kind=next(_KINDS[kind] for kind in _KINDS if getattr(source, kind)),
-        patterns=source.text or source.jsonl or ((source.answers,) if source.answers else ()),
+        patterns=source.text or source.jsonl or source.parquet or ((one,) if one else ()),
+        subset=source.subset,
+        split=source.split or "train",
+        revision=source.revision,
         examples=examples,
         columns=columns,
         separator=source.separator or "",
@@ -57,6 +63,13 @@ def source_spec(source: Source, *, examples: Sequence[object] = (), reasoning: b
         name=source.name or "",
         reasoning=reasoning and source.answers is not None,
     )
+
+
+def _say_what_is_chosen(sources: Sequence[Source]) -> None:
+    named = [spec.label for spec in map(source_spec, sources) if "chosen" in spec.columns]
+    if named:
+        which = f"the chosen answers of {', '.join(named)} are learned, and the rejected ones not read"
+        console.note("PREFERENCE", f"{which}: this is no preference training")
 
 
 # --- the corpus ---
@@ -68,6 +81,7 @@ class Corpus:
         self.fingerprint = vocabulary.tokenizer_fingerprint(tokenizer)
         self._renderer = _renderer(recipe, tokenizer)
         self._kept: dict[str, tuple[Store, splits.Rows]] = {}
+        _say_what_is_chosen(recipe.data.sources)
         self.store = self._build(recipe.data.sources)
         self.held_out_store = self.store
         held_out = recipe.data.held_out
@@ -128,6 +142,7 @@ class Corpus:
             fingerprint=self.fingerprint,
             pad_id=self.pad_id,
             weights=[source.weight for source in self._recipe.data.sources],
+            by_tokens=self._recipe.data.mix == "tokens",
         )
 
     def keep_training_rows(self, chosen: npt.NDArray[np.bool_]) -> None:

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +15,8 @@ from tutelage.errors import IntegrityError, NumericError, ResourceError, Stopped
 from tutelage.roles import figure_name, figures_of
 from tutelage.rundir import RunDirectory
 from tutelage.training import checkpoint
+from tutelage.training.callbacks import Callback, Event, Kind
+from tutelage.training.tracking import Tracking
 from tutelage.training.trainer import StepStats, Trainer
 from tutelage.types import Batch
 
@@ -32,7 +33,7 @@ class FitPlan:
     keep: int = 2
     patience: int | None = None
     log_every: int = 10
-    tensorboard: bool = False
+    track: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -65,12 +66,14 @@ def fit(
     plan: FitPlan,
     held_out: Callable[[], Sequence[Batch]] | None,
     on_step: Callable[[StepStats], None] | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Fitted:
     """Train to the end or to an early stop, from the newest checkpoint of this run if there is one.
 
     Raises Stopped after saving when SIGINT or SIGTERM came; a second signal ends the process at once.
     """
-    return _Fit(trainer, run=run, run_id=run_id, plan=plan, held_out=held_out).to_the_end(on_step)
+    own = _Fit(trainer, run=run, run_id=run_id, plan=plan, held_out=held_out, callbacks=callbacks)
+    return own.to_the_end(on_step)
 
 
 class _Fit:
@@ -84,8 +87,10 @@ class _Fit:
         run_id: str,
         plan: FitPlan,
         held_out: Callable[[], Sequence[Batch]] | None,
+        callbacks: Sequence[Callback],
     ) -> None:
         self.trainer, self.run, self.run_id, self.plan, self.held_out = trainer, run, run_id, plan, held_out
+        self.callbacks = callbacks
         self.folder = run.checkpoints / trainer.name
         self.parts = (*(_part(name, kind) for name in trainer.peers for kind in _TENSORS), "progress", "running")
         self.progress = Progress()
@@ -94,10 +99,10 @@ class _Fit:
 
     def to_the_end(self, on_step: Callable[[StepStats], None] | None) -> Fitted:
         self._restore()
-        writer = _tensorboard(self.run, wanted=self.plan.tensorboard, step=self.trainer.step)
         title = f"training the {self.trainer.name}"
         models = tuple(self.trainer.peers)
         with (
+            Tracking(self.plan.track, run=self.run, run_id=self.run_id) as tracking,
             _signals() as signals,
             console.Progress(
                 title, total=self.plan.n_steps, done=self.trainer.step, line_every=self.plan.log_every
@@ -105,15 +110,17 @@ class _Fit:
         ):
             while self.trainer.step < self.plan.n_steps and not self.progress.stopped_early:
                 stats = self._step()
-                self._record(stats, writer)
+                self._record(stats, tracking)
                 bar.update(self.trainer.step, _speed(stats), rows=_lines(stats, models))
                 if on_step is not None:
                     on_step(stats)
-                self._after_step(writer)
+                self._tell("step", {**stats.losses, **{figure_name(n, "total"): v for n, v in stats.totals.items()}})
+                self._after_step(tracking)
                 if signals:
-                    self._stop(signals[0])
-        if self.saved_step != self.trainer.step:
-            self._save()
+                    self._stop(signals[0], tracking)
+            if self.saved_step != self.trainer.step:
+                self._save(tracking)
+        self._tell("end", self.last_held_out)
         return Fitted(
             weights=self._chosen_weights(),
             step=self.trainer.step,
@@ -139,7 +146,23 @@ class _Fit:
                 raise out_of_memory(self.trainer, batches) from error
             raise
 
-    def _record(self, stats: StepStats, writer: Any) -> None:
+    def _tell(self, kind: Kind, figures: Mapping[str, float]) -> None:
+        trainer = self.trainer
+        models = {name: peer.member.model for name, peer in trainer.peers.items()}
+        for callback in self.callbacks:
+            callback(
+                Event(
+                    kind=kind,
+                    step=trainer.step,
+                    n_steps=self.plan.n_steps,
+                    run=self.run.path,
+                    name=trainer.name,
+                    figures=dict(figures),
+                    models=models,
+                )
+            )
+
+    def _record(self, stats: StepStats, tracking: Tracking) -> None:
         self.progress.seconds += stats.seconds
         self.progress.n_tokens += stats.n_tokens
         for name in stats.totals:
@@ -153,20 +176,21 @@ class _Fit:
                 figure_name(name, "learning_rate"): stats.learning_rates[name],
             }
             self.run.append_metrics(row)
-            _write_scalars(writer, row)
+            tracking.write(row)
         speed, name = stats.n_tokens / stats.seconds, self.trainer.name
         self.run.append_timings({"step": stats.step, "model": name, "seconds": stats.seconds, "rate_tok_per_s": speed})
 
-    def _after_step(self, writer: Any) -> None:
+    def _after_step(self, tracking: Tracking) -> None:
         step, plan = self.trainer.step, self.plan
         is_last = step == plan.n_steps
         improved = False
         if plan.evaluate_every is not None and (step % plan.evaluate_every == 0 or is_last):
-            improved = self._evaluate(writer)
+            improved = self._evaluate(tracking)
+            self._tell("evaluate", self.last_held_out)
         if improved or step % plan.save_every == 0 or is_last or self.progress.stopped_early:
-            self._save()
+            self._save(tracking)
 
-    def _evaluate(self, writer: Any) -> bool:
+    def _evaluate(self, tracking: Tracking) -> bool:
         """Whether the held-out objective (the weighted sum of the terms) is the best so far."""
         assert self.held_out is not None, "recipe rules: evaluate_every needs held-out rows"
         name, step = self.trainer.name, self.trainer.step
@@ -183,7 +207,7 @@ class _Fit:
             row: dict[str, io.Json] = {"step": step, "model": model, "tokens": self.progress.n_tokens}
             row |= {figure_name(model, f"held_out/{term}"): value for term, value in figures_of(model, losses).items()}
             self.run.append_metrics(row)
-            _write_scalars(writer, row)
+            tracking.write(row)
         if not self.trainer.all_have_begun:
             return False
         improved = self.progress.best_loss is None or objective < self.progress.best_loss
@@ -194,8 +218,9 @@ class _Fit:
             self.progress.stopped_early = self.plan.patience is not None and self.progress.n_worse >= self.plan.patience
         return improved
 
-    def _save(self) -> None:
+    def _save(self, tracking: Tracking) -> None:
         trainer = self.trainer
+        tracking.flush()
         self.run.sync_metrics()
         fresh = checkpoint.save(
             self.folder,
@@ -212,6 +237,7 @@ class _Fit:
         self.saved_step = trainer.step
         protect = {self.progress.best_step} if self.progress.best_step is not None else set()
         checkpoint.rotate(self.folder, run_id=self.run_id, keep=self.plan.keep, protect=protect, fresh=fresh)
+        self._tell("checkpoint", self.last_held_out)
 
     def _progress_json(self) -> Mapping[str, io.Json]:
         return {name: getattr(self.progress, name) for name in Progress.__dataclass_fields__}
@@ -231,9 +257,9 @@ class _Fit:
         if 0 < found.step < self.plan.n_steps:
             console.note("RESUMED", f"the {self.trainer.name} goes on from step {found.step} of {self.plan.n_steps}")
 
-    def _stop(self, number: int) -> None:
+    def _stop(self, number: int, tracking: Tracking) -> None:
         if self.saved_step != self.trainer.step:
-            self._save()
+            self._save(tracking)
         raise Stopped(f"saved step {self.trainer.step}; rerun the same command to continue", signal_number=number)
 
     def _chosen_weights(self) -> dict[str, dict[str, Tensor]]:
@@ -303,26 +329,3 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
-
-
-def _tensorboard(run: RunDirectory, *, wanted: bool, step: int) -> Any:
-    if not wanted:
-        return None
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        from tutelage.errors import ConfigError
-
-        raise ConfigError(
-            "MISSING_EXTRA", 'training.tensorboard needs tensorboard; run: pip install "tutelage[tensorboard]"'
-        ) from error
-    return SummaryWriter(str(run.tensorboard), purge_step=step + 1)
-
-
-def _write_scalars(writer: Any, row: Mapping[str, io.Json]) -> None:
-    if writer is None:
-        return
-    for name, value in row.items():
-        if isinstance(value, float) and math.isfinite(value):
-            writer.add_scalar(name, value, row["step"])
-    writer.flush()

@@ -111,7 +111,7 @@ def fit_plan(training: Training, *, n_steps: int) -> FitPlan:
         keep=training.keep,
         patience=training.early_stop.patience if training.early_stop is not None else None,
         log_every=training.log_every,
-        tensorboard=training.tensorboard,
+        track=training.track or (),
     )
 
 

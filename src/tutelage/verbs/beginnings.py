@@ -55,7 +55,7 @@ def _training(recipe: Recipe) -> Iterator[Example]:
 def _examples(sources: Any) -> Iterator[Example]:
     for source in sources:
         for item in data_sources.read(source_spec(source)):
-            if isinstance(item, Example) and not item.token_ids:
+            if isinstance(item, Example) and not item.token_ids and not item.structured:  # nobody answers tool calls
                 yield item
 
 

@@ -21,6 +21,8 @@ from tutelage.reports.table import table_of, to_html
 from tutelage.rundir import RunDirectory, Started, opened
 from tutelage.teachers.ensemble import EnsembleTeacher
 from tutelage.teachers.live import LiveTeacher
+from tutelage.training import tracking
+from tutelage.training.callbacks import loaded
 from tutelage.training.fit import Fitted, fit
 from tutelage.training.member import Member
 from tutelage.training.plan import GROUND_TRUTH, fit_plan, n_steps_of, student_member, teacher_member
@@ -127,6 +129,8 @@ def train(
         lacking = memory.tokenizer is None
         before = (lambda: tokenizer_of(checked)) if lacking else (lambda: None)
         bring_answers(checked, ask=ask, allow_private_host=allow_private_host, before=before)
+    tracking.require(checked.training.track or ())
+    loaded(checked.training.callbacks or ())  # what cannot be imported is said before anything is loaded
     prepared = prepare(checked, memory=memory, earlier=earlier)
     resolved = checked.resolved()
     with opened(folder, resolved, prepared.provenance, force=force, fork=fork, resume=resume) as started:
@@ -251,6 +255,7 @@ def _train(prepared: Prepared, started: Started, members: Sequence[Member], *, n
         run_id=started.run_id,
         plan=fit_plan(training, n_steps=trainer.n_steps),
         held_out=prepared.held_out if HELD_OUT in prepared.evaluation_sets else None,
+        callbacks=loaded(training.callbacks or ()),
     )
     for model_name, weights in fitted.weights.items():
         model = _wide(prepared, model_name, weights)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tutelage.data import files
 from tutelage.data.example import Reject
+from tutelage.data.patterns import find
 from tutelage.data.words import words_of
 from tutelage.errors import ConfigError, IntegrityError
 from tutelage.generation.select import Candidate, Said, Step, Verdict, each
@@ -85,7 +86,7 @@ def _holds(words: tuple[str, ...], sequence: tuple[str, ...]) -> bool:
 
 def build(settings: Decontaminate) -> Step:
     """ConfigError or IntegrityError for a set that cannot be read, or lacks a column."""
-    names = _names_of(files.find(settings.against))
+    names = _names_of(find(settings.against))
     texts = [text for path, name in names.items() for text in _texts_of(path, settings.columns, name=name)]
     sets = _Sets(texts=texts, n=settings.ngram)
     of_last: tuple[tuple[str, ...], Said] = ((), "")

@@ -1,0 +1,61 @@
+"""What pyarrow reads: the rows of Parquet files, and zstd."""
+
+from collections.abc import Iterator, Sequence
+from io import BufferedReader
+from types import ModuleType
+from typing import Any, BinaryIO, cast
+
+from tutelage.errors import ConfigError, IntegrityError
+
+BATCH_ROWS = 256  # in memory as Python objects
+N_NAMED = 12  # columns of a file that lacks one
+
+
+def require_pyarrow(what: str) -> ModuleType:
+    """The library; ConfigError[MISSING_EXTRA] that says what needs it and what to install."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ConfigError(
+            "MISSING_EXTRA", f'{what} needs pyarrow, which is not here; run: pip install "tutelage[parquet]"'
+        ) from error
+    return pyarrow  # type: ignore[no-any-return]  # it has no types
+
+
+def unpacked_zstd(raw: BinaryIO) -> BinaryIO:
+    """The bytes of a zstd file, of as many frames as it has."""
+    pa = require_pyarrow("a .zst file")
+    stream: Any = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd")
+    return cast(BinaryIO, BufferedReader(stream, 1 << 18))
+
+
+def parquet_rows(file: BinaryIO, columns: Sequence[str], *, name: str) -> Iterator[dict[str, object]]:
+    """The rows of a Parquet file, of these columns or, when there are none, of all; checksums are compared.
+
+    IntegrityError[DATA_READ] for a file that is none or damaged, and for a column that it does not have.
+    """
+    pa = require_pyarrow("a Parquet file")
+    row = 0
+    try:
+        table = pa.parquet.ParquetFile(file, page_checksum_verification=True)
+        _require_columns(table.schema_arrow.names, columns, name=name)
+        for batch in table.iter_batches(batch_size=BATCH_ROWS, columns=list(columns) or None):
+            for values in batch.to_pylist():
+                row += 1
+                yield values
+    except (pa.ArrowException, OSError) as error:
+        where = f"after row {row}" if row else "at its start"
+        why = " ".join(str(error).split())[:200]
+        found = f"{name} is no Parquet file, or damaged {where} ({why})"
+        raise IntegrityError("DATA_READ", f"{found}; copy or download it again") from error
+
+
+def _require_columns(there: Sequence[str], wanted: Sequence[str], *, name: str) -> None:
+    lacking = [column for column in wanted if column not in there]
+    if lacking:
+        shown = ", ".join(there[:N_NAMED]) + (", …" if len(there) > N_NAMED else "")
+        raise IntegrityError(
+            "DATA_READ",
+            f"{name} has no column '{lacking[0]}'; it has: {shown}; name one of them in the source's columns",
+        )

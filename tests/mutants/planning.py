@@ -6,6 +6,7 @@ PLAN = "tests/planning/test_plan.py::"
 CONTEST = "tests/planning/test_contest.py::"
 POOLING = "tests/evaluation/test_pooling.py::"
 COMPARING = "tests/verbs/test_compare.py::"
+SWEEP_RUNS = "tests/verbs/test_sweep.py::"
 PLANNING: tuple[Mutant, ...] = (
     Mutant(
         id="M455",
@@ -86,5 +87,29 @@ PLANNING: tuple[Mutant, ...] = (
         old="if document in seen or document in own or (share is not None and splits.is_held_out(document, share)):",
         new="if document in seen:",
         oracles=(COMPARING + "test_no_document_that_is_held_out_is_a_beginning",),
+    ),
+    Mutant(
+        id="M488",
+        what="a student on the front that a smaller and better one beats",
+        file="reports/sweep.py",
+        old="return a.parameters <= b.parameters and a.parameter_bytes <= b.parameter_bytes",
+        new="return a.parameters == b.parameters and a.parameter_bytes == b.parameter_bytes",
+        oracles=(SWEEP_RUNS + "test_the_front_is_of_the_rows_that_nothing_smaller_or_equal_beats",),
+    ),
+    Mutant(
+        id="M489",
+        what="the folder of a setting without what tells [12] from 12",
+        file="planning/sweep.py",
+        old="    if not plain:",
+        new="    if False:",
+        oracles=("tests/planning/test_sweep.py::test_the_folder_of_a_setting_depends_on_nothing_else_of_the_sweep",),
+    ),
+    Mutant(
+        id="M490",
+        what="dollars of a comparison without what an endpoint may spend",
+        file="planning/budget.py",
+        old="return seconds / 3600 * self.usd_per_hour + endpoint_usd <= self.usd",
+        new="return seconds / 3600 * self.usd_per_hour <= self.usd",
+        oracles=(CONTEST + "test_dollars_are_hours_of_the_machine_and_what_an_endpoint_may_spend_once",),
     ),
 )

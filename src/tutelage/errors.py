@@ -69,6 +69,7 @@ CODES: dict[str, str] = {
     "NEGATIVE_KL": "a divergence is negative beyond rounding",
     "STOPPED": "a signal stopped the run after saving",
     "RESUMED": "an unfinished run goes on",
+    "NOT_MEASURED": "this machine was not measured; the hours of the plan are rougher",
     "NOTHING_TO_DO": "the run is already complete",
     "JOURNAL_TAIL": "a torn last line, never acknowledged, was dropped",
     "ROTATED": "old checkpoints were removed",

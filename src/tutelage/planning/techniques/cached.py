@@ -1,7 +1,7 @@
 """Soft labels from a teacher cache: the teacher is asked once, whatever the epochs and the number of runs."""
 
 from tutelage.planning.facts import Facts
-from tutelage.planning.techniques._needs import weights as impossible
+from tutelage.planning.techniques._needs import one_teacher
 from tutelage.planning.techniques._recipe import Tree, taught, with_teacher
 from tutelage.planning.work import Place, Work
 
@@ -18,6 +18,12 @@ def work(facts: Facts) -> Work:
         teacher_forward=text.unique + text.held_out,
         stored=text.learned * facts.draws,
     )
+
+
+def impossible(facts: Facts) -> str:
+    """`label` asks one teacher; the caches of several are merged."""
+    reason = one_teacher(facts)
+    return f"{reason}; label each by itself, then tutelage cache merge" if reason and facts.members > 1 else reason
 
 
 def recipe(base: Tree, place: Place) -> Tree:

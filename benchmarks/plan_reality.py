@@ -7,6 +7,9 @@ A student of 6 of SmolLM2's 30 layers learns a few thousand tokens of this repos
 verb runs in a process of its own.  Disk is what the teacher's shards take, memory the largest resident set of all of a
 technique's processes, time the steps of the training and the calls of `label` and `generate`, loading included.
 
+On a machine in use `--clock cpu` predicts and takes processor time, with one thread; of a training that is its share of
+the whole process times the seconds of its steps.
+
 Claimed, on a machine that does nothing else: disk within 5 %, memory within 15 %, time within 30 %.
 """
 
@@ -32,6 +35,7 @@ from tutelage.verbs.plan import Planned
 
 NAME = "plan_reality"
 TECHNIQUES = ("control", "soft", "argmax", "cached", "co", "hard")
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 CLAIMED = {"disk_bytes": 0.05, "memory_bytes": 0.15, "seconds": 0.30}
 GUIDE = Path(__file__).parents[1] / "docs" / "guide"
 LENGTH, PIECE, LAYERS = 256, 1000, 6
@@ -71,14 +75,14 @@ def arms_of(recipe: dict[str, Any], folder: Path, planned: Planned, *, names: Se
     return contest.arms
 
 
-def taken(arm: Arm, folder: Path) -> dict[str, float]:
+def taken(arm: Arm, folder: Path, *, clock: str) -> dict[str, float]:
     """What a technique took, every verb in a process of its own."""
     recipe = folder / f"{arm.technique}.json"
     recipe.write_text(json.dumps(quiet(arm.recipe)), encoding="utf-8")
     verbs = (["label"] if arm.work.stored else ["generate"] if arm.work.answer else []) + ["train"]
     seconds, peak = 0.0, 0.0
     for verb in verbs:
-        found_s, found_bytes = _child(verb, recipe, folder / f"run-{arm.technique}")
+        found_s, found_bytes = _child(verb, recipe, folder / f"run-{arm.technique}", clock=clock)
         seconds, peak = seconds + found_s, max(peak, found_bytes)
     shards = [p for p in (folder / "cache").rglob("*.safetensors") if p.parent.name != "start"]
     return {
@@ -88,9 +92,10 @@ def taken(arm: Arm, folder: Path) -> dict[str, float]:
     }
 
 
-def _child(verb: str, recipe: Path, run: Path) -> tuple[float, float]:
+def _child(verb: str, recipe: Path, run: Path, *, clock: str) -> tuple[float, float]:
     """(seconds, largest resident bytes) of a verb in a new process."""
-    command = [sys.executable, "-m", "benchmarks.plan_reality", "--child", verb, str(recipe), str(run)]
+    command = [sys.executable, "-m", "benchmarks.plan_reality", "--clock", clock]
+    command += ["--child", verb, str(recipe), str(run)]
     with tempfile.TemporaryFile() as out:
         process = subprocess.Popen(command, stdout=out)
         _, status, used = os.wait4(process.pid, 0)
@@ -101,15 +106,18 @@ def _child(verb: str, recipe: Path, run: Path) -> tuple[float, float]:
     return float(lines[-1]), used.ru_maxrss * 1024.0
 
 
-def act(verb: str, recipe: Path, run: Path) -> float:
+def act(verb: str, recipe: Path, run: Path, *, clock: str) -> float:
     """One verb here; the seconds of its steps, or of the whole call."""
+    began, used = time.perf_counter(), time.process_time()
     tree = json.loads(recipe.read_text(encoding="utf-8"))
     if verb == "train":
         tutelage.train(tree, run_dir=run, ask=False)
-        return max(json.loads((run / "finished.json").read_text())["training_s"].values())
-    started = time.perf_counter()
-    (tutelage.label if verb == "label" else tutelage.generate)(tree)
-    return time.perf_counter() - started
+        seconds = max(json.loads((run / "finished.json").read_text())["training_s"].values())
+    else:
+        (tutelage.label if verb == "label" else tutelage.generate)(tree)
+        seconds = time.perf_counter() - began
+    share = (time.process_time() - used) / (time.perf_counter() - began)
+    return float(seconds * (share if clock == "cpu" else 1.0))
 
 
 def row_of(arm: Arm, planned: Planned, found: Mapping[str, float]) -> dict[str, Any]:
@@ -137,22 +145,23 @@ def main() -> None:
     arguments = _arguments()
     if arguments.child:
         verb, recipe, run = arguments.child
-        print(act(verb, Path(recipe), Path(run)))
+        print(act(verb, Path(recipe), Path(run), clock=arguments.clock))
         return
     environment = measure.environment(vars(arguments))
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         recipe = recipe_of(folder, teacher=arguments.teacher, tokens=arguments.tokens, precision=arguments.precision)
         started = time.perf_counter()
-        planned = tutelage.plan(recipe)
+        planned = tutelage.plan(recipe, clock=CLOCKS[arguments.clock])
         planning_s = time.perf_counter() - started
         rows = {}
         for arm in arms_of(recipe, folder, planned, names=arguments.techniques.split(",")):
-            rows[arm.technique] = row_of(arm, planned, taken(arm, folder))
+            rows[arm.technique] = row_of(arm, planned, taken(arm, folder, clock=arguments.clock))
             print(arm.technique, json.dumps(rows[arm.technique]), file=sys.stderr)
-    assert planned.plan.pace is not None
-    result = {"planning_s": planning_s, "pace": planned.plan.pace.where, "claimed": CLAIMED, "techniques": rows}
-    print(measure.write(NAME, {"environment": environment, **result}))
+            assert planned.plan.pace is not None
+            result = {"planning_s": planning_s, "pace": planned.plan.pace.where, "claimed": CLAIMED, "techniques": rows}
+            path = measure.write(NAME, {"environment": environment, **result})
+    print(path)
 
 
 def _arguments() -> argparse.Namespace:
@@ -163,6 +172,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--techniques", default=",".join(TECHNIQUES))
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--precision", default="float32")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--child", nargs=3, metavar=("VERB", "RECIPE", "RUN"), help=argparse.SUPPRESS)
     return parser.parse_args()
 

@@ -6,7 +6,7 @@ PLAN = "tests/planning/test_plan.py::"
 CONTEST = "tests/planning/test_contest.py::"
 POOLING = "tests/evaluation/test_pooling.py::"
 COMPARING = "tests/verbs/test_compare.py::"
-SWEEP_RUNS = "tests/verbs/test_sweep.py::"
+FRONT = "tests/reports/test_sweep.py::"
 PLANNING: tuple[Mutant, ...] = (
     Mutant(
         id="M455",
@@ -94,14 +94,14 @@ PLANNING: tuple[Mutant, ...] = (
         file="reports/sweep.py",
         old="return a.parameters <= b.parameters and a.parameter_bytes <= b.parameter_bytes",
         new="return a.parameters == b.parameters and a.parameter_bytes == b.parameter_bytes",
-        oracles=(SWEEP_RUNS + "test_the_front_is_of_the_rows_that_nothing_smaller_or_equal_beats",),
+        oracles=(FRONT + "test_the_front_is_what_nothing_smaller_or_equal_in_parameters_and_bytes_beats[0]",),
     ),
     Mutant(
         id="M489",
         what="the folder of a setting without what tells [12] from 12",
         file="planning/sweep.py",
-        old="    if not plain:",
-        new="    if False:",
+        old="if not plain:",
+        new="if False:",
         oracles=("tests/planning/test_sweep.py::test_the_folder_of_a_setting_depends_on_nothing_else_of_the_sweep",),
     ),
     Mutant(
@@ -132,8 +132,8 @@ PLANNING: tuple[Mutant, ...] = (
         id="M493",
         what="a layer's activations counted with those of the whole model",
         file="planning/activations.py",
-        old="a_layer=float(two - one))",
-        new="a_layer=float(one))",
+        old="return Saved(fixed=max(0.0, 2.0 * one - two), a_layer=float(two - one))",
+        new="return Saved(fixed=max(0.0, 2.0 * one - two), a_layer=float(one))",
         oracles=("tests/planning/test_memory.py::test_activations_are_those_that_autograd_keeps_of_a_whole_model",),
     ),
     Mutant(

@@ -8,6 +8,9 @@ from tests.verbs import tiny_runs
 from tutelage.planning.calibration import Costs, Models, solved, tokens_of_a_step
 from tutelage.planning.of_recipe import known_of
 from tutelage.recipe import load_recipe
+from tutelage.training import teachers
+from tutelage.training.corpus import Corpus
+from tutelage.training.plan import n_steps_of
 from tutelage.verbs.plan import described_machine
 
 
@@ -44,6 +47,16 @@ def test_the_hours_of_this_machine_are_measured_once_and_rest_on_every_part(tmp_
     assert tutelage.plan(recipe, calibration=False).plan.pace is None
     described = tutelage.plan(recipe, machine=described_machine("h100"))
     assert described.plan.pace.where.startswith("NVIDIA H100") and described.plan.memory_bytes == 80e9
+
+
+def test_a_token_counts_with_the_padding_of_its_windows_and_its_share_of_the_last_step(tmp_path):
+    given = tiny_runs.recipe(tmp_path)
+    recipe = load_recipe({**given, "training": {**given["training"], "steps": None, "tokens": 300}})
+    known = known_of(recipe)
+    corpus = Corpus(recipe, teachers.tokenizer_of(recipe), examples={})
+    computed = n_steps_of(recipe.training, corpus.loader()) * recipe.training.batch_tokens
+    assert computed > 300 and known.positions_per_token * 300 == pytest.approx(computed)
+    assert known_of(load_recipe(given)).positions_per_token == 1.0  # so many steps of so many positions
 
 
 def test_models_too_large_to_be_measured_are_not(tmp_path):

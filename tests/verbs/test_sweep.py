@@ -1,7 +1,6 @@
 """`tutelage compare --set`: the same techniques at several settings, and which student is worth its size."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import yaml
@@ -10,10 +9,9 @@ import tutelage
 from tests.verbs.tiny_runs import call, recipe
 from tutelage import io
 from tutelage.errors import ConfigError
-from tutelage.planning.contest import TOKENS
 from tutelage.planning.sweep import settings_of
 from tutelage.recipe import load_recipe
-from tutelage.reports.sweep import ON_FRONT, Measured, family
+from tutelage.reports.sweep import ON_FRONT
 from tutelage.verbs.contest_runs import Asked, grounds_of, plans_of
 
 ASKED = {"techniques": ("control", "soft"), "seeds": 1, "equal_compute": False}
@@ -57,18 +55,6 @@ def test_all_settings_have_one_cache_one_set_of_answers_and_one_length(base, tmp
     assert len({str(plan.ground.run(arm)) for plan, arm in arms}) == 6 and len({arm.tokens for _, arm in arms}) == 1
 
 
-def test_the_front_is_of_the_rows_that_nothing_smaller_or_equal_beats(made):
-    rows = made.family.rows
-    assert len(rows) == 4 and all(row.view == TOKENS for row in rows)
-    for row in rows:
-        better = [r for r in rows if r.parameters <= row.parameters and r.loss < row.loss]
-        assert row.beaten_by == (min(better, key=lambda r: r.loss).name if better else "")
-    small, large = (sorted({row.parameters for row in rows})[i] for i in (0, -1))
-    for path in made.path.parent.glob("*/*/evaluation/transfer.json"):
-        n = json.loads(path.read_text())["costs"]["student"]["parameters"]
-        assert n in (small, large)
-
-
 def test_terminal_page_markdown_and_json_show_one_table(made):
     for text in (str(made), made.path.read_text(), made.path.with_suffix(".md").read_text()):
         assert "Size against quality at equal tokens" in text and ON_FRONT in text
@@ -87,31 +73,6 @@ def test_again_uses_every_finished_run_and_a_value_more_adds_to_them(made, base,
     assert before.items() <= finished(place / "all").items() and len(finished(place / "all")) == 6
     kept = {(r.setting, r.technique): r.loss for r in more.family.rows}
     assert all(kept[r.setting, r.technique] == r.loss for r in made.family.rows)
-
-
-def test_who_is_beaten_by_more_than_noise_is_so_among_all_comparisons(made):
-    """A copy of the rows that is a nat worse at the same size is beaten; one that is the same is not."""
-    found = made.family.settings["layers=[0]"]
-    entries = [e for e in found.entries if e.technique == "control"]
-
-    def worse(nats):
-        return [
-            replace(e, scores={n: [replace(s, nll_nats=s.nll_nats + nats * s.n_tokens) for s in of]
-                               for n, of in e.scores.items()})
-            for e in entries
-        ]  # fmt: skip
-
-    teacher = {}
-    rows = family(
-        {
-            name: Measured(entries=worse(nats), teacher=teacher, teacher_cost=None, facts={}, refused={})
-            for name, nats in (("same", 0.0), ("also", 0.0), ("worse", 1.0))
-        },
-        made_by="x",
-    ).rows
-    assert [(r.setting, bool(r.beaten_by), r.sure) for r in sorted(rows, key=lambda r: r.setting)] == [
-        ("also", False, False), ("same", False, False), ("worse", True, True)
-    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

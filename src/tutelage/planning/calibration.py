@@ -37,6 +37,7 @@ from tutelage.training.precision import ComputePath
 from tutelage.training.trainer import Trainer
 from tutelage.types import Batch, CausalLM, TokenView
 
+Clock = Callable[[], float]
 MOST_S = 20.0  # expected; with what is not counted it stays below 30
 _LAYERS = (1, 3)
 _FEWEST, _MOST, _PART = 64, 768, 4  # tokens of a measured step; a short one has a fourth of them
@@ -67,6 +68,7 @@ class Models:
     students: Mapping[str, Any]
     teacher: Any | None
     n_vocabulary: int
+    positions_per_token: float = 1.0  # that training computes
 
 
 def tokens_of_a_step(models: Models, *, rate: float, memory_bytes: float | None) -> int:
@@ -85,19 +87,21 @@ def tokens_of_a_step(models: Models, *, rate: float, memory_bytes: float | None)
     return 0 if n < _FEWEST else min(n, _MOST)
 
 
-def calibrate(recipe: Recipe, models: Models, *, compute: ComputePath, n_tokens: int) -> Pace:
-    """The pace of this machine from steps of `n_tokens`, which `tokens_of_a_step` gives."""
-    measuring = _Measuring(recipe, models, compute=compute, n_tokens=n_tokens)
-    facts, batch_tokens = models.facts, float(recipe.training.batch_tokens)
+def calibrate(
+    recipe: Recipe, models: Models, *, compute: ComputePath, n_tokens: int, clock: Clock = time.perf_counter
+) -> Pace:
+    """The pace of this machine from steps of `n_tokens`, which `tokens_of_a_step` gives; `clock` gives seconds."""
+    measuring = _Measuring(recipe, models, compute=compute, n_tokens=n_tokens, clock=clock)
+    facts, batch_tokens, padded = models.facts, float(recipe.training.batch_tokens), models.positions_per_token
     training, costs = {}, {}
     with console.Progress("measuring steps of short models", total=len(models.students) + 1) as bar:
         for name, config in models.students.items():
             costs[name] = measuring.training(config)
-            training[name] = costs[name].per_token(facts.students[name], batch_tokens=batch_tokens)
+            training[name] = padded * costs[name].per_token(facts.students[name], batch_tokens=batch_tokens)
             bar.advance(1)
         forward = teaching = 0.0
         if models.teacher is not None and facts.teacher is not None and costs:
-            forward = measuring.forward(models.teacher, n_layers=facts.teacher.layers)
+            forward = padded * measuring.forward(models.teacher, n_layers=facts.teacher.layers)
             name, size = next(iter(facts.students.items()))
             context = facts.text.window
             ratio = facts.teacher.training_flops(context=context) / size.training_flops(context=context)
@@ -128,7 +132,8 @@ def solved(few_s: float, many_s: float, short_s: float, *, long: int, short: int
 class _Measuring:
     """The steps of one recipe on one compute path."""
 
-    def __init__(self, recipe: Recipe, models: Models, *, compute: ComputePath, n_tokens: int) -> None:
+    def __init__(self, recipe: Recipe, models: Models, *, compute: ComputePath, n_tokens: int, clock: Clock) -> None:
+        self._clock = clock
         self._recipe, self._compute, self._n_vocabulary = recipe, compute, models.n_vocabulary
         window, longest = models.facts.text.window, recipe.data.max_length
         self._long, self._short = (
@@ -183,11 +188,11 @@ class _Measuring:
         """Of one call, after one with few tokens that warms up."""
         if warm:
             action(self._short)
-        started = time.perf_counter()
+        started = self._clock()
         action(batches)
         if self._compute.device.startswith("cuda"):
             torch.cuda.synchronize()
-        return time.perf_counter() - started
+        return self._clock() - started
 
     def _made(self, config: Any, n_layers: int) -> CausalLM:
         """Random weights in float32."""

@@ -1,5 +1,6 @@
 """A recipe's facts: its text, tokenised once as training would, and its models' sizes, from their configs alone."""
 
+import math
 from dataclasses import dataclass
 from typing import Any  # configs of transformers are untyped
 
@@ -17,6 +18,7 @@ from tutelage.recipe import Student as StudentSection
 from tutelage.recipe.sections import Cache
 from tutelage.training import teachers
 from tutelage.training.corpus import Corpus
+from tutelage.training.plan import rows_per_step
 
 _USD_PER = 1e6  # prices are for a million tokens
 
@@ -27,6 +29,7 @@ class Known:
 
     facts: Facts
     n_vocabulary: int
+    positions_per_token: float  # that training computes: windows are not quite full, and the last step is a whole one
     teacher: Any | None
     students: dict[str, Any]
 
@@ -48,9 +51,9 @@ def known_of(recipe: Recipe) -> Known:
         name: _student_config(learner.section, name=name, teacher=teacher, n_vocabulary=n_vocabulary)
         for name, learner in recipe.learners.items()
     }
-    unanswered = is_unanswered(recipe)
+    text, positions_per_token = _text_of(recipe, tokenizer)
     facts = Facts(
-        text=text_to_come(recipe, tokenizer) if unanswered else _text(recipe, Corpus(recipe, tokenizer, examples={})),
+        text=text,
         students={name: size_of(config, n_vocabulary=n_vocabulary) for name, config in students.items()},
         teacher=_teacher_size(recipe, teacher, n_vocabulary=n_vocabulary),
         members=len(recipe.teacher.ensemble) if recipe.teacher is not None and recipe.teacher.ensemble else 1,
@@ -59,7 +62,13 @@ def known_of(recipe: Recipe) -> Known:
         number_bytes={"float32": 4, "float64": 8}.get(recipe.training.precision, 2),
         draws=(recipe.cache.draws or 1) if recipe.cache is not None else 1,
     )
-    return Known(facts=facts, n_vocabulary=n_vocabulary, teacher=teacher, students=students)
+    return Known(
+        facts=facts,
+        n_vocabulary=n_vocabulary,
+        positions_per_token=positions_per_token,
+        teacher=teacher,
+        students=students,
+    )
 
 
 def form_of(recipe: Recipe) -> Form:
@@ -72,6 +81,19 @@ def form_of(recipe: Recipe) -> Form:
         fixed={name: value for name, value in fixed.items() if value is not None},
     )
     return Form(name=cache.codec, codec=cache.codec, budget=budget, draws=cache.draws or 1)
+
+
+def _text_of(recipe: Recipe, tokenizer: Any) -> tuple[Text, float]:
+    """The text, and how many positions training computes for each of its tokens."""
+    if is_unanswered(recipe):
+        return text_to_come(recipe, tokenizer), 1.0
+    corpus = Corpus(recipe, tokenizer, examples={})
+    text, length = _text(recipe, corpus), recipe.data.max_length
+    if not len(corpus.split.train) or recipe.training.steps is not None:  # whose tokens are positions
+        return text, 1.0
+    a_step = rows_per_step(recipe.training, max_length=length) * length
+    full = float(corpus.loader().plan(0).sums(corpus.store.lengths).mean()) / length
+    return text, math.ceil(text.trained / full / a_step) * a_step / text.trained
 
 
 def _text(recipe: Recipe, corpus: Corpus) -> Text:

@@ -3,6 +3,7 @@
 From a recipe (its text is tokenised as training would, no weight is loaded), or from numbers alone.
 """
 
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from tutelage import console
 from tutelage.errors import ConfigError
 from tutelage.planning import show
 from tutelage.planning.advice import Advice, advise
-from tutelage.planning.calibration import Models, calibrate, tokens_of_a_step
+from tutelage.planning.calibration import Clock, Models, calibrate, tokens_of_a_step
 from tutelage.planning.estimate import Plan, plan_of
 from tutelage.planning.facts import Facts, Text
 from tutelage.planning.flops import Size
@@ -75,11 +76,14 @@ def plan(
     *,
     machine: Machine | None = None,
     calibration: bool = True,
+    clock: Clock = time.perf_counter,
 ) -> Planned:
     """Plan a recipe, or numbers alone; for a described machine, or for this one, on which short models are measured.
 
     The measurement takes at most about 30 seconds, and loads no weights; `calibration` False leaves it, and the hours,
-    out.  Raises what `load_recipe` and the reading of the recipe's text and configs raise.
+    out; `clock` is what it measures by (`time.process_time` where others use the machine too).
+
+    Raises what `load_recipe` and the reading of the recipe's text and configs raise.
     """
     if isinstance(source, Numbers):
         facts = _facts_of_numbers(source)
@@ -93,11 +97,11 @@ def plan(
         )
     else:
         recipe = source if isinstance(source, Recipe) else load_recipe(source)
-        made = _of_recipe(recipe, machine=machine, calibration=calibration)
+        made = _of_recipe(recipe, machine=machine, clock=clock if calibration else None)
     return Planned(plan=made, advice=advise(made))
 
 
-def _of_recipe(recipe: Recipe, *, machine: Machine | None, calibration: bool) -> Plan:
+def _of_recipe(recipe: Recipe, *, machine: Machine | None, clock: Clock | None) -> Plan:
     known, form = known_of(recipe), form_of(recipe)
     if machine is not None:
         dtype = {"float32": torch.float32, "float64": torch.float64}.get(recipe.training.precision, torch.bfloat16)
@@ -111,13 +115,19 @@ def _of_recipe(recipe: Recipe, *, machine: Machine | None, calibration: bool) ->
     facts = replace(known.facts, number_bytes=compute.weight_dtype.itemsize)
     step = step_of(recipe, known, dtype=compute.weight_dtype, on_host=compute.device == "cpu")
     memory_bytes = memory_here(compute.device)
-    pace = _measured(recipe, known, compute, memory_bytes=memory_bytes) if calibration else None
+    pace = _measured(recipe, known, compute, memory_bytes=memory_bytes, clock=clock) if clock is not None else None
     return plan_of(facts, form=form, pace=pace, step=step, memory_bytes=memory_bytes)
 
 
-def _measured(recipe: Recipe, known: Known, compute: ComputePath, *, memory_bytes: float | None) -> Pace:
+def _measured(recipe: Recipe, known: Known, compute: ComputePath, *, memory_bytes: float | None, clock: Clock) -> Pace:
     """Of this machine: from steps of short models, or where these are too large for it from bare products."""
-    models = Models(facts=known.facts, students=known.students, teacher=known.teacher, n_vocabulary=known.n_vocabulary)
+    models = Models(
+        facts=known.facts,
+        students=known.students,
+        teacher=known.teacher,
+        n_vocabulary=known.n_vocabulary,
+        positions_per_token=known.positions_per_token,
+    )
     rate = product_rate(
         precision=str(compute.weight_dtype).removeprefix("torch."), device=compute.device, threads=compute.threads
     )
@@ -126,7 +136,7 @@ def _measured(recipe: Recipe, known: Known, compute: ComputePath, *, memory_byte
         console.note("NOT_MEASURED", "even short models of this recipe take too long or too much to be measured here; "
                      "the hours follow from bare products, right within a factor of about two")  # fmt: skip
         return here(known.facts, rate=rate)
-    return calibrate(recipe, models, compute=compute, n_tokens=n_tokens)
+    return calibrate(recipe, models, compute=compute, n_tokens=n_tokens, clock=clock)
 
 
 def described_machine(

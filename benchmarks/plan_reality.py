@@ -147,7 +147,7 @@ def main() -> None:
         verb, recipe, run = arguments.child
         print(act(verb, Path(recipe), Path(run), clock=arguments.clock))
         return
-    environment = measure.environment(vars(arguments))
+    environment = measure.environment({**vars(arguments), "teacher": Path(arguments.teacher).name})
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         recipe = recipe_of(folder, teacher=arguments.teacher, tokens=arguments.tokens, precision=arguments.precision)

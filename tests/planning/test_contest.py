@@ -7,7 +7,16 @@ import pytest
 from tests.planning.test_plan import FACTS
 from tutelage.errors import ConfigError, LimitError
 from tutelage.planning.budget import Budget, budget_of
-from tutelage.planning.contest import COMPUTE, TOKENS, base_of, contest_of, seconds_of, seconds_of_all, within
+from tutelage.planning.contest import (
+    COMPUTE,
+    TOKENS,
+    base_of,
+    contest_of,
+    seconds_of,
+    seconds_of_all,
+    within,
+    without_teacher_first,
+)
 from tutelage.planning.pace import Pace
 from tutelage.planning.work import Beginnings, Place, techniques
 from tutelage.recipe import load_recipe
@@ -107,6 +116,13 @@ def test_the_settings_of_a_sweep_share_the_hours_and_what_the_teacher_does_first
     n = both[0].arms[0].tokens
     assert sum(seconds) <= 36_000 and seconds[0] - seconds[1] == pytest.approx(0.875 * 1e6 * PACE.answer)
     assert n < within(Budget(hours=10.0), lambda n: of(n)[:1], paces=[PACE], step=1024)[0].arms[0].tokens
+
+
+def test_a_cache_takes_the_time_of_its_sample_once_more_and_no_operations():
+    work = techniques()["cached"].work(FACTS)
+    assert work.sampled == 32_768 + 8_192  # 5 % of a million is more than the most, of ten thousand less than the least
+    assert PACE.seconds(work) - PACE.seconds(replace(work, sampled=0.0)) == pytest.approx(40_960 * PACE.teacher_forward)
+    assert without_teacher_first(work) == replace(work, teacher_forward=0.0, stored=0.0, sampled=0.0)
 
 
 def test_dollars_are_hours_of_the_machine_and_what_an_endpoint_may_spend_once():

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests import tiny
 from tests.planning.test_plan import FACTS, FORM
@@ -44,6 +44,14 @@ def test_activations_are_those_that_autograd_keeps_of_a_whole_model(dtype):
     config = tiny.llama(layers=4).config
     counted = activations.saved_by(config, rows=3, length=16, dtype=dtype).of(4, checkpointing=False, kept_a_layer=0.0)
     assert counted == really_saved(shortened(config, 4), rows=3, length=16, dtype=dtype)
+
+
+def test_what_a_pass_keeps_that_depends_on_its_numbers_is_not_known(capfd):
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "hidden_size": 32}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 100}
+    config = AutoConfig.for_model("qwen3_moe", num_hidden_layers=2, intermediate_size=64, **experts, **heads)
+    assert activations.saved_by(config, rows=1, length=8, dtype=torch.float32) is None
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_the_sum_of_a_technique_by_hand():

@@ -5,6 +5,7 @@ takes on a CPU; what it saves for the backward pass is counted once a storage.  
 those of all layers follow.
 """
 
+import logging
 from dataclasses import dataclass
 from typing import Any  # configs of transformers are untyped
 
@@ -31,9 +32,19 @@ class Saved:
         return self.fixed + n_layers * self.a_layer
 
 
-def saved_by(config: Any, *, rows: int, length: int, dtype: torch.dtype) -> Saved:
-    """Of a micro-batch of `rows` windows of `length` tokens, several documents in a window."""
-    one, two = (_saved(shortened(config, n), rows=rows, length=length, dtype=dtype) for n in (1, 2))
+def saved_by(config: Any, *, rows: int, length: int, dtype: torch.dtype) -> Saved | None:
+    """Of a micro-batch of `rows` windows of `length` tokens, several documents in a window.
+
+    None for an architecture whose pass depends on its numbers (a mixture of experts), or takes no such mask (BLOOM).
+    """
+    logger = logging.getLogger(FakeTensorMode.__module__)
+    before, logger.disabled = logger.disabled, True
+    try:
+        one, two = (_saved(shortened(config, n), rows=rows, length=length, dtype=dtype) for n in (1, 2))
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError):
+        return None  # whatever the model's own code raises on tensors without numbers
+    finally:
+        logger.disabled = before
     return Saved(fixed=max(0.0, 2.0 * one - two), a_layer=float(two - one))
 
 

@@ -206,7 +206,7 @@ def _may_spend(arm: Arm) -> float:
 def without_teacher_first(work: Work) -> Work:
     """What is left of a technique's work for a second run: labelling and writing are done once."""
     if work.stored or work.answer:
-        return replace(work, teacher_forward=0.0, prompt=0.0, answer=0.0, stored=0.0)
+        return replace(work, teacher_forward=0.0, prompt=0.0, answer=0.0, stored=0.0, sampled=0.0)
     return work
 
 

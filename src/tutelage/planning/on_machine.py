@@ -27,14 +27,17 @@ def step_of(recipe: Recipe, known: Known, *, dtype: torch.dtype, on_host: bool) 
     if known.teacher is not None and known.facts.teacher is not None and known.facts.members == 1:
         configs[TEACHER], sizes[TEACHER] = known.teacher, known.facts.teacher  # it may learn too
 
-    def kept(name: str, config: Any) -> float:
+    def kept(name: str, config: Any) -> float | None:
         saved = activations.saved_by(config, rows=rows, length=length, dtype=dtype)
+        if saved is None:
+            return None
         return saved.of(
             sizes[name].layers,
             checkpointing=training.gradient_checkpointing,
             kept_a_layer=float(rows * length * sizes[name].hidden * dtype.itemsize),
         )
 
+    counted = {name: kept(name, config) for name, config in configs.items()}
     capped = any(getattr(c.get_text_config(), "final_logit_softcapping", None) for c in configs.values())
     return Step(
         positions=float(rows * length),
@@ -43,7 +46,8 @@ def step_of(recipe: Recipe, known: Known, *, dtype: torch.dtype, on_host: bool) 
         number_bytes=dtype.itemsize,
         closed_form=not capped
         and all(closed_form.serves(terms_of(learner.loss), heads=()) for learner in recipe.learners.values()),
-        activations={name: kept(name, config) for name, config in configs.items()},
+        activations={name: n_bytes for name, n_bytes in counted.items() if n_bytes is not None},
+        whole=None not in counted.values(),
         averaged=training.ema is not None,
         on_host=on_host,
     )

@@ -31,7 +31,7 @@ class Pace:
         """Of all tokens of a technique, one thing done after the other."""
         return (
             work.student_training * sum(self.student_training.values())
-            + work.teacher_forward * self.teacher_forward
+            + (work.teacher_forward + work.sampled) * self.teacher_forward
             + work.teacher_training * self.teacher_training
             + work.prompt * self.prompt
             + work.answer * self.answer

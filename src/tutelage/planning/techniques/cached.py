@@ -1,5 +1,6 @@
 """Soft labels from a teacher cache: the teacher is asked once, whatever the epochs and the number of runs."""
 
+from tutelage.cache.calibrate import SAMPLE_LEAST, SAMPLE_MOST, SAMPLE_SHARE
 from tutelage.planning.facts import Facts
 from tutelage.planning.techniques._needs import one_teacher
 from tutelage.planning.techniques._recipe import Tree, taught, with_teacher
@@ -17,7 +18,13 @@ def work(facts: Facts) -> Work:
         student_training=text.trained,
         teacher_forward=text.unique + text.held_out,
         stored=text.learned * facts.draws,
+        sampled=_sample(text.unique) + _sample(text.held_out),
     )
+
+
+def _sample(n: float) -> float:
+    """Of so many tokens those that `label` asks about first, to fit the codec."""
+    return min(n, max(SAMPLE_LEAST, min(SAMPLE_SHARE * n, SAMPLE_MOST)))
 
 
 def impossible(facts: Facts) -> str:

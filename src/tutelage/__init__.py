@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tutelage.verbs.report import Reported, report
     from tutelage.verbs.show import show
     from tutelage.verbs.status import Status, status
+    from tutelage.verbs.sweep import Swept, sweep
     from tutelage.verbs.train import Run, train
 
 __version__ = "0.1.0"
@@ -39,6 +40,7 @@ _PLACES = {
     "Reported": "verbs.report:Reported",
     "Run": "verbs.train:Run",
     "Status": "verbs.status:Status",
+    "Swept": "verbs.sweep:Swept",
     "cache": "cache:",
     "compare": "verbs.compare:compare",
     "demo": "verbs.demo:demo",
@@ -54,6 +56,7 @@ _PLACES = {
     "report": "verbs.report:report",
     "show": "verbs.show:show",
     "status": "verbs.status:status",
+    "sweep": "verbs.sweep:sweep",
     "train": "verbs.train:train",
 }
 
@@ -67,6 +70,7 @@ __all__ = [
     "Reported",
     "Run",
     "Status",
+    "Swept",
     "__version__",
     "cache",
     "compare",
@@ -83,6 +87,7 @@ __all__ = [
     "report",
     "show",
     "status",
+    "sweep",
     "train",
 ]
 

@@ -70,6 +70,7 @@ CODES: dict[str, str] = {
     "NEGATIVE_KL": "a divergence is negative beyond rounding",
     "STOPPED": "a signal stopped the run after saving",
     "RESUMED": "an unfinished run goes on",
+    "NOT_MEASURED": "this machine was not measured; the hours of the plan are rougher",
     "NOTHING_TO_DO": "the run is already complete",
     "TRACKER": "a tracker fails and is left out; the training goes on",
     "CALLBACK": "a function of yours that hears of the training cannot be used or failed",

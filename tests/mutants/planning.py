@@ -6,6 +6,7 @@ PLAN = "tests/planning/test_plan.py::"
 CONTEST = "tests/planning/test_contest.py::"
 POOLING = "tests/evaluation/test_pooling.py::"
 COMPARING = "tests/verbs/test_compare.py::"
+FRONT = "tests/reports/test_sweep.py::"
 PLANNING: tuple[Mutant, ...] = (
     Mutant(
         id="M455",
@@ -86,5 +87,69 @@ PLANNING: tuple[Mutant, ...] = (
         old="if document in seen or document in own or (share is not None and splits.is_held_out(document, share)):",
         new="if document in seen:",
         oracles=(COMPARING + "test_no_document_that_is_held_out_is_a_beginning",),
+    ),
+    Mutant(
+        id="M488",
+        what="a student on the front that a smaller and better one beats",
+        file="reports/sweep.py",
+        old="return a.parameters <= b.parameters and a.parameter_bytes <= b.parameter_bytes",
+        new="return a.parameters == b.parameters and a.parameter_bytes == b.parameter_bytes",
+        oracles=(FRONT + "test_the_front_is_what_nothing_smaller_or_equal_in_parameters_and_bytes_beats[0]",),
+    ),
+    Mutant(
+        id="M489",
+        what="the folder of a setting without what tells [12] from 12",
+        file="planning/sweep.py",
+        old="if not plain:",
+        new="if False:",
+        oracles=("tests/planning/test_sweep.py::test_the_folder_of_a_setting_depends_on_nothing_else_of_the_sweep",),
+    ),
+    Mutant(
+        id="M490",
+        what="dollars of a comparison without what an endpoint may spend",
+        file="planning/budget.py",
+        old="return seconds / 3600 * self.usd_per_hour + endpoint_usd <= self.usd",
+        new="return seconds / 3600 * self.usd_per_hour <= self.usd",
+        oracles=(CONTEST + "test_dollars_are_hours_of_the_machine_and_what_an_endpoint_may_spend_once",),
+    ),
+    Mutant(
+        id="M491",
+        what="the memory of a technique without AdamW's second moment",
+        file="planning/memory.py",
+        old='found.add("moments", 2 * n * wide)',
+        new='found.add("moments", n * wide)',
+        oracles=("tests/planning/test_memory.py::test_the_sum_of_a_technique_by_hand",),
+    ),
+    Mutant(
+        id="M492",
+        what="a technique that does not fit called possible",
+        file="planning/estimate.py",
+        old="if memory_bytes is not None and memory.peak > memory_bytes:",
+        new="if memory_bytes is not None and memory.first > memory_bytes:",
+        oracles=("tests/planning/test_memory.py::test_what_does_not_fit_is_not_possible_and_what_fits_is_advised",),
+    ),
+    Mutant(
+        id="M493",
+        what="a layer's activations counted with those of the whole model",
+        file="planning/activations.py",
+        old="return Saved(fixed=max(0.0, 2.0 * one - two), a_layer=float(two - one))",
+        new="return Saved(fixed=max(0.0, 2.0 * one - two), a_layer=float(one))",
+        oracles=("tests/planning/test_memory.py::test_activations_are_those_that_autograd_keeps_of_a_whole_model",),
+    ),
+    Mutant(
+        id="M494",
+        what="of an ensemble the first member alone",
+        file="planning/flops.py",
+        old="multiplying=sum(size.multiplying for size in sizes),",
+        new="multiplying=sizes[0].multiplying,",
+        oracles=(PLAN + "test_of_an_ensemble_every_member_is_counted",),
+    ),
+    Mutant(
+        id="M495",
+        what="an optimizer step counted once a token",
+        file="planning/calibration.py",
+        old="return self.update_s * size.parameters / batch_tokens + self.token_s + self.layer_s * size.layers",
+        new="return self.update_s * size.parameters + self.token_s + self.layer_s * size.layers",
+        oracles=("tests/planning/test_calibration.py::test_a_token_of_a_large_batch_pays_little_for_the_update",),
     ),
 )

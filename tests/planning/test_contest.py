@@ -1,10 +1,22 @@
 """The arms of a contest: recipes that differ in the technique alone, and lengths that make budgets equal."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.planning.test_plan import FACTS
 from tutelage.errors import ConfigError, LimitError
-from tutelage.planning.contest import COMPUTE, TOKENS, base_of, contest_of, seconds_of, within
+from tutelage.planning.budget import Budget, budget_of
+from tutelage.planning.contest import (
+    COMPUTE,
+    TOKENS,
+    base_of,
+    contest_of,
+    seconds_of,
+    seconds_of_all,
+    within,
+    without_teacher_first,
+)
 from tutelage.planning.pace import Pace
 from tutelage.planning.work import Beginnings, Place, techniques
 from tutelage.recipe import load_recipe
@@ -84,15 +96,65 @@ def test_a_seed_is_whole_before_the_next_begins():
 
 def test_hours_give_the_longest_contest_that_fits_and_the_teachers_first_work_counts_once():
     def of(n):
-        return made(("control", "hard"), equal_compute=False, budget_tokens=n)
+        return [made(("control", "hard"), equal_compute=False, budget_tokens=n)]
 
-    found = within(10.0, of, pace=PACE, step=1024)
+    (found,) = within(Budget(hours=10.0), of, paces=[PACE], step=1024)
     n = found.arms[0].tokens
-    assert sum(seconds_of(found, PACE).values()) <= 36_000 < sum(seconds_of(of(n + 1024), PACE).values())
+    assert sum(seconds_of(found, PACE).values()) <= 36_000 < sum(seconds_of(of(n + 1024)[0], PACE).values())
     first, second = (seconds_of(found, PACE)[f"hard-{n}-seed{seed}"] for seed in (0, 1))
     assert first - second == pytest.approx(0.875 * min(n, FACTS.text.unique) * PACE.answer)
     with pytest.raises(LimitError, match="one step of every run takes more than 1e-05 h"):
-        within(1e-5, of, pace=PACE, step=1024)
+        within(Budget(hours=1e-5), of, paces=[PACE], step=1024)
+
+
+def test_the_settings_of_a_sweep_share_the_hours_and_what_the_teacher_does_first():
+    def of(n):
+        return [made(("control", "hard"), equal_compute=False, budget_tokens=n)] * 2
+
+    both = within(Budget(hours=10.0), of, paces=[PACE, PACE], step=1024)
+    seconds = [sum(one.values()) for one in seconds_of_all([(contest, PACE) for contest in both])]
+    n = both[0].arms[0].tokens
+    assert sum(seconds) <= 36_000 and seconds[0] - seconds[1] == pytest.approx(0.875 * 1e6 * PACE.answer)
+    assert n < within(Budget(hours=10.0), lambda n: of(n)[:1], paces=[PACE], step=1024)[0].arms[0].tokens
+
+
+def test_a_cache_takes_the_time_of_its_sample_once_more_and_no_operations():
+    work = techniques()["cached"].work(FACTS)
+    assert work.sampled == 32_768 + 8_192  # 5 % of a million is more than the most, of ten thousand less than the least
+    assert PACE.seconds(work) - PACE.seconds(replace(work, sampled=0.0)) == pytest.approx(40_960 * PACE.teacher_forward)
+    assert without_teacher_first(work) == replace(work, teacher_forward=0.0, stored=0.0, sampled=0.0)
+
+
+def test_dollars_are_hours_of_the_machine_and_what_an_endpoint_may_spend_once():
+    def of(n, *, cap=3.0):
+        api = {"api": {"base_url": "http://127.0.0.1:1/v1"}}
+        contest = made(("control", "hard"), equal_compute=False, budget_tokens=n)
+        bought = [
+            replace(a, recipe={**a.recipe, "teacher": api, "generate": {"budget_usd": cap}}) if a.work.answer else a
+            for a in contest.arms
+        ]
+        return [replace(contest, arms=tuple(bought))]
+
+    budget = budget_of(tokens=None, hours=None, usd=8.0, usd_per_hour=0.5)
+    dollars, hours = (within(b, of, paces=[PACE], step=1024)[0].arms[0].tokens for b in (budget, Budget(hours=10.0)))
+    assert dollars == hours  # (8 - 3) / 0.5
+    with pytest.raises(LimitError, match=r"more than \$8 with what an endpoint may spend; give more --usd"):
+        within(budget, lambda n: of(n, cap=9.0), paces=[PACE], step=1024)
+    with pytest.raises(ConfigError, match="nothing says how many dollars that may take; set generate.budget_usd"):
+        within(budget, lambda n: of(n, cap=None), paces=[PACE], step=1024)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"tokens": 5, "hours": 1.0}, "--tokens and --hours are budgets each; give one"),
+        ({"usd": 5.0}, "no --usd-per-hour"),
+        ({"usd_per_hour": 5.0}, "no --usd;"),
+    ],
+)
+def test_half_a_budget_and_two_are_refused(given, message):
+    with pytest.raises(ConfigError, match=message):
+        budget_of(**{"tokens": None, "hours": None, "usd": None, "usd_per_hour": None, **given})
 
 
 @pytest.mark.parametrize(

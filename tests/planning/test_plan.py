@@ -7,6 +7,7 @@ import pytest
 
 import tutelage
 from tests.cache.labelled import Place, home
+from tests.verbs import tiny_runs
 from tutelage import plugins
 from tutelage.cli import main
 from tutelage.errors import ConfigError
@@ -117,7 +118,7 @@ def test_the_disk_of_a_cache_is_within_5_percent_of_what_label_then_writes(tmp_p
     place = Place(tmp_path)
     recipe = place.recipe(tmp_path / "cache", codec=codec)
     with home(place.home):
-        planned = tutelage.plan(recipe).plan.possible["cached"].disk_bytes
+        planned = tutelage.plan(recipe, calibration=False).plan.possible["cached"].disk_bytes
         path = tutelage.label(recipe).path
     written = [p for p in path.rglob("*.safetensors") if p.parent.name != "start"]
     assert planned == pytest.approx(sum(p.stat().st_size - _header_bytes(p) for p in written), rel=0.05)
@@ -132,7 +133,7 @@ def test_the_student_and_the_teacher_have_their_real_sizes(tmp_path: Path):
     place = Place(tmp_path)
     recipe = place.recipe(tmp_path / "cache")
     with home(place.home):
-        facts = tutelage.plan(recipe).plan.facts
+        facts = tutelage.plan(recipe, calibration=False).plan.facts
         run = tutelage.train({**recipe, "teacher": str(place.teacher())} | {"cache": None}, run_dir=tmp_path / "run")
     assert facts.students["student"].parameters == sum(p.numel() for p in run.student().parameters())
     assert 0 < facts.text.held_out < facts.text.unique
@@ -151,7 +152,7 @@ def test_prompts_are_computed_too_and_only_answers_are_stored(tmp_path: Path):
     recipe["data"] = {"sources": [source], "max_length": 128, "chat_template": template}
     recipe["training"] = {**recipe["training"], "batch_tokens": 256}
     with home(place.home):
-        found = {kind: tutelage.plan({**recipe, "data": {**recipe["data"], "train_on": kind}}).plan
+        found = {kind: tutelage.plan({**recipe, "data": {**recipe["data"], "train_on": kind}}, calibration=False).plan
                  for kind in ("all", "answers")}  # fmt: skip
     texts = {kind: plan.facts.text for kind, plan in found.items()}
     assert texts["answers"].unique == texts["all"].unique
@@ -205,3 +206,57 @@ def test_what_cannot_be_planned_is_refused_with_what_to_type(capsys, arguments: 
 def test_a_technique_that_is_no_file_is_refused():
     with pytest.raises(ConfigError, match="soft"):
         plugins.load(TECHNIQUES, "sofd")
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        (9, "9 layers asked, the teacher has 4; give 1 to 4"),
+        ([0, 7], "layer 7 asked, the teacher has 4; give numbers from 0 to 3"),
+    ],
+)
+def test_layers_that_the_teacher_has_not_are_refused_before_anything_runs(tmp_path: Path, layers: object, said: str):
+    with pytest.raises(ConfigError, match=f"student.layers: {said}"):
+        tutelage.plan(tiny_runs.recipe(tmp_path, student={"layers": layers}), calibration=False)
+
+
+def test_of_an_ensemble_every_member_is_counted(tmp_path: Path):
+    alone = tiny_runs.recipe(tmp_path)
+    tiny_runs.model_folder(tmp_path / "other", layers=2, seed=1)
+    members = [{"model": str(tmp_path / name)} for name in ("teacher", "other")]
+    student = {"model": str(tmp_path / "other")}
+    both = {**alone, "teacher": {"ensemble": members}, "student": student}
+    plans = {
+        name: tutelage.plan(recipe, calibration=False).plan
+        for name, recipe in {
+            "both": both, "first": {**alone, "student": student},
+            "second": {**alone, "student": student, "teacher": str(tmp_path / "other")},
+        }.items()
+    }  # fmt: skip
+    flops = {name: plan.possible["soft"].flops.teacher for name, plan in plans.items()}
+    assert flops["both"] == flops["first"] + flops["second"]
+    held = {name: plan.possible["soft"].memory.parts["teacher"] for name, plan in plans.items()}
+    assert held["both"] == held["first"] + held["second"]
+    why = {e.name: e.impossible for e in plans["both"].estimates}
+    assert "tutelage cache merge" in why["cached"] and "averages several" in why["co"] and "writers" in why["hard"]
+
+
+def test_answers_that_are_not_written_yet_count_as_long_as_they_may_be(tmp_path: Path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": "the cat sat on the mat"}) + "\n" for _ in range(10)))
+    recipe = {
+        "teacher": {"api": {"base_url": "http://127.0.0.1:1/v1", "model": "x"}, "answers": str(tmp_path / "answers")},
+        "student": str(tiny_runs.model_folder(tmp_path / "student")),
+        "generate": {"prompts": str(prompts), "samples": 2, "max_tokens": 20, "budget_usd": 1.0,
+                     "price": {"prompt_usd": 1.0, "answer_usd": 3.0}},
+        "data": {"held_out": 0.1, "max_length": 64},
+        "loss": "cross_entropy",
+        "training": {"epochs": 2, "batch_tokens": 64, "precision": "float32"},
+    }  # fmt: skip
+    plan = tutelage.plan(recipe, calibration=False).plan
+    text, hard = plan.facts.text, plan.possible["hard"]
+    assert hard.work.answer == pytest.approx(0.9 * 10 * 2 * 20) and text.trained == pytest.approx(2 * text.unique)
+    assert hard.endpoint_usd == pytest.approx(hard.work.answer * 3e-6 + hard.work.prompt * 1e-6)
+    unasked = {name: value for name, value in recipe.items() if name != "generate"}
+    with pytest.raises(ConfigError, match="the answers are not there, and the recipe does not say how they are asked"):
+        tutelage.plan(unasked, calibration=False)

@@ -23,13 +23,21 @@ def plan(
     count: Annotated[int, typer.Option(min=1, metavar="N", help="… so many of them.")] = 1,
     price: Annotated[float | None, typer.Option(min=0, metavar="USD", help="… what one costs an hour.")] = None,
     flops: Annotated[float | None, typer.Option(metavar="N", help="Another machine: peak operations a second.")] = None,
-    memory: Annotated[float | None, typer.Option(metavar="BYTES", help="… its memory.")] = None,
+    memory: Annotated[
+        float | None, typer.Option(metavar="BYTES", help="… its memory; what needs more is not possible.")
+    ] = None,
     utilisation: Annotated[float | None, typer.Option(metavar="SHARE", help="… the share of the peak in use.")] = None,
+    calibration: Annotated[
+        bool,
+        typer.Option("--calibration/--no-calibration", help="Measure short models on this machine, for the hours."),
+    ] = True,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Say what each technique computes, stores and costs, and which one to take, before anything is spent.
+    """Say what each technique computes, holds, stores and costs, and which one to take, before anything is spent.
+
+    Of a recipe on this machine the hours rest on steps of short models that are measured for at most 30 seconds.
 
     \b
     tutelage plan recipe.yaml
@@ -59,4 +67,4 @@ def plan(
             tokens=tokens, vocabulary=vocabulary, parameters=parameters, student_parameters=student_parameters,
             hidden_size=hidden_size,
         )  # fmt: skip
-    show_result(tutelage.plan(source, machine=machine), as_json=as_json)  # type: ignore[arg-type]
+    show_result(tutelage.plan(source, machine=machine, calibration=calibration), as_json=as_json)  # type: ignore[arg-type]

@@ -157,7 +157,7 @@ def open_task(recipe: Recipe, *, asks: bool = True, allow_private_host: bool = F
         recipe=recipe,
         generate=wanted,
         folder=folder,
-        asking=_asking(recipe, wanted),
+        asking=asking_of(recipe, wanted),
         writers=writers,
         judge=judge,
         select_files=selection.files,
@@ -193,7 +193,8 @@ def _require_ours(folder: Path) -> None:
         raise ConfigError("EXISTS", f"{folder} {found}; name an empty or new folder: teacher.answers=FOLDER")
 
 
-def _asking(recipe: Recipe, wanted: Generate) -> Asking:
+def asking_of(recipe: Recipe, wanted: Generate) -> Asking:
+    """How the rows of the recipe's sources become prompts."""
     asking = Asking(system=wanted.system, interface=wanted.interface, beginning=lambda text: text)
     if not any(is_plain_text(source) for source in wanted.prompts):
         return asking

@@ -75,6 +75,18 @@ def from_layers(teacher: CausalLM, layers: Sequence[int]) -> CausalLM:
     return student.to(next(teacher.parameters()).device)
 
 
+def shortened(config: Any, n_layers: int) -> Any:
+    """A config with so many layers, lists with one entry a layer cut or repeated to fit."""
+    copied = copy.deepcopy(config)
+    text = copied.get_text_config()
+    n_now = text.num_hidden_layers
+    for key, value in list(vars(text).items()):
+        if isinstance(value, list) and len(value) == n_now:
+            setattr(text, key, _stretched(value, n_layers))
+    text.num_hidden_layers = n_layers
+    return copied
+
+
 def from_config(
     config: Mapping[str, Any], *, base: Any, n_vocabulary: int, seed: int, name: str = "student"
 ) -> CausalLM:

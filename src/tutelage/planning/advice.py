@@ -33,7 +33,9 @@ def _technique(plan: Plan) -> tuple[str, str]:
     possible, epochs = plan.possible, plan.facts.text.epochs
     if plan.facts.teacher_is_new and "co" in possible:
         return "co", "the teacher has to be trained anyway, and one pass trains both"
-    if "soft" in possible and epochs >= _WORTH_A_CACHE:
+    if "cached" in possible and (epochs >= _WORTH_A_CACHE or "soft" not in possible):
+        if "soft" not in possible:
+            return "cached", "the teacher does not fit beside the student, and a cache asks it before"
         return "cached", f"the text is read {epochs:.3g} times, and a cache asks the teacher once"
     if "soft" in possible:
         return "soft", "the teacher's whole distribution is there, and no text is read again"
@@ -41,13 +43,17 @@ def _technique(plan: Plan) -> tuple[str, str]:
         return "grey", "the endpoint gives log-probabilities, which say more a token than the text alone"
     if "hard" in possible:
         return "hard", "the endpoint gives text alone"
+    if "control" not in possible:
+        return "none", "no technique fits into the memory of this machine"
+    if plan.facts.teacher is not None or plan.facts.endpoint is not None:
+        return "control", "nothing that asks the teacher is possible here"
     return "control", "there is no teacher"
 
 
 def _more_reasons(plan: Plan, technique: str) -> list[str]:
-    estimates, reasons = plan.possible, []
+    reasons = []
     if technique in ("soft", "cached"):
-        soft, cached = estimates["soft"], estimates["cached"]
+        soft, cached = (next(e for e in plan.estimates if e.name == name) for name in ("soft", "cached"))
         if soft.flops is not None and cached.flops is not None:
             saved = soft.flops.teacher / cached.flops.teacher if cached.flops.teacher else 1.0
             reasons.append(

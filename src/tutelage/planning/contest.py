@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tutelage.errors import ConfigError, LimitError
+from tutelage.planning.budget import Budget
 from tutelage.planning.facts import Facts
 from tutelage.planning.pace import Pace
 from tutelage.planning.work import Flops, Place, Technique, Work, flops_of, techniques
@@ -135,22 +136,22 @@ def work_at(technique: Technique, facts: Facts, tokens: float, *, texts: float) 
     return technique.work(replace(facts, text=text))
 
 
-def within(hours: float, of: Callable[[int | None], Contest], *, pace: Pace, step: int) -> Contest:
-    """The longest contest that is expected to take no more than so many hours; `of` gives that of a length in tokens.
+def within(
+    budget: Budget, of: Callable[[int | None], Sequence[Contest]], *, paces: Sequence[Pace], step: int
+) -> Sequence[Contest]:
+    """The longest contests that the budget holds together; `of` gives those of a length in tokens, one a pace.
 
-    Raises LimitError[BUDGET] when a single step of every run takes longer.
+    Raises LimitError[BUDGET] when a single step of every run is over it, ConfigError where a price is not known.
     """
 
-    def fitting(n_steps: int) -> Contest | None:
+    def fitting(n_steps: int) -> Sequence[Contest] | None:
         made = of(n_steps * step)
-        return made if sum(seconds_of(made, pace).values()) <= hours * 3600 else None
+        taken = seconds_of_all(list(zip(made, paces, strict=True)))
+        return made if budget.holds(sum(sum(one.values()) for one in taken), endpoint_usd=_endpoint_usd(made)) else None
 
     found = fitting(1)
     if found is None:
-        raise LimitError(
-            "BUDGET",
-            f"one step of every run takes more than {hours:g} h; give more --hours, fewer --seeds or --techniques",
-        )
+        raise LimitError("BUDGET", budget.refusal())
     low, high = 1, 2
     while (longer := fitting(high)) is not None and high < _MOST_STEPS:
         found, low, high = longer, high, 2 * high
@@ -163,19 +164,49 @@ def within(hours: float, of: Callable[[int | None], Contest], *, pace: Pace, ste
 
 def seconds_of(contest: Contest, pace: Pace) -> dict[str, float]:
     """What each run is expected to take; a cache and answers are made once, in the first run that needs them."""
-    known, expected = set[str](), {}
-    for arm in contest.arms:
-        whole = pace.seconds(arm.work)
-        alone = without_teacher_first(arm.work)
-        expected[arm.name] = whole if arm.technique not in known else pace.seconds(alone)
-        known.add(arm.technique)
+    (expected,) = seconds_of_all([(contest, pace)])
     return expected
+
+
+def seconds_of_all(contests: Sequence[tuple[Contest, Pace]]) -> list[dict[str, float]]:
+    """`seconds_of` several contests that share one cache and one set of answers."""
+    known, found = set[str](), []
+    for contest, pace in contests:
+        expected = {}
+        for arm in contest.arms:
+            whole = pace.seconds(arm.work)
+            alone = without_teacher_first(arm.work)
+            expected[arm.name] = whole if arm.technique not in known else pace.seconds(alone)
+            known.add(arm.technique)
+        found.append(expected)
+    return found
+
+
+def _endpoint_usd(contests: Sequence[Contest]) -> float:
+    """What endpoints may take at most: each technique's answers are bought once, under the recipe's own cap."""
+    asked = {arm.technique: arm for contest in contests for arm in contest.arms if _asks_endpoint(arm)}
+    return sum(_may_spend(arm) for arm in asked.values())
+
+
+def _asks_endpoint(arm: Arm) -> bool:
+    return arm.work.answer > 0 and (arm.recipe.get("teacher") or {}).get("api") is not None
+
+
+def _may_spend(arm: Arm) -> float:
+    cap = (arm.recipe.get("generate") or {}).get("budget_usd")
+    if cap is None:
+        raise ConfigError(
+            "CONFIG",
+            f"--usd: {arm.technique} asks an endpoint, and nothing says how many dollars that may take; set "
+            "generate.budget_usd and generate.price",
+        )
+    return float(cap)
 
 
 def without_teacher_first(work: Work) -> Work:
     """What is left of a technique's work for a second run: labelling and writing are done once."""
     if work.stored or work.answer:
-        return replace(work, teacher_forward=0.0, prompt=0.0, answer=0.0, stored=0.0)
+        return replace(work, teacher_forward=0.0, prompt=0.0, answer=0.0, stored=0.0, sampled=0.0)
     return work
 
 

@@ -1,11 +1,12 @@
 """The plan: every technique's operations, hours, disk and money, beside what a teacher cache takes in each codec."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tutelage.planning import storage
 from tutelage.planning.facts import Facts
 from tutelage.planning.machines import Machine
+from tutelage.planning.memory import Memory, Step, memory_of
 from tutelage.planning.pace import Pace
 from tutelage.planning.storage import Form, Stored
 from tutelage.planning.work import Flops, Technique, Work, by_name, dollars_of, flops_of
@@ -24,6 +25,7 @@ class Estimate:
     disk_bytes: float | None = 0.0  # of what the teacher said, checkpoints aside
     endpoint_usd: float | None = 0.0
     machine_usd: float | None = None
+    memory: Memory | None = None
 
     @property
     def usd(self) -> float | None:
@@ -43,6 +45,7 @@ class Plan:
     whole_bytes: float | None  # of all distributions in float16; None without a vocabulary
     pace: Pace | None
     machine: Machine | None
+    memory_bytes: float | None = None  # that the machine has
 
     @property
     def possible(self) -> dict[str, Estimate]:
@@ -56,9 +59,14 @@ def plan_of(
     form: Form,
     machine: Machine | None = None,
     pace: Pace | None = None,
+    step: Step | None = None,
+    memory_bytes: float | None = None,
     forms: Sequence[Form] = storage.USUAL,
 ) -> Plan:
-    """All techniques; `form` is how a teacher cache would be written, `pace` what a token takes (None: unknown)."""
+    """All techniques; `form` is how a teacher cache would be written, `pace` what a token takes (None: unknown).
+
+    With a `step` each one's memory; one that needs more than `memory_bytes` is not possible.
+    """
     size = facts.teacher or next(iter(facts.students.values()), None)
     stored: Sequence[Stored] = ()
     if size is not None:
@@ -71,12 +79,30 @@ def plan_of(
         )
     return Plan(
         facts=facts,
-        estimates=tuple(_estimates(facts, form=form, machine=machine, pace=pace)),
+        estimates=tuple(
+            _fitted(estimate, facts, step=step, memory_bytes=memory_bytes)
+            for estimate in _estimates(facts, form=form, machine=machine, pace=pace)
+        ),
         stored=tuple(stored),
         whole_bytes=storage.whole_bytes(size.vocabulary) * facts.text.learned if size is not None else None,
         pace=pace,
         machine=machine,
+        memory_bytes=memory_bytes,
     )
+
+
+def _fitted(estimate: Estimate, facts: Facts, *, step: Step | None, memory_bytes: float | None) -> Estimate:
+    """With its memory, and why it is not possible where that is not there."""
+    if step is None or estimate.work is None:
+        return estimate
+    memory = memory_of(estimate.work, facts, step)
+    why = ""
+    if memory_bytes is not None and memory.peak > memory_bytes:
+        why = (
+            f"needs {memory.peak / 1e9:.3g} GB of memory at its peak, and the machine has {memory_bytes / 1e9:.3g} GB; "
+            "give a smaller training.micro_batch, training.gradient_checkpointing, or smaller models"
+        )
+    return replace(estimate, memory=memory, impossible=why)
 
 
 def _estimates(facts: Facts, *, form: Form, machine: Machine | None, pace: Pace | None) -> list[Estimate]:

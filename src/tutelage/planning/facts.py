@@ -18,6 +18,7 @@ class Text:
     held_out: float
     window: float  # tokens of a row, on average: what the attention looks at, and a row of a cache
     trained_share: float = 1.0
+    written_share: float | None = None  # of answers to come: what a teacher is to write; None: see `prompt_share`
 
     @property
     def learned(self) -> float:
@@ -51,6 +52,7 @@ class Facts:
     text: Text
     students: Mapping[str, Size]
     teacher: Size | None = None
+    members: int = 1  # teachers whose answers are averaged; `teacher` is all of them together
     teacher_is_new: bool = False  # it has to be trained from nothing
     endpoint: Endpoint | None = None
     prompt_share: float = 0.125  # of a text, what the teacher is given to go on from

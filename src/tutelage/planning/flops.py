@@ -9,6 +9,7 @@ with.  Of experts, the share that a token is sent to.  The attention counts ever
 a masked product computes it; see Kaplan et al., arXiv:2001.08361, and Hoffmann et al., arXiv:2203.15556, appendix F.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any  # configs of transformers are untyped
 
@@ -37,6 +38,19 @@ class Size:
     def training_flops(self, *, context: float) -> float:
         """Forward and backward of one token."""
         return 3.0 * self.forward_flops(context=context)
+
+
+def together(sizes: Sequence[Size]) -> Size:
+    """Several models that read the same tokens, as one: all their weights, all their products."""
+    return Size(
+        parameters=sum(size.parameters for size in sizes),
+        multiplying=sum(size.multiplying for size in sizes),
+        head=sum(size.head for size in sizes),
+        layers=1,
+        attention_width=sum(size.layers * size.attention_width for size in sizes),
+        hidden=sizes[0].hidden,
+        vocabulary=sizes[0].vocabulary,
+    )
 
 
 def size_of(config: Any, *, n_vocabulary: int | None = None) -> Size:

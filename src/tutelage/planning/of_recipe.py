@@ -1,5 +1,7 @@
 """A recipe's facts: its text, tokenised once as training would, and its models' sizes, from their configs alone."""
 
+import math
+from dataclasses import dataclass
 from typing import Any  # configs of transformers are untyped
 
 import torch
@@ -8,33 +10,64 @@ from tutelage.cache.codec import Budget
 from tutelage.errors import ConfigError
 from tutelage.models import load, student, vocabulary
 from tutelage.planning.facts import Endpoint, Facts, Text
-from tutelage.planning.flops import Size, size_of, size_of_model
+from tutelage.planning.flops import Size, size_of, together
 from tutelage.planning.storage import Form
+from tutelage.planning.unanswered import is_unanswered, text_to_come, trained_tokens
 from tutelage.recipe import Recipe
 from tutelage.recipe import Student as StudentSection
 from tutelage.recipe.sections import Cache
 from tutelage.training import teachers
 from tutelage.training.corpus import Corpus
+from tutelage.training.plan import rows_per_step
 
 _USD_PER = 1e6  # prices are for a million tokens
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """A recipe's facts, and the configs that they were read from."""
+
+    facts: Facts
+    n_vocabulary: int
+    positions_per_token: float  # that training computes: windows are not quite full, and the last step is a whole one
+    teacher: Any | None
+    students: dict[str, Any]
+
+
 def facts_of(recipe: Recipe) -> Facts:
     """What the recipe says, with its text tokenised (kept, and found again by `train` and `label`)."""
+    return known_of(recipe).facts
+
+
+def known_of(recipe: Recipe) -> Known:
+    """`facts_of`, with the configs that they were read from.
+
+    Answers that are not there yet count as long as they may be: `generate.max_tokens` each.
+    """
     tokenizer = teachers.tokenizer_of(recipe)
     n_vocabulary = vocabulary.real_vocabulary(tokenizer)
     teacher = _teacher_config(recipe)
-    return Facts(
-        text=_text(recipe, Corpus(recipe, tokenizer, examples={})),
-        students={
-            name: _student_size(learner.section, name=name, teacher=teacher, n_vocabulary=n_vocabulary)
-            for name, learner in recipe.learners.items()
-        },
-        teacher=size_of(teacher, n_vocabulary=n_vocabulary) if teacher is not None else None,
+    students = {
+        name: _student_config(learner.section, name=name, teacher=teacher, n_vocabulary=n_vocabulary)
+        for name, learner in recipe.learners.items()
+    }
+    text, positions_per_token = _text_of(recipe, tokenizer)
+    facts = Facts(
+        text=text,
+        students={name: size_of(config, n_vocabulary=n_vocabulary) for name, config in students.items()},
+        teacher=_teacher_size(recipe, teacher, n_vocabulary=n_vocabulary),
+        members=len(recipe.teacher.ensemble) if recipe.teacher is not None and recipe.teacher.ensemble else 1,
         endpoint=_endpoint(recipe) if teacher is None else None,
         teacher_is_new=recipe.teacher is not None and recipe.teacher.config is not None,
         number_bytes={"float32": 4, "float64": 8}.get(recipe.training.precision, 2),
         draws=(recipe.cache.draws or 1) if recipe.cache is not None else 1,
+    )
+    return Known(
+        facts=facts,
+        n_vocabulary=n_vocabulary,
+        positions_per_token=positions_per_token,
+        teacher=teacher,
+        students=students,
     )
 
 
@@ -50,19 +83,25 @@ def form_of(recipe: Recipe) -> Form:
     return Form(name=cache.codec, codec=cache.codec, budget=budget, draws=cache.draws or 1)
 
 
+def _text_of(recipe: Recipe, tokenizer: Any) -> tuple[Text, float]:
+    """The text, and how many positions training computes for each of its tokens."""
+    if is_unanswered(recipe):
+        return text_to_come(recipe, tokenizer), 1.0
+    corpus = Corpus(recipe, tokenizer, examples={})
+    text, length = _text(recipe, corpus), recipe.data.max_length
+    if not len(corpus.split.train) or recipe.training.steps is not None:  # whose tokens are positions
+        return text, 1.0
+    a_step = rows_per_step(recipe.training, max_length=length) * length
+    full = float(corpus.loader().plan(0).sums(corpus.store.lengths).mean()) / length
+    return text, math.ceil(text.trained / full / a_step) * a_step / text.trained
+
+
 def _text(recipe: Recipe, corpus: Corpus) -> Text:
     n_R = corpus.store.lengths[corpus.split.train]
     unique = float(n_R.sum())
     held_out = sum(float(store.lengths[rows].sum()) for store, rows in corpus.measured_rows().values())
     stored = corpus.store.n_trained[corpus.split.train].sum() / max(1.0, unique)
-    training = recipe.training
-    if training.tokens is not None:
-        trained = float(training.tokens)
-    elif training.steps is not None:
-        trained = float(training.steps * training.batch_tokens)
-    else:
-        assert training.epochs is not None, "recipe rules: one length"
-        trained = training.epochs * unique
+    trained = trained_tokens(recipe, unique)
     window = float(n_R.mean()) if len(n_R) else 0.0
     return Text(trained=trained, unique=unique, held_out=held_out, window=window, trained_share=float(stored))
 
@@ -81,22 +120,44 @@ def _teacher_config(recipe: Recipe) -> Any:
     return teachers.config_of(recipe, None)
 
 
-def _student_size(section: StudentSection, *, name: str, teacher: Any, n_vocabulary: int) -> Size:
+def _teacher_size(recipe: Recipe, config: Any, *, n_vocabulary: int) -> Size | None:
+    """Of several teachers all of them together."""
+    if config is None or recipe.teacher is None:
+        return None
+    if recipe.teacher.ensemble is None:
+        return size_of(config, n_vocabulary=n_vocabulary)
+    members = (load.load_config(member.model, revision=member.revision) for member in recipe.teacher.ensemble)
+    return together([size_of(member, n_vocabulary=n_vocabulary) for member in members])
+
+
+def _student_config(section: StudentSection, *, name: str, teacher: Any, n_vocabulary: int) -> Any:
     if section.model is not None:
-        return size_of(load.load_config(section.model, revision=section.revision), n_vocabulary=n_vocabulary)
+        return load.load_config(section.model, revision=section.revision)
     if teacher is None:
         raise ConfigError("CONFIG", f"{name}: a model in memory has no size that a recipe tells; name it by a folder")
     if section.config is not None:
         with torch.device("meta"):
             made = student.from_config(section.config, base=teacher, n_vocabulary=n_vocabulary, seed=0, name=name)
-        return size_of_model(made, n_vocabulary=n_vocabulary)
+        return made.config
     assert section.layers is not None, "recipe rules: a student is a model, a config or layers"
-    layers = section.layers
-    n_layers = len(layers.listed) if layers.listed is not None else layers.evenly or layers.important
-    values = teacher.to_dict()
-    if isinstance(values.get("layer_types"), list):
-        values["layer_types"] = values["layer_types"][:n_layers]
-    return size_of(type(teacher).from_dict({**values, "num_hidden_layers": n_layers}), n_vocabulary=n_vocabulary)
+    return student.shortened(teacher, _n_layers(section, teacher, name=name))
+
+
+def _n_layers(section: StudentSection, teacher: Any, *, name: str) -> int:
+    """How many layers the student keeps; ConfigError for more than the teacher has, or for one that it has not."""
+    layers, n_teacher = section.layers, int(teacher.get_text_config().num_hidden_layers)
+    assert layers is not None
+    listed = layers.listed
+    n_kept = len(listed) if listed is not None else layers.evenly or layers.important or 0
+    missing = [layer for layer in listed or () if layer >= n_teacher]
+    if n_kept > n_teacher or missing:
+        asked = f"layer {missing[0]}" if missing else f"{n_kept} layers"
+        raise ConfigError(
+            "CONFIG",
+            f"{name}.layers: {asked} asked, the teacher has {n_teacher}; give "
+            + (f"numbers from 0 to {n_teacher - 1}" if missing else f"1 to {n_teacher}"),
+        )
+    return n_kept
 
 
 def _endpoint(recipe: Recipe) -> Endpoint | None:

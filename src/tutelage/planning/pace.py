@@ -11,7 +11,7 @@ from tutelage.planning.facts import Facts
 from tutelage.planning.machines import FORWARD_SHARE, TRAINING_SHARE, WRITING_SHARE, Machine
 from tutelage.planning.work import Work
 
-_MEASURE_S, _MEASURE_SIZE = 1.0, 1024
+_MEASURE_S, _MEASURE_SIZE = 0.3, 1024
 SHARE_OF_PRODUCTS = 0.23  # of a bare product's rate, what training reaches on a CPU; measured on two cores
 SHARE_WRITING = 0.03  # and what writing a batch of texts reaches
 
@@ -31,7 +31,7 @@ class Pace:
         """Of all tokens of a technique, one thing done after the other."""
         return (
             work.student_training * sum(self.student_training.values())
-            + work.teacher_forward * self.teacher_forward
+            + (work.teacher_forward + work.sampled) * self.teacher_forward
             + work.teacher_training * self.teacher_training
             + work.prompt * self.prompt
             + work.answer * self.answer
@@ -58,7 +58,7 @@ def described(machine: Machine, facts: Facts) -> Pace:
 
 
 def product_rate(*, precision: str = "auto", device: str = "auto", threads: int | None = None) -> float:
-    """Operations a second of bare products of 1,024 by 1,024 on the path that training would take, for a second."""
+    """Operations a second of bare products of 1,024 by 1,024 on the path that training would take, by a short look."""
     import torch
 
     from tutelage.training.precision import choose_compute_path

@@ -7,6 +7,10 @@ from tutelage.planning.advice import Advice
 from tutelage.planning.estimate import Estimate, Plan
 
 _WIDTH, _NAMES = 100, 10
+_MEMORY = (
+    "memory: weights, gradients, AdamW's moments, activations of one micro-batch, a chunk of logits, a frozen teacher, "
+    "and on a CPU the program; not what an allocator loses in pieces (--json has the parts)"
+)
 _STEPS = ((1e24, "Y"), (1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -18,6 +22,8 @@ def lines(plan: Plan, advice: Advice) -> Iterator[str]:
         yield from _named("machine", [plan.pace.where])
     yield ""
     yield from _techniques(plan)
+    if any(e.memory for e in plan.estimates):
+        yield from _named("", [_MEMORY])
     yield ""
     yield from _stored(plan)
     yield ""
@@ -83,7 +89,7 @@ def _models(plan: Plan) -> list[str]:
 def _techniques(plan: Plan) -> Iterator[str]:
     with_time = plan.pace is not None
     yield f"{'technique':<10}{'operations: teacher':>20}{'students':>10}{'time' if with_time else '':>12}" + (
-        f"{'disk':>12}{'cost':>15}"
+        f"{'memory' if any(e.memory for e in plan.estimates) else '':>10}{'disk':>10}{'cost':>12}"
     )
     for estimate in plan.estimates:
         if not estimate.impossible:
@@ -96,11 +102,14 @@ def _techniques(plan: Plan) -> Iterator[str]:
 def _row(estimate: Estimate, *, with_time: bool) -> str:
     assert estimate.flops is not None, "what is possible has operations"
     time = duration(estimate.seconds) if with_time and estimate.seconds is not None else ""
+    held = estimate.memory
+    memory = "" if held is None else f"{'' if held.whole else '> '}{amount(held.peak, 'B')}"
     disk = "?" if estimate.disk_bytes is None else amount(estimate.disk_bytes, "B") if estimate.disk_bytes else "-"
     known = estimate.usd if estimate.usd is not None else estimate.endpoint_usd or None  # the machine's may be unknown
     cost = "?" if known is None else dollars(known)
     teacher = amount(estimate.flops.teacher) if estimate.flops.teacher else "-"
-    return f"{estimate.name:<10}{teacher:>20}{amount(estimate.flops.students):>10}{time:>12}{disk:>12}{cost:>15}"
+    students = amount(estimate.flops.students)
+    return f"{estimate.name:<10}{teacher:>20}{students:>10}{time:>12}{memory:>10}{disk:>10}{cost:>12}"
 
 
 def _stored(plan: Plan) -> Iterator[str]:

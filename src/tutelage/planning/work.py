@@ -21,6 +21,7 @@ class Work:
     prompt: float = 0.0  # read by the teacher before it writes
     answer: float = 0.0  # written by the teacher, one after the other
     stored: float = 0.0  # rows of a teacher cache, all draws
+    sampled: float = 0.0  # asked once more, before: bounded whatever the text, and not counted in operations
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from tutelage.types import Estimate
 
 CONTROL = "control"
 METRICS = {"held_out_loss": "nats", "kl_to_teacher": "nats", "ece": ""}
-_VIEWS = {TOKENS: "equal tokens", COMPUTE: "equal compute"}
+VIEWS = {TOKENS: "equal tokens", COMPUTE: "equal compute"}
 _OVERCONFIDENT = 0.01  # a difference of calibration error that is worth a sentence
 
 
@@ -74,14 +74,18 @@ def contested(
     facts: Mapping[str, SetFacts],
     refused: Mapping[tuple[str, str], str],
     made_by: str,
+    verdicts: Sequence[Verdict] | None = None,
 ) -> Contested:
-    """Everything from the runs' raw scores; `refused` says what took no part in a view ("": in none), and why."""
-    verdicts = _verdicts(entries)
-    views = [view for view in _VIEWS if any(view in entry.views for entry in entries)]
-    transfer = _transfer(_in_view(entries, views[0]), teacher=teacher, teacher_cost=teacher_cost, facts=facts)
+    """Everything from the runs' raw scores; `refused` says what took no part in a view ("": in none), and why.
+
+    `verdicts` are those of `verdicts_of(entries)`, corrected among more comparisons than these; None: among these.
+    """
+    verdicts = corrected(verdicts_of(entries)) if verdicts is None else verdicts
+    views = [view for view in VIEWS if any(view in entry.views for entry in entries)]
+    transfer = together(_in_view(entries, views[0]), teacher=teacher, teacher_cost=teacher_cost, facts=facts)
     said = [sentence for view in views for sentence in _said(view, verdicts)]
     missing = [
-        f"Not compared: {name}{f' at {_VIEWS[view]}' if view else ''}: {reason}."
+        f"Not compared: {name}{f' at {VIEWS[view]}' if view else ''}: {reason}."
         for (name, view), reason in refused.items()
     ]
     few = sorted({len(found) for view in views for found in _by_technique(entries, view).values()})
@@ -117,7 +121,7 @@ def _by_technique(entries: Sequence[Entry], view: str) -> dict[str, list[Entry]]
     return found
 
 
-def _transfer(
+def together(
     entries: Sequence[Entry],
     *,
     teacher: Mapping[str, Sequence[SequenceScore]],
@@ -152,29 +156,31 @@ def _transfer(
     return replace(made, sets=unsure)
 
 
-def _verdicts(entries: Sequence[Entry]) -> list[Verdict]:
-    """Every technique against the control, seeds in pairs; corrected for all of them together (Holm)."""
+def verdicts_of(entries: Sequence[Entry]) -> list[Verdict]:
+    """Every technique against the control, seeds in pairs; none of them is sure before `corrected`."""
     found = []
-    for view in _VIEWS:
+    for view in VIEWS:
         by_technique = _by_technique(entries, view)
         if CONTROL not in by_technique:
             continue
         for technique, own in by_technique.items():
             for metric in METRICS if technique != CONTROL else ():
-                paired = _compare(metric, own, by_technique[CONTROL])
+                paired = compare(metric, own, by_technique[CONTROL])
                 if paired is not None:
                     found.append(
                         Verdict(view=view, technique=technique, metric=metric, value=paired.value, stderr=paired.stderr,
                                 p=paired.p, by_seed=paired.by_seed)
                     )  # fmt: skip
-    corrected = stats.holm([verdict.p for verdict in found])
-    return [
-        Verdict(**{n: getattr(v, n) for n in Verdict.__dataclass_fields__ if n != "sure"}, sure=p <= stats.ALPHA)
-        for v, p in zip(found, corrected, strict=True)
-    ]
+    return found
 
 
-def _compare(metric: str, own: Sequence[Entry], control: Sequence[Entry]) -> Paired | None:
+def corrected(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """Which of them are sure among all of them together (Holm)."""
+    adjusted = stats.holm([verdict.p for verdict in verdicts])
+    return [replace(v, sure=p <= stats.ALPHA) for v, p in zip(verdicts, adjusted, strict=True)]
+
+
+def compare(metric: str, own: Sequence[Entry], control: Sequence[Entry]) -> Paired | None:
     """On held-out text, over the seeds that both have."""
     seeds = sorted({e.seed for e in own} & {e.seed for e in control})
     first, second = ([e.scores[HELD_OUT] for e in side if e.seed in seeds] for side in (own, control))
@@ -192,8 +198,8 @@ def _heading(entries: Sequence[Entry], verdicts: Sequence[Verdict], *, view: str
         return f"{', '.join(names)}, not compared with plain fine-tuning."
     if best:
         winner = min(best, key=lambda v: v.value)
-        return f"At {_VIEWS[view]}, {winner.technique} is furthest ahead of plain fine-tuning."
-    return f"At {_VIEWS[view]}, nothing of {', '.join(others)} is shown to beat plain fine-tuning."
+        return f"At {VIEWS[view]}, {winner.technique} is furthest ahead of plain fine-tuning."
+    return f"At {VIEWS[view]}, nothing of {', '.join(others)} is shown to beat plain fine-tuning."
 
 
 def _said(view: str, verdicts: Sequence[Verdict]) -> list[str]:
@@ -205,16 +211,16 @@ def _said(view: str, verdicts: Sequence[Verdict]) -> list[str]:
     sure = [f"{v.technique} {_by_how_much(v)}" for v in loss if v.sure]
     unsure = [f"{v.technique} ({v.value:+.3f} ± {v.stderr:.3f})".replace("-", "−") for v in loss if not v.sure]
     parts = sure + ([f"not shown to differ: {', '.join(unsure)}"] if unsure else [])
-    label = f"At {_VIEWS[view]}"
+    label = f"At {VIEWS[view]}"
     said = [f"{label}, against plain fine-tuning: {'; '.join(parts)} (held-out loss, nats)."]
     kl = sorted((v for v in of_view if v.metric == "kl_to_teacher"), key=lambda v: v.value)
     if kl and kl[0].sure and kl[0].value < 0:
-        said.append(f"Closest to the teacher at {_VIEWS[view]}: {kl[0].technique}, its KL is "
+        said.append(f"Closest to the teacher at {VIEWS[view]}: {kl[0].technique}, its KL is "
                     f"{-kl[0].value:.3f} ± {kl[0].stderr:.3f} nats below the control’s.")  # fmt: skip
     for v in of_view:
         if v.metric == "ece" and v.sure and abs(v.value) > _OVERCONFIDENT:
             word = "worse" if v.value > 0 else "better"
-            said.append(f"Calibration at {_VIEWS[view]}: {v.technique} is {word} calibrated than the control "
+            said.append(f"Calibration at {VIEWS[view]}: {v.technique} is {word} calibrated than the control "
                         f"(ECE {v.value:+.3f} ± {v.stderr:.3f}).".replace("-", "−"))  # fmt: skip
     return said
 
@@ -229,7 +235,7 @@ def _table(view: str, entries: Sequence[Entry], verdicts: Sequence[Verdict]) -> 
     order = sorted(by_technique, key=lambda t: (t != CONTROL, t))
     seeds = sorted({len(found) for found in by_technique.values()})
     return Listed(
-        title=f"At {_VIEWS[view]}, {'–'.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} "
+        title=f"At {VIEWS[view]}, {'–'.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} "
         f"seed{'s' if seeds[-1] > 1 else ''} each",
         note=(
             "Loss on held-out text and KL to the teacher in nats; ± is one standard error, over rows and seeds. "

@@ -41,11 +41,11 @@ def spent_in(folder: Path) -> dict[str, float]:
     return {str(k): float(v) for k, v in io.read_json(path).items()} if path.is_file() else {}
 
 
-def entry(arm: Arm, folder: Path, measuring: "Measuring") -> Entry:
-    """A finished run as the report wants it."""
+def entry(arm: Arm, folder: Path, measuring: "Measuring", *, shared: Path) -> Entry:
+    """A finished run as the report wants it; `shared` has what its teacher did for several runs."""
     run = RunDirectory(folder / arm.name)
     summary = io.read_json(run.finished_path)
-    shared = "generate" if arm.work.answer else "label" if arm.work.stored else ""
+    first = "generate" if arm.work.answer else "label" if arm.work.stored else ""
     return Entry(
         technique=arm.technique,
         seed=arm.seed,
@@ -54,7 +54,7 @@ def entry(arm: Arm, folder: Path, measuring: "Measuring") -> Entry:
         run=str(run),
         scores=_scores(measuring.place(arm), roles.STUDENT),
         training_s=float(summary["training_s"].get(roles.STUDENT, 0.0)),
-        teacher_s=spent_in(folder).get(shared, 0.0),
+        teacher_s=spent_in(shared).get(first, 0.0),
         flops=arm.flops.total,
         cost=Cost(**io.read_json(run.evaluation / records.TRANSFER)["costs"][roles.STUDENT]),
     )

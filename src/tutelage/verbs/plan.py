@@ -3,22 +3,30 @@
 From a recipe (its text is tokenised as training would, no weight is loaded), or from numbers alone.
 """
 
+import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from tutelage import console
 from tutelage.errors import ConfigError
 from tutelage.planning import show
 from tutelage.planning.advice import Advice, advise
+from tutelage.planning.calibration import Clock, Models, calibrate, tokens_of_a_step
 from tutelage.planning.estimate import Plan, plan_of
 from tutelage.planning.facts import Facts, Text
 from tutelage.planning.flops import Size
 from tutelage.planning.machines import Device, Machine, device_of
-from tutelage.planning.of_recipe import facts_of, form_of
-from tutelage.planning.pace import described
+from tutelage.planning.memory import bare_step
+from tutelage.planning.of_recipe import Known, form_of, known_of
+from tutelage.planning.on_machine import memory_here, step_of
+from tutelage.planning.pace import Pace, described, here, product_rate
 from tutelage.planning.storage import Form
 from tutelage.recipe import Recipe, load_recipe
+from tutelage.training.precision import ComputePath, choose_compute_path
 
 _ROW = 2_048.0  # tokens of a row where no text says it
 
@@ -49,7 +57,11 @@ class Planned:
             "teacher": asdict(plan.facts.teacher) if plan.facts.teacher is not None else None,
             "students": {name: asdict(size) for name, size in plan.facts.students.items()},
             "machine": plan.pace.where if plan.pace is not None else None,
-            "techniques": {e.name: {**asdict(e), "usd": e.usd} for e in plan.estimates},
+            "memory_bytes": plan.memory_bytes,
+            "techniques": {
+                e.name: {**asdict(e), "usd": e.usd, "peak_bytes": e.memory.peak if e.memory is not None else None}
+                for e in plan.estimates
+            },
             "stored": [asdict(one) for one in plan.stored],
             "whole_bytes": plan.whole_bytes,
             "advice": asdict(self.advice),
@@ -59,19 +71,72 @@ class Planned:
         return "\n".join(show.lines(self.plan, self.advice))
 
 
-def plan(source: "Recipe | Mapping[str, Any] | str | Path | Numbers", *, machine: Machine | None = None) -> Planned:
-    """Plan a recipe, or numbers alone; hours and money of a described machine, if one is given.
+def plan(
+    source: "Recipe | Mapping[str, Any] | str | Path | Numbers",
+    *,
+    machine: Machine | None = None,
+    calibration: bool = True,
+    clock: Clock = time.perf_counter,
+) -> Planned:
+    """Plan a recipe, or numbers alone; for a described machine, or for this one, on which short models are measured.
+
+    The measurement takes at most about 30 seconds, and loads no weights; `calibration` False leaves it, and the hours,
+    out; `clock` is what it measures by (`time.process_time` where others use the machine too).
 
     Raises what `load_recipe` and the reading of the recipe's text and configs raise.
     """
     if isinstance(source, Numbers):
-        facts, form = _facts_of_numbers(source), Form(name="threshold", codec="threshold")
+        facts = _facts_of_numbers(source)
+        made = plan_of(
+            facts,
+            form=Form(name="threshold", codec="threshold"),
+            machine=machine,
+            pace=described(machine, facts) if machine is not None else None,
+            step=bare_step(facts.number_bytes) if facts.students else None,
+            memory_bytes=machine.device.memory_bytes if machine is not None else None,
+        )
     else:
         recipe = source if isinstance(source, Recipe) else load_recipe(source)
-        facts, form = facts_of(recipe), form_of(recipe)
-    pace = described(machine, facts) if machine is not None else None
-    made = plan_of(facts, form=form, machine=machine, pace=pace)
+        made = _of_recipe(recipe, machine=machine, clock=clock if calibration else None)
     return Planned(plan=made, advice=advise(made))
+
+
+def _of_recipe(recipe: Recipe, *, machine: Machine | None, clock: Clock | None) -> Plan:
+    known, form = known_of(recipe), form_of(recipe)
+    if machine is not None:
+        dtype = {"float32": torch.float32, "float64": torch.float64}.get(recipe.training.precision, torch.bfloat16)
+        step = step_of(recipe, known, dtype=dtype, on_host=False)
+        return plan_of(
+            known.facts, form=form, machine=machine, pace=described(machine, known.facts), step=step,
+            memory_bytes=machine.device.memory_bytes,
+        )  # fmt: skip
+    training = recipe.training
+    compute = choose_compute_path(training.precision, device=training.device, threads=training.threads)
+    facts = replace(known.facts, number_bytes=compute.weight_dtype.itemsize)
+    step = step_of(recipe, known, dtype=compute.weight_dtype, on_host=compute.device == "cpu")
+    memory_bytes = memory_here(compute.device)
+    pace = _measured(recipe, known, compute, memory_bytes=memory_bytes, clock=clock) if clock is not None else None
+    return plan_of(facts, form=form, pace=pace, step=step, memory_bytes=memory_bytes)
+
+
+def _measured(recipe: Recipe, known: Known, compute: ComputePath, *, memory_bytes: float | None, clock: Clock) -> Pace:
+    """Of this machine: from steps of short models, or where these are too large for it from bare products."""
+    models = Models(
+        facts=known.facts,
+        students=known.students,
+        teacher=known.teacher,
+        n_vocabulary=known.n_vocabulary,
+        positions_per_token=known.positions_per_token,
+    )
+    rate = product_rate(
+        precision=str(compute.weight_dtype).removeprefix("torch."), device=compute.device, threads=compute.threads
+    )
+    n_tokens = tokens_of_a_step(models, rate=rate, memory_bytes=memory_bytes)
+    if not n_tokens:
+        console.note("NOT_MEASURED", "even short models of this recipe take too long or too much to be measured here; "
+                     "the hours follow from bare products, right within a factor of about two")  # fmt: skip
+        return here(known.facts, rate=rate)
+    return calibrate(recipe, models, compute=compute, n_tokens=n_tokens, clock=clock)
 
 
 def described_machine(

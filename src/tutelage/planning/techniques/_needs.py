@@ -3,6 +3,7 @@
 from tutelage.planning.facts import Facts
 
 _NO_WEIGHTS = "needs the teacher's whole distribution, and this teacher is behind an endpoint"
+_SEVERAL = "needs one teacher, and the recipe averages several"
 _NO_TEACHER = "needs a teacher, and the recipe has none"
 
 
@@ -15,4 +16,13 @@ def weights(facts: Facts) -> str:
 
 def a_teacher(facts: Facts) -> str:
     """Why a technique that asks for text cannot be done, "" when it can."""
+    if facts.members > 1:
+        return f"{_SEVERAL}; several that write are named in teacher.writers"
     return _NO_TEACHER if facts.teacher is None and facts.endpoint is None else ""
+
+
+def one_teacher(facts: Facts) -> str:
+    """Why a technique whose teacher is one model cannot be done, "" when it can."""
+    if reason := weights(facts):
+        return reason
+    return _SEVERAL if facts.members > 1 else ""

@@ -1,7 +1,8 @@
 """Soft labels from a teacher cache: the teacher is asked once, whatever the epochs and the number of runs."""
 
+from tutelage.cache.calibrate import SAMPLE_LEAST, SAMPLE_MOST, SAMPLE_SHARE
 from tutelage.planning.facts import Facts
-from tutelage.planning.techniques._needs import weights as impossible
+from tutelage.planning.techniques._needs import one_teacher
 from tutelage.planning.techniques._recipe import Tree, taught, with_teacher
 from tutelage.planning.work import Place, Work
 
@@ -17,7 +18,19 @@ def work(facts: Facts) -> Work:
         student_training=text.trained,
         teacher_forward=text.unique + text.held_out,
         stored=text.learned * facts.draws,
+        sampled=_sample(text.unique) + _sample(text.held_out),
     )
+
+
+def _sample(n: float) -> float:
+    """Of so many tokens those that `label` asks about first, to fit the codec."""
+    return min(n, max(SAMPLE_LEAST, min(SAMPLE_SHARE * n, SAMPLE_MOST)))
+
+
+def impossible(facts: Facts) -> str:
+    """`label` asks one teacher; the caches of several are merged."""
+    reason = one_teacher(facts)
+    return f"{reason}; label each by itself, then tutelage cache merge" if reason and facts.members > 1 else reason
 
 
 def recipe(base: Tree, place: Place) -> Tree:

@@ -1,7 +1,7 @@
 """Co-distillation: the teacher learns from the text in the same steps, and teaches what it knows so far."""
 
 from tutelage.planning.facts import Facts
-from tutelage.planning.techniques._needs import weights as impossible
+from tutelage.planning.techniques._needs import one_teacher as impossible
 from tutelage.planning.techniques._recipe import Tree, taught, with_teacher
 from tutelage.planning.work import Place, Work
 

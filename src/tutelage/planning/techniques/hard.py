@@ -16,7 +16,8 @@ _PROMPT_TOKENS = 64
 
 def work(facts: Facts) -> Work:
     """As much text as the data hold, each begun by the data and gone on with by the teacher."""
-    prompt = facts.prompt_share * facts.text.unique
+    written = facts.text.written_share
+    prompt = (facts.prompt_share if written is None else 1.0 - written) * facts.text.unique
     return Work(student_training=facts.text.trained, prompt=prompt, answer=facts.text.unique - prompt)
 
 

@@ -6,11 +6,11 @@ import torch
 
 from tutelage.cache.codec import Budget
 from tutelage.errors import ConfigError
-from tutelage.models import load, student, vocabulary
+from tutelage.models import load, student, vocabulary, width
 from tutelage.planning.facts import Endpoint, Facts, Text
 from tutelage.planning.flops import Size, size_of, size_of_model
 from tutelage.planning.storage import Form
-from tutelage.recipe import Recipe
+from tutelage.recipe import Layers, Recipe
 from tutelage.recipe import Student as StudentSection
 from tutelage.recipe.sections import Cache
 from tutelage.training import teachers
@@ -90,13 +90,22 @@ def _student_size(section: StudentSection, *, name: str, teacher: Any, n_vocabul
         with torch.device("meta"):
             made = student.from_config(section.config, base=teacher, n_vocabulary=n_vocabulary, seed=0, name=name)
         return size_of_model(made, n_vocabulary=n_vocabulary)
-    assert section.layers is not None, "recipe rules: a student is a model, a config or layers"
-    layers = section.layers
+    assert section.copies_teacher, "recipe rules: a student is a model, a config or a copy of the teacher"
+    copied = _with_layers(teacher, section.layers)
+    if section.width is not None:
+        copied = width.narrow_config(copied, width.wanted_sizes(copied, **section.width.model_dump()))
+    return size_of(copied, n_vocabulary=n_vocabulary)
+
+
+def _with_layers(teacher: Any, layers: Layers | None) -> Any:
+    """The teacher's config with as many layers as the student keeps."""
+    if layers is None:
+        return teacher
     n_layers = len(layers.listed) if layers.listed is not None else layers.evenly or layers.important
     values = teacher.to_dict()
     if isinstance(values.get("layer_types"), list):
         values["layer_types"] = values["layer_types"][:n_layers]
-    return size_of(type(teacher).from_dict({**values, "num_hidden_layers": n_layers}), n_vocabulary=n_vocabulary)
+    return type(teacher).from_dict({**values, "num_hidden_layers": n_layers})
 
 
 def _endpoint(recipe: Recipe) -> Endpoint | None:

@@ -43,6 +43,13 @@ def layers(value: Any) -> Any:
     return {"listed": value} if isinstance(value, list | tuple) else value
 
 
+def width(value: Any) -> Any:
+    """`0.5` is that share of channels, neurons and heads."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return {"hidden": value, "mlp": value, "heads": value}
+    return value
+
+
 def globs(value: Any) -> Any:
     """One pattern is a list of one."""
     return [value] if isinstance(value, str) else value
@@ -229,7 +236,7 @@ def _teacher(value: Any) -> Any:
 
 def _student(value: Any) -> Any:
     value = student(value)
-    return _each(value, layers=layers, loss=_loss) if isinstance(value, dict) else value
+    return _each(value, layers=layers, width=width, loss=_loss) if isinstance(value, dict) else value
 
 
 def _loss(value: Any) -> Any:

@@ -13,6 +13,7 @@ from rich.console import Group
 
 from tutelage import console, io, roles
 from tutelage.errors import ConfigError, Stopped, TutelageError
+from tutelage.models import save
 from tutelage.planning import contest as contests
 from tutelage.planning import show as words
 from tutelage.planning.contest import Arm, Contest
@@ -33,7 +34,7 @@ from tutelage.verbs.generate import generate
 from tutelage.verbs.label import label
 from tutelage.verbs.train import train
 
-_BASE, _LAYERS, _RESULT = "recipe.yaml", "layers.json", "comparison"
+_BASE, _LAYERS, _START, _RESULT = "recipe.yaml", "layers.json", "start", "comparison"
 _LEFT_BY_US = (".lock", ".owner.json")  # of a call that was killed before it kept the recipe
 
 
@@ -146,7 +147,7 @@ def _contest(
     base: Recipe, facts: Facts, *, pace: Pace, folder: Path, names: Sequence[str], seeds: int, tokens: int | None,
     hours: float | None, equal_compute: bool,
 ) -> Contest:  # fmt: skip
-    tree = contests.base_of(base, layers=_layers(base, folder))
+    tree = contests.base_of(base, start=_start(base, folder))
     place = Place(
         cache=str((folder / "teacher-cache").absolute()),
         answers=str((folder / "answers").absolute()),
@@ -162,10 +163,29 @@ def _contest(
     return of(tokens) if hours is None else contests.within(hours, of, pace=pace, step=base.training.batch_tokens)
 
 
-def _layers(base: Recipe, folder: Path) -> list[int] | None:
-    """The layers that every run's student keeps, where the recipe has them chosen by importance: chosen once."""
-    if base.student is None or base.student.layers is None or base.student.layers.important is None:
+def _start(base: Recipe, folder: Path) -> dict[str, Any] | None:
+    """What every run's student is made of, where the recipe measures it on the training data: measured once."""
+    section = base.student
+    if section is None:
         return None
+    if section.width is not None:
+        return {"model": str(_narrow_model(base, folder))}
+    if section.layers is None or section.layers.important is None:
+        return None
+    return {"layers": {"listed": _layers(base, folder)}}
+
+
+def _narrow_model(base: Recipe, folder: Path) -> Path:
+    """The start of a student that is narrower than its teacher, as a model folder."""
+    path = folder / _START
+    if not path.is_dir():
+        prepared = prepare(base, memory=InMemory())
+        save.save_model(prepared.students[roles.STUDENT], prepared.tokenizer, path)
+    return path.absolute()
+
+
+def _layers(base: Recipe, folder: Path) -> list[int]:
+    """The layers that every run's student keeps, chosen by importance once."""
     path = folder / _LAYERS
     if not path.is_file():
         chosen = prepare(base, memory=InMemory()).layers[roles.STUDENT]

@@ -1,11 +1,15 @@
 """Students made of the teacher in other ways than by its layers alone: trained, stopped, resumed, saved, planned."""
 
+import copy
 import json
 import os
 import signal
 from pathlib import Path
 
 import pytest
+import torch
+from peft import PeftModel
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 import tutelage
@@ -19,13 +23,17 @@ from tutelage.verbs.compare import _start
 STUDENTS = {
     "narrow": {"width": {"hidden": 8, "mlp": 24}},
     "both": {"layers": {"evenly": 2}, "width": {"hidden": 8, "heads": 1, "key_value_heads": 1}},
+    "mixed": {"layers": {"evenly": 1}, "init": 0.3},
+    "dora": {"layers": {"evenly": 2}, "lora": {"rank": 2, "dora": True, "targets": ["q_proj", "up_proj"]}},
 }
+NARROW = ["both", "narrow"]
 
 
 @pytest.fixture(scope="module")
 def path(base: Path, tmp_path_factory) -> Path:
     file = tmp_path_factory.mktemp("students") / "students.yaml"
-    file.write_text(json.dumps(recipe(base, student=None, students=STUDENTS)))
+    lora = {"lora": {"model": str(base / "teacher"), "lora": 4}}
+    file.write_text(json.dumps(recipe(base, student=None, students={**STUDENTS, **lora})))
     return file
 
 
@@ -51,6 +59,39 @@ def test_a_plan_knows_how_large_they_will_be(whole, path):
     for name, size in planned.items():
         saved = AutoModelForCausalLM.from_pretrained(whole.path / "models" / name)
         assert size.parameters == saved.num_parameters(), name
+        assert (size.learned is not None) == (name in ("lora", "dora"))
+    everything = planned["lora"].multiplying - planned["lora"].learned
+    assert planned["lora"].learned == 4 * 4 * (16 + 16 + 2 * (16 + 8) + 16 + 16 + 3 * (16 + 32))
+    of_all = 3 * planned["lora"].forward_flops(context=0)
+    assert planned["lora"].training_flops(context=0) == of_all - 2 * everything
+    assert "learn" in str(tutelage.plan(path))
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft 0.21 asks transformers 5
+def test_adapters_are_saved_merged_and_where_their_base_has_a_name_also_alone(whole, base):
+    assert sorted(folder.name for folder in (whole.path / "models").iterdir()) == sorted(
+        [*STUDENTS, "lora", "lora-adapter"]
+    )
+    merged = AutoModelForCausalLM.from_pretrained(whole.path / "models" / "lora").eval()
+    assert not any("lora" in name for name in merged.state_dict())
+    plain = AutoModelForCausalLM.from_pretrained(base / "teacher").eval()
+    adapted = PeftModel.from_pretrained(copy.deepcopy(plain), whole.path / "models" / "lora-adapter").eval()
+    assert adapted.peft_config["default"].base_model_name_or_path == str(base / "teacher")
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        found, expected, before = (model(ids).logits for model in (adapted, merged, plain))
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert (before - expected).abs().max() > 1e-2
+
+
+def test_of_a_student_with_adapters_only_these_are_in_a_checkpoint(whole):
+    (last,) = (whole.path / "checkpoints").glob("*/step-000004")
+    with (
+        safe_open(last / "lora.weights.safetensors", "pt") as weights,
+        safe_open(last / "lora.optimizer.safetensors", "pt") as moments,
+    ):
+        assert all(".lora_" in name for name in (*weights.keys(), *moments.keys()))
+        assert len(weights.keys()) == 4 * 7 * 2
 
 
 def killed_after_the_second_step() -> None:
@@ -68,10 +109,20 @@ def test_one_that_was_stopped_ends_in_the_same_bits_without_measuring_again(path
     pid = command_in_fork("train", path, "--run-dir", run, log=tmp_path / "log", before=killed_after_the_second_step)
     assert wait(pid) == -signal.SIGKILL
     provenance = json.loads((run / "provenance.json").read_text())
-    assert provenance["widths"].keys() == STUDENTS.keys()
+    assert sorted(provenance["widths"]) == NARROW
     tutelage.train(path, run_dir=run)
     assert_same_outcome(run, whole.path)
     assert os.readlink(run / "student") == os.readlink(whole.path / "student")
+
+
+def test_doctor_says_how_large_a_student_will_be_or_why_it_cannot_be_made(path, base):
+    report = tutelage.doctor(load_recipe(path), measured=False)
+    assert report.ok
+    assert report.facts["narrow, as it will be made"].keys() == {"parameters"}
+    assert report.facts["lora, as it will be made"].keys() == {"parameters", "of adapters, which alone learn"}
+    impossible = load_recipe(recipe(base, student={"width": {"hidden": 17}}))
+    (finding,) = [f for f in tutelage.doctor(impossible, measured=False).findings if f.level == "error"]
+    assert finding.code == "WIDTH" and "the teacher has 16; give 1 to 16" in finding.message
 
 
 def test_every_run_of_a_comparison_starts_from_one_narrow_model(base, tmp_path):
@@ -91,6 +142,10 @@ def test_every_run_of_a_comparison_starts_from_one_narrow_model(base, tmp_path):
         ({"width": 0.5, "model": "a/b"}, "student needs exactly one of"),
         ({"width": {"hidden": 1.5}}, "must be a whole number >= 1, or a share of the teacher's in (0, 1), got 1.5"),
         ({"width": {"hiden": 8}}, "hidden"),
+        ({"config": {"hidden_size": 8}, "lora": 4}, "student.lora has no effect with config"),
+        ({"config": {"hidden_size": 8}, "init": 0.5}, "student.init has no effect with config"),
+        ({"layers": 2, "init": 1}, "student.init"),
+        ({"layers": 2, "lora": {"rank": 0}}, "student.lora.rank must be >= 1, got 0"),
     ],
 )
 def test_what_makes_no_narrow_student_is_refused(base, student, said):

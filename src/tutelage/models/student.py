@@ -111,6 +111,21 @@ def _of_values(base: Any, values: dict[str, Any], config: Mapping[str, Any], *, 
         return empty(merged, dtype=torch.float32)
 
 
+@torch.no_grad()
+def partly_random(model: CausalLM, share: float, *, seed: int, name: str = "student") -> CausalLM:
+    """`model` itself, every parameter moved by `share` of the way to what its initialiser draws by the seed.
+
+    w + share * (random - w), as shrink and perturb: Ash and Adams, arXiv:1910.08475.  Share 0 changes nothing, 1 is a
+    model from nothing.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, f"{name} random share"))
+        drawn = dict(empty(copy.deepcopy(model.config), dtype=torch.float32).named_parameters())
+    for key, parameter in model.named_parameters():
+        parameter.lerp_(drawn[key].to(device=parameter.device, dtype=parameter.dtype), share)
+    return model
+
+
 def _stretched(pattern: list[Any], n: int) -> list[Any]:
     """The first n entries of a repeating pattern of layer kinds."""
     return [pattern[i % len(pattern)] for i in range(n)]

@@ -1,20 +1,23 @@
 """A recipe's facts: its text, tokenised once as training would, and its models' sizes, from their configs alone."""
 
+from dataclasses import replace
 from typing import Any  # configs of transformers are untyped
 
 import torch
+from transformers import AutoModelForCausalLM
 
 from tutelage.cache.codec import Budget
 from tutelage.errors import ConfigError
-from tutelage.models import load, student, vocabulary, width
+from tutelage.models import adapters, load, student, vocabulary, width
 from tutelage.planning.facts import Endpoint, Facts, Text
-from tutelage.planning.flops import Size, size_of, size_of_model
+from tutelage.planning.flops import Size, size_of
 from tutelage.planning.storage import Form
 from tutelage.recipe import Layers, Recipe
 from tutelage.recipe import Student as StudentSection
 from tutelage.recipe.sections import Cache
 from tutelage.training import teachers
 from tutelage.training.corpus import Corpus
+from tutelage.training.starts import adapter_of
 
 _USD_PER = 1e6  # prices are for a million tokens
 
@@ -26,16 +29,26 @@ def facts_of(recipe: Recipe) -> Facts:
     teacher = _teacher_config(recipe)
     return Facts(
         text=_text(recipe, Corpus(recipe, tokenizer, examples={})),
-        students={
-            name: _student_size(learner.section, name=name, teacher=teacher, n_vocabulary=n_vocabulary)
-            for name, learner in recipe.learners.items()
-        },
+        students=_sizes(recipe, teacher, n_vocabulary=n_vocabulary),
         teacher=size_of(teacher, n_vocabulary=n_vocabulary) if teacher is not None else None,
         endpoint=_endpoint(recipe) if teacher is None else None,
         teacher_is_new=recipe.teacher is not None and recipe.teacher.config is not None,
         number_bytes={"float32": 4, "float64": 8}.get(recipe.training.precision, 2),
         draws=(recipe.cache.draws or 1) if recipe.cache is not None else 1,
     )
+
+
+def student_sizes(recipe: Recipe) -> dict[str, Size]:
+    """How large each student will be, by the configs alone; ConfigError where one cannot be made."""
+    n_vocabulary = vocabulary.real_vocabulary(teachers.tokenizer_of(recipe))
+    return _sizes(recipe, _teacher_config(recipe), n_vocabulary=n_vocabulary)
+
+
+def _sizes(recipe: Recipe, teacher: Any, *, n_vocabulary: int) -> dict[str, Size]:
+    return {
+        name: _student_size(learner.section, name=name, teacher=teacher, n_vocabulary=n_vocabulary)
+        for name, learner in recipe.learners.items()
+    }
 
 
 def form_of(recipe: Recipe) -> Form:
@@ -82,19 +95,30 @@ def _teacher_config(recipe: Recipe) -> Any:
 
 
 def _student_size(section: StudentSection, *, name: str, teacher: Any, n_vocabulary: int) -> Size:
+    config = _student_config(section, name=name, teacher=teacher, n_vocabulary=n_vocabulary)
+    size = size_of(config, n_vocabulary=n_vocabulary)
+    if section.lora is None:
+        return size
+    with torch.device("meta"):
+        n_learned = adapters.n_learned(AutoModelForCausalLM.from_config(config), adapter_of(section.lora))
+    return replace(size, multiplying=size.multiplying + n_learned, learned=n_learned)
+
+
+def _student_config(section: StudentSection, *, name: str, teacher: Any, n_vocabulary: int) -> Any:
+    """What config the student will have, adapters aside."""
     if section.model is not None:
-        return size_of(load.load_config(section.model, revision=section.revision), n_vocabulary=n_vocabulary)
+        return load.load_config(section.model, revision=section.revision)
     if teacher is None:
         raise ConfigError("CONFIG", f"{name}: a model in memory has no size that a recipe tells; name it by a folder")
     if section.config is not None:
         with torch.device("meta"):
             made = student.from_config(section.config, base=teacher, n_vocabulary=n_vocabulary, seed=0, name=name)
-        return size_of_model(made, n_vocabulary=n_vocabulary)
+        return made.config
     assert section.copies_teacher, "recipe rules: a student is a model, a config or a copy of the teacher"
     copied = _with_layers(teacher, section.layers)
     if section.width is not None:
         copied = width.narrow_config(copied, width.wanted_sizes(copied, **section.width.model_dump()))
-    return size_of(copied, n_vocabulary=n_vocabulary)
+    return copied
 
 
 def _with_layers(teacher: Any, layers: Layers | None) -> Any:

@@ -109,6 +109,27 @@ class Width(Section):
     )
 
 
+class Init(Section):
+    """What is done to the start weights before they train.  Short form: the random share."""
+
+    random: float = Field(
+        gt=0, lt=1, description="every weight goes so much of the way to a random one, drawn by training.seed"
+    )
+
+
+class Lora(Section):
+    """Low-rank adapters beside weights that stay as they are (needs tutelage[lora]).  Short form: the rank."""
+
+    rank: Count = Field(default=16, description="of each layer's adapter")
+    alpha: float | None = Field(
+        default=None, gt=0, description="what an adapter adds is multiplied by alpha / rank; null: twice the rank"
+    )
+    targets: Literal["all-linear"] | Annotated[tuple[str, ...], Listed, Field(min_length=1)] = Field(
+        default="all-linear", description="names of the layers that get one, such as [q_proj, v_proj]"
+    )
+    dora: bool = Field(default=False, description="learn the norm of each row too (DoRA)")
+
+
 class Student(Section):
     """The model that learns: exactly one of `layers` (or `width`, or both), `model`, `config`.  Short form: a model."""
 
@@ -122,6 +143,12 @@ class Student(Section):
         default=None, description="hub id, folder or GGUF file with the teacher's tokenizer"
     )
     revision: str | None = Field(default=None, description="commit, tag or branch of a hub id; null: its main branch")
+    init: Annotated[Init, BeforeValidator(short.init, json_schema_input_type=float | Init)] | None = Field(
+        default=None, description="start between its weights and random ones; null: as they are"
+    )
+    lora: Annotated[Lora, BeforeValidator(short.lora, json_schema_input_type=int | bool | Lora)] | None = Field(
+        default=None, description="train adapters alone; null: every weight"
+    )
     config: dict[str, JsonValue] | None = Field(
         default=None,
         min_length=1,

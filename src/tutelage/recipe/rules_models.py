@@ -125,6 +125,9 @@ def _one_student(student: Tree, path: Path) -> Iterator[Problem]:
     width = student.get("width")
     if isinstance(width, dict) and not any(value is not None for value in width.values()):
         yield Problem((*path, "width"), "names nothing to narrow; give hidden, mlp, heads or key_value_heads")
+    if student.get("config") is not None:
+        for name in given_in(student, "init", "lora"):
+            yield dead((*path, name), "with config: its weights are random, and all of them have to learn")
     model = student.get("model")
     if student.get("revision") is not None and not (isinstance(model, str) and not is_local(model)):
         yield dead((*path, "revision"), f"without a hub id in {dotted((*path, 'model'))}")

@@ -10,10 +10,10 @@ from torch import nn
 
 from tutelage import console
 from tutelage.errors import ConfigError
-from tutelage.models import load, student
+from tutelage.models import adapters, load, student
 from tutelage.models.cast import cast
 from tutelage.models.width import Kept, narrowed, wanted_sizes
-from tutelage.recipe import Layers, Recipe, Width
+from tutelage.recipe import Layers, Lora, Recipe, Width
 from tutelage.recipe import Student as StudentSection
 from tutelage.training import teachers, widths
 from tutelage.training.importance import LayerChoice, choose_layers
@@ -62,7 +62,20 @@ def start_of(makers: Makers, name: str, *, measured: Mapping[str, Any]) -> Start
         narrow = narrowed(model, kept)
         console.say(f"{name}: {_size(model)} parameters narrowed to {_size(narrow)}")
         model = narrow
+    seed = makers.recipe.training.seed
+    if section.init is not None:
+        model = student.partly_random(model, section.init.random, seed=seed, name=name)
+    if section.lora is not None:
+        model = adapters.adapted(model, adapter_of(section.lora), seed=seed, name=name)
+        n_learned = sum(p.numel() for p in adapters.learned_parameters(model).values())
+        console.say(f"{name}: {n_learned:,} of {_size(model)} parameters are trained (rank {section.lora.rank})")
     return Start(model=model.eval(), layers=choice, width=kept)
+
+
+def adapter_of(section: Lora) -> adapters.Adapter:
+    """What a recipe says of adapters."""
+    alpha = section.alpha if section.alpha is not None else 2.0 * section.rank
+    return adapters.Adapter(rank=section.rank, alpha=alpha, targets=section.targets, dora=section.dora)
 
 
 def wide(model: CausalLM, compute: ComputePath) -> CausalLM:

@@ -21,6 +21,7 @@ from tests.mutants.mutant import Mutant
 from tests.mutants.planning import PLANNING
 from tests.mutants.reports import REPORTS
 from tests.mutants.stored_targets import COMPILED_SAMPLED, STORED_TARGETS
+from tests.mutants.students import MADE
 from tests.mutants.training import LOOP, STEP
 from tests.mutants.verbs import RUNS
 
@@ -48,4 +49,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *PLANNING,
     *RUNS,
     *REPORTS,
+    *MADE,
 )

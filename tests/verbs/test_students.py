@@ -22,18 +22,21 @@ from tutelage.verbs.compare import _start
 
 STUDENTS = {
     "narrow": {"width": {"hidden": 8, "mlp": 24}},
-    "both": {"layers": {"evenly": 2}, "width": {"hidden": 8, "heads": 1, "key_value_heads": 1}},
-    "mixed": {"layers": {"evenly": 1}, "init": 0.3},
-    "dora": {"layers": {"evenly": 2}, "lora": {"rank": 2, "dora": True, "targets": ["q_proj", "up_proj"]}},
+    "both": {"layers": {"evenly": 2}, "width": {"hidden": 8, "heads": 1, "key_value_heads": 1}, "init": 0.3},
 }
+DORA = {"init": {"random": 0.1}, "lora": {"rank": 2, "dora": True, "targets": ["q_proj", "up_proj"]}}
 NARROW = ["both", "narrow"]
 
 
 @pytest.fixture(scope="module")
 def path(base: Path, tmp_path_factory) -> Path:
     file = tmp_path_factory.mktemp("students") / "students.yaml"
-    lora = {"lora": {"model": str(base / "teacher"), "lora": 4}}
-    file.write_text(json.dumps(recipe(base, student=None, students={**STUDENTS, **lora})))
+    teacher = str(base / "teacher")
+    named = {"lora": {"model": teacher, "lora": 4}, "dora": {"model": teacher, **DORA}}
+    whole = recipe(base, student=None, students={**STUDENTS, **named})
+    whole["data"]["held_out"] = None
+    whole["training"]["steps"] = 3
+    file.write_text(json.dumps(whole))
     return file
 
 
@@ -69,9 +72,8 @@ def test_a_plan_knows_how_large_they_will_be(whole, path):
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft 0.21 asks transformers 5
 def test_adapters_are_saved_merged_and_where_their_base_has_a_name_also_alone(whole, base):
-    assert sorted(folder.name for folder in (whole.path / "models").iterdir()) == sorted(
-        [*STUDENTS, "lora", "lora-adapter"]
-    )
+    found = {folder.name for folder in (whole.path / "models").iterdir()}
+    assert found == {*STUDENTS, "lora", "lora-adapter", "dora"}  # that of dora belongs to weights that nobody else has
     merged = AutoModelForCausalLM.from_pretrained(whole.path / "models" / "lora").eval()
     assert not any("lora" in name for name in merged.state_dict())
     plain = AutoModelForCausalLM.from_pretrained(base / "teacher").eval()
@@ -85,7 +87,7 @@ def test_adapters_are_saved_merged_and_where_their_base_has_a_name_also_alone(wh
 
 
 def test_of_a_student_with_adapters_only_these_are_in_a_checkpoint(whole):
-    (last,) = (whole.path / "checkpoints").glob("*/step-000004")
+    (last,) = (whole.path / "checkpoints").glob("*/step-000003")
     with (
         safe_open(last / "lora.weights.safetensors", "pt") as weights,
         safe_open(last / "lora.optimizer.safetensors", "pt") as moments,
@@ -94,11 +96,11 @@ def test_of_a_student_with_adapters_only_these_are_in_a_checkpoint(whole):
         assert len(weights.keys()) == 4 * 7 * 2
 
 
-def killed_after_the_second_step() -> None:
+def killed_after_the_first_step() -> None:
     """In a process that is a fork of the tests'."""
 
     def die_there(operation) -> None:
-        if "step-000003" in str(operation.path):
+        if "step-000002" in str(operation.path):
             os.kill(os.getpid(), signal.SIGKILL)
 
     io.FAULTS = die_there
@@ -106,7 +108,7 @@ def killed_after_the_second_step() -> None:
 
 def test_one_that_was_stopped_ends_in_the_same_bits_without_measuring_again(path, whole, tmp_path):
     run = tmp_path / "run"
-    pid = command_in_fork("train", path, "--run-dir", run, log=tmp_path / "log", before=killed_after_the_second_step)
+    pid = command_in_fork("train", path, "--run-dir", run, log=tmp_path / "log", before=killed_after_the_first_step)
     assert wait(pid) == -signal.SIGKILL
     provenance = json.loads((run / "provenance.json").read_text())
     assert sorted(provenance["widths"]) == NARROW

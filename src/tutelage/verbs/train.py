@@ -82,9 +82,15 @@ class Run:
         student = self.directory.student
         lines += [
             f"student: {student}  (transformers: AutoModelForCausalLM.from_pretrained)",
+            *self._adapters(),
             f'next:    tutelage show {self.path} "any beginning of a text"',
         ]
         return "\n".join(lines)
+
+    def _adapters(self) -> list[str]:
+        """Where a student's adapters lie alone."""
+        folder = self.directory.model(f"{self.summary['student']}-adapter")
+        return [f"adapter: {folder}  (peft: PeftModel.from_pretrained)"] if folder.is_dir() else []
 
     def _repr_html_(self) -> str:
         measured = self.evaluation()
@@ -267,9 +273,11 @@ def _train(prepared: Prepared, started: Started, members: Sequence[Member], *, n
 
 
 def _save_adapter(prepared: Prepared, name: str, weights: Mapping[str, Tensor], *, run: RunDirectory) -> None:
-    """The adapters alone, beside the merged model, where the model that they belong to has a name."""
+    """The adapters alone, beside the merged model, where what they belong to is a model that has a name."""
     learner = prepared.recipe.learners.get(name)
     if learner is None or learner.section.lora is None or learner.section.model is None:
+        return
+    if learner.section.init is not None:  # they belong to weights that nobody else has
         return
     base, revision = learner.section.model, learner.section.revision
     adapters.save_adapter(_trained(prepared, name, weights), run.model(f"{name}-adapter"), base=base, revision=revision)

@@ -1,6 +1,7 @@
 """Adapters learn beside weights that stay, and are merged into a plain model that computes the same."""
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -110,6 +111,24 @@ def test_a_target_that_is_no_layer_is_refused_with_those_that_are():
         ConfigError, match=r"'qproj' is no linear layer of LlamaForCausalLM; it has down_proj, gate_proj"
     ):
         adapted(tiny.llama(), Adapter(rank=2, alpha=2.0, targets=("qproj",)), seed=0)
+
+
+def test_without_peft_the_error_names_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ConfigError, match=r'run: pip install "tutelage\[lora\]"') as caught:
+        adapted(tiny.llama(), FEW, seed=0)
+    assert caught.value.code == "MISSING_EXTRA"
+
+
+def test_gradient_checkpointing_changes_no_gradient_of_an_adapter():
+    gradients = []
+    for checkpointing in (False, True):
+        model = adapted(tiny.llama(), FEW, seed=0)
+        if checkpointing:
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        model.train()(IDS).logits.square().sum().backward()
+        gradients.append({name: p.grad for name, p in learned_parameters(model).items()})
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
 
 
 @torch.no_grad()

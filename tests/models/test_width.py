@@ -125,6 +125,11 @@ def test_keeping_everything_is_the_teacher_bitwise(kind):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in wide.modules())
 
 
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma2"])
+def test_a_model_is_understood_alike_in_bfloat16(kind):
+    assert anatomy_of(made(kind).bfloat16()) == anatomy_of(made(kind))
+
+
 @torch.no_grad()
 def test_the_importance_of_a_head_is_the_size_of_what_it_adds():
     wide, batch = made("llama").eval(), tiny.batch(seed=5)

@@ -18,7 +18,9 @@ from tutelage import io
 from tutelage.errors import ConfigError
 from tutelage.planning import contest
 from tutelage.recipe import load_recipe
+from tutelage.rundir import RunDirectory
 from tutelage.verbs.compare import _start
+from tutelage.verbs.fork import require_same_models
 
 STUDENTS = {
     "narrow": {"width": {"hidden": 8, "mlp": 24}},
@@ -135,6 +137,27 @@ def test_every_run_of_a_comparison_starts_from_one_narrow_model(base, tmp_path):
     (tmp_path / "start" / "config.json").write_text("{}")
     assert _start(checked, tmp_path) == start  # found again, not made again
     assert (tmp_path / "start" / "config.json").read_text() == "{}"
+
+
+def test_a_fork_of_a_student_with_adapters_is_refused_with_the_way_out(whole, path):
+    with pytest.raises(ConfigError, match="start from the model that .* saved: student.model=.*models/lora"):
+        require_same_models(RunDirectory(whole.path), load_recipe(path))
+
+
+@pytest.mark.parametrize(
+    ("teacher", "said"),
+    [
+        ({"cache": "there"}, "teacher.model is missing: student.width copies layers of the teacher, and a cache holds"),
+        ({"ensemble": ["a/b", "a/c"]}, "student.width copies layers of one teacher, and there are several"),
+        (None, "teacher is missing: "),
+    ],
+)
+def test_a_narrow_student_needs_the_weights_of_one_teacher(base, teacher, said):
+    tree = {**recipe(base, student={"width": 0.5}), "teacher": teacher}
+    if teacher and "ensemble" in teacher:
+        tree["teacher"] = {"ensemble": [{"model": one} for one in teacher["ensemble"]]}
+    with pytest.raises(ConfigError, match=said):
+        load_recipe({name: value for name, value in tree.items() if value is not None})
 
 
 @pytest.mark.parametrize(

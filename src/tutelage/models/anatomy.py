@@ -133,9 +133,9 @@ def _norm_kind(norm: nn.Module) -> str | None:
     weight_D: torch.Tensor = norm.weight  # type: ignore[assignment]  # a parameter: `anatomy_of` has just seen it
     n_channels = weight_D.shape[0]
     x_D = torch.linspace(-1.0, 2.0, n_channels, device=weight_D.device, dtype=weight_D.dtype)
-    found_D = norm(x_D[None])[0].double().cpu()
-    unit_D = x_D.double().cpu() / x_D.double().square().mean().sqrt().cpu()
-    for name, factor_D in (("weight", weight_D.double().cpu()), ("1 + weight", 1.0 + weight_D.double().cpu())):
+    found_D, wide_D, factor_of_D = (t.cpu().double() for t in (norm(x_D[None])[0], x_D, weight_D))
+    unit_D = wide_D / wide_D.square().mean().sqrt()
+    for name, factor_D in (("weight", factor_of_D), ("1 + weight", 1.0 + factor_of_D)):
         expected_D = unit_D * factor_D
         if (found_D - expected_D).abs().max() <= 2e-2 * expected_D.abs().max().clamp(min=1e-6):
             return name
@@ -146,8 +146,8 @@ def _scales(embedding: nn.Module, n_channels: int, who: str) -> bool:
     """Whether the embedding is multiplied by the root of the hidden size; ConfigError[WIDTH] for another factor."""
     weight: torch.Tensor = embedding.weight  # type: ignore[assignment]  # of an nn.Embedding
     row = int(weight[:64].abs().sum(-1).argmax())
-    looked_up = embedding(torch.tensor([row], device=weight.device))[0].double()
-    factor = float(looked_up.norm() / weight[row].double().norm())
+    looked_up = embedding(torch.tensor([row], device=weight.device))[0].cpu().double()
+    factor = float(looked_up.norm() / weight[row].cpu().double().norm())
     for scale, is_scaled in ((1.0, False), (n_channels**0.5, True)):
         if abs(factor - scale) <= 1e-2 * scale:
             return is_scaled

@@ -109,7 +109,7 @@ def _copied(
     """The teacher with the layers that the recipe keeps: all of them where it narrows alone."""
     assert makers.teacher is not None, "recipe rules: a copy needs a teacher"
     if section.layers is None:
-        return copy.deepcopy(makers.teacher).requires_grad_(True), None
+        return copy.deepcopy(makers.teacher), None
     layers, choice = _layers(makers, section.layers, makers.teacher, measured=measured)
     return student.from_layers(makers.teacher, layers), choice
 

@@ -265,7 +265,7 @@ def test_an_override_of_the_kind_takes_its_defaults_along() -> None:
         ("loss.3.weight=1", "loss[3].weight cannot be set: there is no [3]: the list has 1"),
         ("control.x=1", "control.x cannot be set: x does not fit: there stands a bool"),
         ("training.tokens=abc", "training.tokens must be a whole number >= 1, got 'abc'"),
-        ("student.layers=", "student needs exactly one of layers, model, config"),
+        ("student.layers=", "student needs exactly one of layers, width, model, config"),
     ],
 )
 def test_a_wrong_override_is_listed_like_any_mistake(override: str, message: str) -> None:

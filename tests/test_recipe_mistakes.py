@@ -35,7 +35,7 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ),
     (training(learning_rate="1e-3"), "training.learning_rate must be a number > 0, got '1e-3'"),
     (training(betas=[0.9]), "training.betas[1] is missing"),
-    ({"student": 3}, "student must be a mapping with layers, model, revision, config, got 3"),
+    ({"student": 3}, "student must be a mapping with layers, width, model, revision, init, lora, config, got 3"),
     (
         {"teacher": ["a"]},
         "teacher must be a mapping with model, cache, api, writers, answers, terms, revision, dtype, device, ensemble, "
@@ -117,7 +117,7 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ),
     (training(steps=3), "training needs exactly one of tokens, steps, epochs; found tokens and steps"),
     ({"teacher": {}}, "teacher needs exactly one of model, ensemble, config; found none"),
-    ({"student": {}}, "student needs exactly one of layers, model, config; found none"),
+    ({"student": {}}, "student needs exactly one of layers, width, model, config; found none"),
     ({"training": {}}, "training needs exactly one of tokens, steps, epochs; found none"),
     ({"training": {"seed": 3}}, "training needs exactly one of tokens, steps, epochs; found none"),
     (
@@ -182,7 +182,7 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"student": {"layers": 3, "model": "a/b"}},
-        "student needs exactly one of layers, model, config; found layers and model",
+        "student needs exactly one of layers, width, model, config; found layers and model",
     ),
     (
         loss(weight={"schedule": "constant", "start": 1.0, "end": 2.0}),

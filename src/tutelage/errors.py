@@ -53,6 +53,7 @@ CODES: dict[str, str] = {
     "TOKENIZER_MISMATCH": "teacher and student count in different tokens",
     "TEMPLATE_MISMATCH": "teacher and student have different chat templates",
     "DOUBLE_BOS": "a text would begin with two begin-of-sequence tokens",
+    "WIDTH": "a model cannot be narrowed as asked",
     "PACKING": "a model does not keep the documents of a packed row apart",
     "VOCAB_PAD": "the head has rows beyond the tokenizer's vocabulary",
     "EOS_MISMATCH": "teacher and student end on different tokens",

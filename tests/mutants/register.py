@@ -22,6 +22,7 @@ from tests.mutants.planning import PLANNING
 from tests.mutants.reach import REACH
 from tests.mutants.reports import REPORTS
 from tests.mutants.stored_targets import COMPILED_SAMPLED, STORED_TARGETS
+from tests.mutants.students import MADE
 from tests.mutants.training import LOOP, STEP
 from tests.mutants.verbs import RUNS
 
@@ -50,4 +51,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *PLANNING,
     *RUNS,
     *REPORTS,
+    *MADE,
 )

@@ -38,7 +38,7 @@ PACE = Pace(where="here", student_training={"student": 1e-3}, teacher_forward=1e
 
 
 def made(names=ALL, *, equal_compute=True, recipe=RECIPE, **more):
-    base = base_of(load_recipe(recipe), layers=None)
+    base = base_of(load_recipe(recipe), start=None)
     return contest_of(base, FACTS, names=names, seeds=2, place=PLACE, equal_compute=equal_compute, **more)
 
 
@@ -177,7 +177,7 @@ def test_a_technique_that_the_recipe_does_not_allow_says_why():
 
 
 def test_nothing_is_bought_without_a_cap():
-    tree = {**base_of(load_recipe(RECIPE), layers=None), "teacher": {"api": {"base_url": "http://127.0.0.1:1/v1"}}}
+    tree = {**base_of(load_recipe(RECIPE), start=None), "teacher": {"api": {"base_url": "http://127.0.0.1:1/v1"}}}
     with pytest.raises(ConfigError, match="nothing caps it; set generate.budget_usd or"):
         techniques()["hard"].recipe({**tree, "generate": {"budget_usd": None}}, PLACE)
     made = techniques()["hard"].recipe({**tree, "generate": {"max_requests": 9, "max_tokens": 7}}, PLACE)

@@ -36,10 +36,13 @@ class Gradients:
     weight_VD: Tensor | None
     bias_V: Tensor | None
     weight_shape: torch.Size
+    of_head: bool = True  # whether the head learns
 
     @classmethod
     def zero(cls, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> "Gradients":
-        """Before the first group."""
+        """Before the first group; a head that does not learn costs no product."""
+        if not weight_VD.requires_grad:
+            return cls(torch.zeros_like(hidden_ND), None, None, weight_VD.shape, of_head=False)
         bias_gradient_V = torch.zeros_like(bias_V, dtype=wide(bias_V.dtype)) if bias_V is not None else None
         return cls(torch.zeros_like(hidden_ND), None, bias_gradient_V, weight_VD.shape)
 
@@ -48,6 +51,8 @@ class Gradients:
         n_rows = head.n_vocabulary
         weight_VD = head.weight_VD[:n_rows]
         self.hidden_ND[group] = gradient_NV @ weight_VD
+        if not self.of_head:
+            return
         first = self.weight_VD is None
         if self.weight_VD is None:
             one_group = group.start == 0 and group.stop == hidden_ND.shape[0]
@@ -66,8 +71,10 @@ class Gradients:
         if self.bias_V is not None:
             self.bias_V[:n_rows] += gradient_NV.sum(0, dtype=self.bias_V.dtype)
 
-    def finish(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
+    def finish(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """In the dtype of the weight, as autograd wants them."""
+        if not self.of_head:
+            return self.hidden_ND, None, None
         if self.weight_VD is None:
             self.weight_VD = self.hidden_ND.new_zeros(self.weight_shape, dtype=dtype)
         return self.hidden_ND, self.weight_VD.to(dtype), self.bias_V.to(dtype) if self.bias_V is not None else None

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tutelage import console, io
 from tutelage.errors import IntegrityError, ResourceError
+from tutelage.models.adapters import learned_parameters
 from tutelage.models.cast import cast
 from tutelage.models.head import head_of, padding_mass, spread_ids, trained_hidden, trunk
 from tutelage.models.quiet import quiet_transformers
@@ -30,9 +31,9 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how safetensors words what the 
 
 @torch.no_grad()
 def with_weights(model: CausalLM, weights: Mapping[str, Tensor], *, dtype: torch.dtype) -> CausalLM:
-    """A copy of `model` on the CPU in `dtype` that holds `weights` (by parameter name)."""
+    """A copy of `model` on the CPU in `dtype` that holds `weights`: by name, all or those of its adapters."""
     other = cast(copy.deepcopy(model), dtype, device="cpu")
-    parameters = dict(other.named_parameters())
+    parameters = learned_parameters(other)
     assert parameters.keys() == weights.keys(), "the weights of another model"
     for name, value in weights.items():
         parameters[name].copy_(value)

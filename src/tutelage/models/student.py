@@ -69,7 +69,7 @@ def from_layers(teacher: CausalLM, layers: Sequence[int]) -> CausalLM:
         prefix = f"{name}.{key[len(name) + 1 :].split('.', 1)[0]}."
         if prefix in position:
             weights[position[prefix] + key[len(prefix) :]] = tensor
-    student = _empty(config, dtype=next(teacher.parameters()).dtype)
+    student = empty(config, dtype=next(teacher.parameters()).dtype)
     student.load_state_dict(weights, strict=True)
     student.generation_config = copy.deepcopy(teacher.generation_config)
     return student.to(next(teacher.parameters()).device)
@@ -120,7 +120,22 @@ def _of_values(base: Any, values: dict[str, Any], config: Mapping[str, Any], *, 
     merged = type(base).from_dict(values)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, f"{name} weights"))
-        return _empty(merged, dtype=torch.float32)
+        return empty(merged, dtype=torch.float32)
+
+
+@torch.no_grad()
+def partly_random(model: CausalLM, share: float, *, seed: int, name: str = "student") -> CausalLM:
+    """`model` itself, every parameter moved by `share` of the way to what its initialiser draws by the seed.
+
+    w + share * (random - w), as shrink and perturb: Ash and Adams, arXiv:1910.08475.  Share 0 changes nothing, 1 is a
+    model from nothing.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, f"{name} random share"))
+        drawn = dict(empty(copy.deepcopy(model.config), dtype=torch.float32).named_parameters())
+    for key, parameter in model.named_parameters():
+        parameter.lerp_(drawn[key].to(device=parameter.device, dtype=parameter.dtype), share)
+    return model
 
 
 def _stretched(pattern: list[Any], n: int) -> list[Any]:
@@ -128,7 +143,7 @@ def _stretched(pattern: list[Any], n: int) -> list[Any]:
     return [pattern[i % len(pattern)] for i in range(n)]
 
 
-def _empty(config: Any, *, dtype: torch.dtype) -> CausalLM:
+def empty(config: Any, *, dtype: torch.dtype) -> CausalLM:
     """A model of that config, eval mode, weights as its initialiser draws them."""
     from transformers import AutoModelForCausalLM
 

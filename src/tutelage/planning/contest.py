@@ -15,6 +15,7 @@ from tutelage.planning.facts import Facts
 from tutelage.planning.pace import Pace
 from tutelage.planning.work import Flops, Place, Technique, Work, flops_of, techniques
 from tutelage.recipe import Recipe
+from tutelage.recipe.tree import COPIES
 
 Tree = dict[str, Any]
 TOKENS, COMPUTE = "tokens", "compute"
@@ -49,10 +50,10 @@ class Contest:
     budget_flops: float | None  # of equal compute
 
 
-def base_of(recipe: Recipe, *, layers: Sequence[int] | None) -> Tree:
+def base_of(recipe: Recipe, *, start: Tree | None) -> Tree:
     """What all arms have in common, in the recipe's long form: one student, no control beside it.
 
-    `layers` are the ones that the student keeps, where the recipe has them chosen by importance: one choice for all.
+    `start` are fields of the student that take the place of what would be measured anew for each run: one for all.
     Raises ConfigError for a family, for text that a teacher wrote, and where nothing is held out.
     """
     if recipe.students is not None or recipe.student is None:
@@ -63,14 +64,14 @@ def base_of(recipe: Recipe, *, layers: Sequence[int] | None) -> Tree:
     if recipe.data.held_out is None:
         raise ConfigError("CONFIG", "data.held_out is null: compare has nothing to measure on; give a share")
     tree: Tree = {**recipe.resolved(), "control": False}
-    if layers is not None:
-        tree["student"] = {**tree["student"], "layers": {"listed": list(layers)}}
+    if start is not None:
+        tree["student"] = {**{k: v for k, v in tree["student"].items() if k not in COPIES}, **start}
     return tree
 
 
 def require_comparable(recipe: Recipe, *, names: Sequence[str], seeds: int) -> None:
     """Before anything is read or written: ConfigError for a recipe, techniques or seeds that give no comparison."""
-    base_of(recipe, layers=None)
+    base_of(recipe, start=None)
     if names:
         _chosen(names)
     if seeds < 1:

@@ -1,7 +1,8 @@
 """Floating-point operations of a model, by formula; one multiplication and one addition count 2.
 
     forward, a token     2 * (weights that multiply) + 4 * layers * attention width * tokens that are looked at
-    training, a token    3 * forward: the backward pass makes two products for each one of the forward
+    training, a token    3 * forward: the backward pass makes two products for each one of the forward, one of them
+                         for the weight itself: it is left out for weights that stay beside adapters
 
 The weights that multiply are all matrices, the head's included, tied or not; looking up an embedding, norms,
 activations and softmax are left out, as in PyTorch's own counter (`torch.utils.flop_counter`), which a test compares
@@ -29,6 +30,7 @@ class Size:
     attention_width: int
     hidden: int
     vocabulary: int
+    learned: int | None = None  # of those that multiply, those that training changes: adapters alone; None: all
 
     def forward_flops(self, *, context: float, with_head: bool = True) -> float:
         """Of one token in a window of `context` tokens; without the head where logits are not asked for."""
@@ -36,8 +38,9 @@ class Size:
         return 2.0 * weights + 4.0 * self.layers * self.attention_width * context
 
     def training_flops(self, *, context: float) -> float:
-        """Forward and backward of one token."""
-        return 3.0 * self.forward_flops(context=context)
+        """Forward and backward of one token; a weight that stays as it is has no gradient of its own to compute."""
+        staying = 0 if self.learned is None else self.multiplying - self.learned
+        return 3.0 * self.forward_flops(context=context) - 2.0 * staying
 
 
 def together(sizes: Sequence[Size]) -> Size:

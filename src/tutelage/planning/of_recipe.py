@@ -1,24 +1,26 @@
 """A recipe's facts: its text, tokenised once as training would, and its models' sizes, from their configs alone."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any  # configs of transformers are untyped
 
 import torch
+from transformers import AutoModelForCausalLM
 
 from tutelage.cache.codec import Budget
 from tutelage.errors import ConfigError
-from tutelage.models import load, student, vocabulary
+from tutelage.models import adapters, load, student, vocabulary, width
 from tutelage.planning.facts import Endpoint, Facts, Text
 from tutelage.planning.flops import Size, size_of, together
 from tutelage.planning.storage import Form
 from tutelage.planning.unanswered import is_unanswered, text_to_come, trained_tokens
-from tutelage.recipe import Recipe
+from tutelage.recipe import Layers, Recipe
 from tutelage.recipe import Student as StudentSection
 from tutelage.recipe.sections import Cache
 from tutelage.training import teachers
 from tutelage.training.corpus import Corpus
 from tutelage.training.plan import rows_per_step
+from tutelage.training.starts import adapter_of
 
 _USD_PER = 1e6  # prices are for a million tokens
 
@@ -47,14 +49,11 @@ def known_of(recipe: Recipe) -> Known:
     tokenizer = teachers.tokenizer_of(recipe)
     n_vocabulary = vocabulary.real_vocabulary(tokenizer)
     teacher = _teacher_config(recipe)
-    students = {
-        name: _student_config(learner.section, name=name, teacher=teacher, n_vocabulary=n_vocabulary)
-        for name, learner in recipe.learners.items()
-    }
+    students = _configs(recipe, teacher, n_vocabulary=n_vocabulary)
     text, positions_per_token = _text_of(recipe, tokenizer)
     facts = Facts(
         text=text,
-        students={name: size_of(config, n_vocabulary=n_vocabulary) for name, config in students.items()},
+        students=_sizes(recipe, students, n_vocabulary=n_vocabulary),
         teacher=_teacher_size(recipe, teacher, n_vocabulary=n_vocabulary),
         members=len(recipe.teacher.ensemble) if recipe.teacher is not None and recipe.teacher.ensemble else 1,
         endpoint=_endpoint(recipe) if teacher is None else None,
@@ -69,6 +68,27 @@ def known_of(recipe: Recipe) -> Known:
         teacher=teacher,
         students=students,
     )
+
+
+def student_sizes(recipe: Recipe) -> dict[str, Size]:
+    """How large each student will be, by the configs alone; ConfigError where one cannot be made."""
+    n_vocabulary = vocabulary.real_vocabulary(teachers.tokenizer_of(recipe))
+    configs = _configs(recipe, _teacher_config(recipe), n_vocabulary=n_vocabulary)
+    return _sizes(recipe, configs, n_vocabulary=n_vocabulary)
+
+
+def _configs(recipe: Recipe, teacher: Any, *, n_vocabulary: int) -> dict[str, Any]:
+    return {
+        name: _student_config(learner.section, name=name, teacher=teacher, n_vocabulary=n_vocabulary)
+        for name, learner in recipe.learners.items()
+    }
+
+
+def _sizes(recipe: Recipe, configs: dict[str, Any], *, n_vocabulary: int) -> dict[str, Size]:
+    return {
+        name: _student_size(learner.section, configs[name], n_vocabulary=n_vocabulary)
+        for name, learner in recipe.learners.items()
+    }
 
 
 def form_of(recipe: Recipe) -> Form:
@@ -130,7 +150,17 @@ def _teacher_size(recipe: Recipe, config: Any, *, n_vocabulary: int) -> Size | N
     return together([size_of(member, n_vocabulary=n_vocabulary) for member in members])
 
 
+def _student_size(section: StudentSection, config: Any, *, n_vocabulary: int) -> Size:
+    size = size_of(config, n_vocabulary=n_vocabulary)
+    if section.lora is None:
+        return size
+    with torch.device("meta"):
+        n_learned = adapters.n_learned(AutoModelForCausalLM.from_config(config), adapter_of(section.lora))
+    return replace(size, multiplying=size.multiplying + n_learned, learned=n_learned)
+
+
 def _student_config(section: StudentSection, *, name: str, teacher: Any, n_vocabulary: int) -> Any:
+    """What config the student will have, adapters aside."""
     if section.model is not None:
         return load.load_config(section.model, revision=section.revision)
     if teacher is None:
@@ -139,14 +169,18 @@ def _student_config(section: StudentSection, *, name: str, teacher: Any, n_vocab
         with torch.device("meta"):
             made = student.from_config(section.config, base=teacher, n_vocabulary=n_vocabulary, seed=0, name=name)
         return made.config
-    assert section.layers is not None, "recipe rules: a student is a model, a config or layers"
-    return student.shortened(teacher, _n_layers(section, teacher, name=name))
+    assert section.copies_teacher, "recipe rules: a student is a model, a config or a copy of the teacher"
+    copied = teacher
+    if section.layers is not None:
+        copied = student.shortened(teacher, _n_layers(section.layers, teacher, name=name))
+    if section.width is not None:
+        copied = width.narrow_config(copied, width.wanted_sizes(copied, **section.width.model_dump()))
+    return copied
 
 
-def _n_layers(section: StudentSection, teacher: Any, *, name: str) -> int:
+def _n_layers(layers: Layers, teacher: Any, *, name: str) -> int:
     """How many layers the student keeps; ConfigError for more than the teacher has, or for one that it has not."""
-    layers, n_teacher = section.layers, int(teacher.get_text_config().num_hidden_layers)
-    assert layers is not None
+    n_teacher = int(teacher.get_text_config().num_hidden_layers)
     listed = layers.listed
     n_kept = len(listed) if listed is not None else layers.evenly or layers.important or 0
     missing = [layer for layer in listed or () if layer >= n_teacher]

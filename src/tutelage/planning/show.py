@@ -82,7 +82,8 @@ def _models(plan: Plan) -> list[str]:
         found.append("teacher behind an endpoint")
     for name, size in facts.students.items():
         part = f", {size.parameters / facts.teacher.parameters:.2g} of the teacher" if facts.teacher is not None else ""
-        found.append(f"{name} {parameters(size.parameters)} parameters{part}")
+        learned = f", {parameters(size.learned)} beside them learn" if size.learned is not None else ""
+        found.append(f"{name} {parameters(size.parameters)} parameters{part}{learned}")
     return found
 
 

@@ -11,7 +11,7 @@ sections, models, terms, sources, generation, fields .py  every field with its t
 
 from tutelage.recipe.generation import Api, Generate, Step, TextTeacher
 from tutelage.recipe.load import load_recipe
-from tutelage.recipe.models import Layers, Pupil, Student, Teacher, TeacherTraining
+from tutelage.recipe.models import Layers, Lora, Pupil, Student, Teacher, TeacherTraining, Width
 from tutelage.recipe.sections import (
     Data,
     EarlyStop,
@@ -36,6 +36,7 @@ __all__ = [
     "HeldOut",
     "Layers",
     "Learner",
+    "Lora",
     "LossTerm",
     "PromptSource",
     "Pupil",
@@ -48,6 +49,7 @@ __all__ = [
     "TeacherTraining",
     "TextTeacher",
     "Training",
+    "Width",
     "dump",
     "json_schema",
     "load_recipe",

@@ -49,6 +49,14 @@ def _interval(value: float) -> float:
     )
 
 
+def _extent(value: float) -> float:
+    if 0 < value < 1 or (value >= 1 and value == math.floor(value)):
+        return value if value < 1 else int(value)
+    raise PydanticCustomError(
+        "extent", "must be a whole number >= 1, or a share of the teacher's in (0, 1), got {got}", {"got": value}
+    )
+
+
 def _dtype(value: Any) -> Any:
     return _DTYPE_ALIASES.get(value, value) if isinstance(value, str) else value
 
@@ -117,6 +125,7 @@ Count = Annotated[Whole, Field(ge=1)]
 Index = Annotated[Whole, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Interval = Annotated[float, AfterValidator(_interval), Field(gt=0)]
+Extent = Annotated[float, AfterValidator(_extent), Field(gt=0)]
 Device = Annotated[str, Field(pattern=DEVICE_PATTERN)]
 DtypeAlias = BeforeValidator(_dtype)
 PathText = Annotated[str, Field(min_length=1), AfterValidator(_path)]

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, JsonValue
 
 from tutelage.recipe import short
-from tutelage.recipe.fields import Count, Device, DtypeAlias, Index, Listed, ModelText, PathText, Section, Share
+from tutelage.recipe.fields import Count, Device, DtypeAlias, Extent, Index, Listed, ModelText, PathText, Section, Share
 from tutelage.recipe.generation import Api, TeacherName, TextTeacher
 from tutelage.recipe.sources import MEMORY
 from tutelage.recipe.terms import Loss
@@ -92,22 +92,74 @@ class Layers(Section):
     )
 
 
+class Width(Section):
+    """How wide a student of the teacher's weights is; what is null stays.  Short form: one share for all.
+
+    What carries most on a sample of the training data is kept (Minitron, arXiv:2407.14679).  A number below 1 is a
+    share of what the teacher has, rounded to a multiple of 8, of heads to whole groups.
+    """
+
+    hidden: Extent | None = Field(default=None, description="channels of the residual stream (hidden_size)")
+    mlp: Extent | None = Field(default=None, description="neurons of each layer's MLP (intermediate_size)")
+    heads: Extent | None = Field(
+        default=None, description="attention heads of each layer; without key_value_heads whole groups of them"
+    )
+    key_value_heads: Count | None = Field(
+        default=None, description="keys and values that heads share; of each that is kept as many heads stay"
+    )
+
+
+class Init(Section):
+    """What is done to the start weights before they train.  Short form: the random share."""
+
+    random: float = Field(
+        gt=0, lt=1, description="every weight goes so much of the way to a random one, drawn by training.seed"
+    )
+
+
+class Lora(Section):
+    """Low-rank adapters beside weights that stay as they are (needs tutelage[lora]).  Short form: the rank."""
+
+    rank: Count = Field(default=16, description="of each layer's adapter")
+    alpha: float | None = Field(
+        default=None, gt=0, description="what an adapter adds is multiplied by alpha / rank; null: twice the rank"
+    )
+    targets: Literal["all-linear"] | Annotated[tuple[str, ...], Listed, Field(min_length=1)] = Field(
+        default="all-linear", description="names of the layers that get one, such as [q_proj, v_proj]"
+    )
+    dora: bool = Field(default=False, description="learn the norm of each row too (DoRA)")
+
+
 class Student(Section):
-    """The model that learns: exactly one of `layers`, `model`, `config`.  Short form: a model's name alone."""
+    """The model that learns: exactly one of `layers` (or `width`, or both), `model`, `config`.  Short form: a model."""
 
     layers: Annotated[Layers, BeforeValidator(short.layers, json_schema_input_type=int | list[int] | Layers)] | None = (
         Field(default=None, description="a copy of the teacher with some of its layers")
+    )
+    width: Annotated[Width, BeforeValidator(short.width, json_schema_input_type=float | Width)] | None = Field(
+        default=None, description="a copy of the teacher with fewer channels, neurons or heads; with `layers` of those"
     )
     model: ModelText | None = Field(
         default=None, description="hub id, folder or GGUF file with the teacher's tokenizer"
     )
     revision: str | None = Field(default=None, description="commit, tag or branch of a hub id; null: its main branch")
+    init: Annotated[Init, BeforeValidator(short.init, json_schema_input_type=float | Init)] | None = Field(
+        default=None, description="start between its weights and random ones; null: as they are"
+    )
+    lora: Annotated[Lora, BeforeValidator(short.lora, json_schema_input_type=int | bool | Lora)] | None = Field(
+        default=None, description="train adapters alone; null: every weight"
+    )
     config: dict[str, JsonValue] | None = Field(
         default=None,
         min_length=1,
         description="fields of a Hugging Face config; trained from nothing, teacher's tokenizer",
     )
     memory: str | None = Field(default=None, description=MEMORY)
+
+    @property
+    def copies_teacher(self) -> bool:
+        """Whether it is made of the teacher's weights."""
+        return self.layers is not None or self.width is not None
 
 
 class Pupil(Student):

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from tutelage.recipe.fields import is_local
 from tutelage.recipe.problems import Path, Problem, dotted, is_finite
 from tutelage.recipe.tree import (
+    COPIES,
+    STARTS,
     Tree,
     all_students,
     all_terms,
@@ -38,7 +40,7 @@ def _teacher(tree: Tree) -> Iterator[Problem]:
         return
     asking = [dotted(path) for path, term in all_terms(tree) if _asks_teacher(term)]
     asking += [
-        dotted((*path, name)) for path, student in all_students(tree) for name in given_in(student, "layers", "config")
+        dotted((*path, name)) for path, student in all_students(tree) for name in given_in(student, *COPIES, "config")
     ]
     if asking:
         yield Problem(("teacher",), f"is missing: {asking[0]} needs it")
@@ -55,10 +57,8 @@ def _ensemble(tree: Tree, teacher: Tree) -> Iterator[Problem]:
         }
         yield Problem(("teacher", name), f"and teacher.ensemble exclude each other: {why[name]}")
     for path, student in all_students(tree):
-        if student.get("layers") is not None:
-            yield Problem(
-                (*path, "layers"), "copies layers of one teacher, and there are several; give model or config"
-            )
+        for name in given_in(student, *COPIES):
+            yield Problem((*path, name), "copies layers of one teacher, and there are several; give model or config")
 
 
 def _trained_teacher(tree: Tree, teacher: Tree) -> Iterator[Problem]:
@@ -92,8 +92,8 @@ def _trained_teacher(tree: Tree, teacher: Tree) -> Iterator[Problem]:
 def _without_weights(tree: Tree, teacher: Tree) -> Iterator[Problem]:
     """A cache alone: what would need the teacher itself."""
     for path, student in all_students(tree):
-        if student.get("layers") is not None:
-            why = f"{dotted((*path, 'layers'))} copies layers of the teacher, and a cache holds no weights"
+        for name in given_in(student, *COPIES)[:1]:
+            why = f"{dotted((*path, name))} copies layers of the teacher, and a cache holds no weights"
             yield Problem(
                 ("teacher", "model"),
                 f"is missing: {why}; name the model beside the cache, or give {dotted((*path, 'model'))}",
@@ -120,7 +120,14 @@ def _student(tree: Tree) -> Iterator[Problem]:
 
 
 def _one_student(student: Tree, path: Path) -> Iterator[Problem]:
-    yield from exactly_one(student, "layers", "model", "config", "memory", path=path)
+    kinds = ("layers", "model", "config", "memory") if given_in(student, *COPIES) == [*COPIES] else STARTS
+    yield from exactly_one(student, *kinds, path=path)
+    width = student.get("width")
+    if isinstance(width, dict) and not any(value is not None for value in width.values()):
+        yield Problem((*path, "width"), "names nothing to narrow; give hidden, mlp, heads or key_value_heads")
+    if student.get("config") is not None:
+        for name in given_in(student, "init", "lora"):
+            yield dead((*path, name), "with config: its weights are random, and all of them have to learn")
     model = student.get("model")
     if student.get("revision") is not None and not (isinstance(model, str) and not is_local(model)):
         yield dead((*path, "revision"), f"without a hub id in {dotted((*path, 'model'))}")

@@ -44,6 +44,25 @@ def layers(value: Any) -> Any:
     return {"listed": value} if isinstance(value, list | tuple) else value
 
 
+def width(value: Any) -> Any:
+    """`0.5` is that share of channels, neurons and heads."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return {"hidden": value, "mlp": value, "heads": value}
+    return value
+
+
+def init(value: Any) -> Any:
+    """`0.3` is `{random: 0.3}`."""
+    return {"random": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def lora(value: Any) -> Any:
+    """`16` is `{rank: 16}`, `true` a section of defaults, `false` none."""
+    if isinstance(value, bool):
+        return {} if value else None
+    return {"rank": value} if isinstance(value, int) else value
+
+
 def globs(value: Any) -> Any:
     """One pattern is a list of one."""
     return [value] if isinstance(value, str) else value
@@ -248,7 +267,9 @@ def _teacher(value: Any) -> Any:
 
 def _student(value: Any) -> Any:
     value = student(value)
-    return _each(value, layers=layers, loss=_loss) if isinstance(value, dict) else value
+    return (
+        _each(value, layers=layers, width=width, init=init, lora=lora, loss=_loss) if isinstance(value, dict) else value
+    )
 
 
 def _loss(value: Any) -> Any:

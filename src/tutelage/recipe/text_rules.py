@@ -5,7 +5,17 @@ from contextlib import suppress
 
 from tutelage.recipe import column_text, short
 from tutelage.recipe.problems import Path, Problem, dotted, is_finite
-from tutelage.recipe.tree import Tree, all_students, all_terms, dead, exactly_one, given_in, items_of, section_of
+from tutelage.recipe.tree import (
+    COPIES,
+    Tree,
+    all_students,
+    all_terms,
+    dead,
+    exactly_one,
+    given_in,
+    items_of,
+    section_of,
+)
 
 _KEY_WORDS = ("key", "token", "secret", "auth", "password", "cookie")
 
@@ -136,7 +146,7 @@ def _answers(teacher: Tree, tree: Tree) -> Iterator[Problem]:
     if any(teacher.get(name) is not None for name in ("model", "memory", "cache", "ensemble", "config")):
         return
     for path, student in all_students(tree):
-        for name in ("layers", "config"):
+        for name in (*COPIES, "config"):
             if student.get(name) is not None:
                 why = "text has no weights and no tokenizer"
                 yield Problem((*path, name), f"needs teacher.model: {why}; give {dotted((*path, 'model'))}")

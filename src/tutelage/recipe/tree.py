@@ -7,6 +7,9 @@ from tutelage.recipe.problems import Path, Problem, is_finite, section_at
 
 Tree = dict[str, Any]
 
+COPIES = ("layers", "width")  # of a student that is made of the teacher's weights
+STARTS = (*COPIES, "model", "config", "memory")  # what a student begins as: one of them, or both copies
+
 
 def section_of(tree: Tree, name: str) -> Tree:
     """A section as a mapping, empty where there is none."""

@@ -100,7 +100,7 @@ def _same_base(recipe: Mapping[str, Any]) -> list[str]:
     """The caution that traits pass where teacher and student are known to share a base; nothing filters them out."""
     teacher = recipe.get("teacher") or {}
     learners = recipe.get("students") or {roles.STUDENT: recipe.get("student") or {}}
-    of_layers = [name for name, one in learners.items() if one.get("layers")]
+    of_layers = [name for name, one in learners.items() if one.get("layers") or one.get("width")]
     alike = [name for name, one in learners.items() if one.get("model") and one["model"] == teacher.get("model")]
     if not teacher or not (of_layers or alike):
         return []

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from tutelage.losses.schedules import constant
 from tutelage.losses.terms import Scale, Term, scale_of
+from tutelage.models.adapters import is_adapted
 from tutelage.training.optim import Optimizer, OptimizerSettings
 from tutelage.training.precision import ComputePath, MasterWeights
 from tutelage.types import CausalLM
@@ -60,7 +61,9 @@ class Peer:
         """Takes the member's model over: it computes on the compute path from here on."""
         self.member = member
         self.name = member.name
-        model = member.model.to(compute.device).requires_grad_(True)
+        model = member.model.to(compute.device)
+        if not is_adapted(model):
+            model.requires_grad_(True)
         self.masters = MasterWeights(model, weight_dtype=compute.weight_dtype)
         self.optimizer = Optimizer(self.masters.parameters, member.optimizer)
 

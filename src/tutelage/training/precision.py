@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.errors import ConfigError
+from tutelage.models.adapters import learned_parameters
 from tutelage.models.cast import cast
 
 _MEASURE_S = 1.0  # for each of two dtypes
@@ -74,7 +75,10 @@ def _bfloat16_speedup() -> float:
 
 
 class MasterWeights:
-    """The weights that an optimizer updates: the model's own if they are float32 or wider, else float32 copies."""
+    """The weights that an optimizer updates: the model's own if they are float32 or wider, else float32 copies.
+
+    Of an adapted model they are its adapters alone.
+    """
 
     def __init__(self, model: nn.Module, *, weight_dtype: torch.dtype) -> None:
         """`model` holds the start weights in float32 or wider; afterwards it computes in `weight_dtype`."""
@@ -82,19 +86,20 @@ class MasterWeights:
         self._separate = weight_dtype.itemsize < 4
         if self._separate:
             self.parameters = {
-                name: nn.Parameter(p.detach().to(torch.float32, copy=True)) for name, p in model.named_parameters()
+                name: nn.Parameter(p.detach().to(torch.float32, copy=True))
+                for name, p in learned_parameters(model).items()
             }
             cast(model, weight_dtype)
         else:
             cast(model, weight_dtype)
-            self.parameters = dict(model.named_parameters())
+            self.parameters = learned_parameters(model)
 
     @torch.no_grad()
     def collect(self) -> None:
         """Add the gradients of one backward pass to the masters' and clear them on the model."""
         if not self._separate:
             return
-        for name, working in self.model.named_parameters():
+        for name, working in learned_parameters(self.model).items():
             if working.grad is None:
                 continue
             master = self.parameters[name]
@@ -108,7 +113,7 @@ class MasterWeights:
     def publish(self) -> None:
         """Copy the masters into the working weights, rounded to their dtype."""
         if self._separate:
-            for name, working in self.model.named_parameters():
+            for name, working in learned_parameters(self.model).items():
                 working.copy_(self.parameters[name])
 
     def zero_grad(self) -> None:

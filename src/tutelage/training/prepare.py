@@ -1,36 +1,33 @@
 """From a recipe to everything a run needs: tokenizer, data, teacher, the student's start, and what identifies them."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
-import torch
 from torch import nn
 
-from tutelage import console, io
+from tutelage import io
 from tutelage.data.loader import EvaluationBatch, Loader
 from tutelage.data.split import Rows
 from tutelage.data.store import Store
 from tutelage.errors import ConfigError
-from tutelage.models import load, student, vocabulary
-from tutelage.models.cast import cast
+from tutelage.models import load, vocabulary
 from tutelage.models.fingerprint import weights_fingerprint
 from tutelage.recipe import Recipe
-from tutelage.recipe import Student as StudentSection
 from tutelage.roles import STUDENT, TEACHER
 from tutelage.teachers.cached import CachedTeacher
 from tutelage.teachers.ensemble import EnsembleTeacher
 from tutelage.teachers.live import LiveTeacher
-from tutelage.training import teachers
+from tutelage.training import starts, teachers, widths
 from tutelage.training.corpus import Corpus, Examples
-from tutelage.training.importance import LayerChoice, choose_layers
+from tutelage.training.importance import LayerChoice
 from tutelage.training.plan import terms_of
 from tutelage.training.precision import ComputePath, choose_compute_path
+from tutelage.training.starts import Start
 from tutelage.types import Batch, CausalLM
 
-_PROBE_TOKENS = 768  # of the training data, for the importance of layers
 _LIBRARIES = ("torch", "transformers", "tokenizers")
 
 
@@ -94,16 +91,17 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
     if is_cached:
         terms = [t for one in recipe.learners.values() for t in terms_of(one.loss) if t.source == TEACHER]
         teacher = teachers.cached(recipe, data, terms=terms, model=model, compute=compute)
-    layers, students = _student_starts(
-        recipe,
+    makers = starts.Makers(
+        recipe=recipe,
         in_memory=memory.student,
         teacher=model,
         n_vocabulary=n_vocabulary,
         compute=compute,
-        probe=lambda: data.probe(_PROBE_TOKENS),
-        measured=(earlier or {}).get("layers") or {},
+        probe=data.probe,
     )
-    teacher_start = _wide(copy.deepcopy(model), compute) if recipe.trains_teacher else None
+    made = {name: starts.start_of(makers, name, measured=_measured(earlier, name)) for name in recipe.learners}
+    students = {name: start.model for name, start in made.items()}
+    teacher_start = starts.wide(copy.deepcopy(model), compute) if recipe.trains_teacher else None
     if recipe.teacher is not None and recipe.teacher.ensemble is not None:
         teacher = teachers.ensemble(recipe, compute=compute, n_vocabulary=n_vocabulary, tokenizer=tokenizer)
     elif not is_cached and teacher_start is None:
@@ -121,13 +119,11 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
         teacher=teacher,
         teacher_start=teacher_start,
         students=students,
-        layers=layers,
+        layers={name: start.layers for name, start in made.items()},
         loader=data.loader(),
         evaluation_sets=data.evaluation_sets(),
         measured_rows=data.measured_rows(),
-        provenance=_provenance(
-            data, teacher=teacher_start or teacher, students=students, compute=compute, layers=layers
-        ),
+        provenance=_provenance(data, teacher=teacher_start or teacher, starts=made, compute=compute),
     )
 
 
@@ -136,7 +132,7 @@ def _teacher_model(recipe: Recipe, in_memory: nn.Module | None, *, n_vocabulary:
     if recipe.teacher is not None and recipe.teacher.config is not None:
         return teachers.from_nothing(recipe, n_vocabulary=n_vocabulary)
     is_cached = recipe.teacher is not None and recipe.teacher.cache is not None
-    if is_cached and all(learner.section.layers is None for learner in recipe.learners.values()):
+    if is_cached and all(not learner.section.copies_teacher for learner in recipe.learners.values()):
         return None
     return teachers.weights_of(recipe, in_memory)
 
@@ -145,9 +141,8 @@ def _provenance(
     data: Corpus,
     *,
     teacher: CausalLM | LiveTeacher | EnsembleTeacher | CachedTeacher | None,
-    students: Mapping[str, CausalLM],
+    starts: Mapping[str, Start],
     compute: ComputePath,
-    layers: Mapping[str, LayerChoice | None],
 ) -> dict[str, io.Json]:
     """What identifies a run beside its recipe: a resumed run must have the same."""
     return {
@@ -155,13 +150,19 @@ def _provenance(
         "tokenizer": data.fingerprint,
         "template": vocabulary.template_fingerprint(data.tokenizer),
         "teacher": _teacher_identity(teacher),
-        "students": {name: weights_fingerprint(start) for name, start in students.items()},
+        "students": {name: weights_fingerprint(start.model) for name, start in starts.items()},
         "libraries": {name: metadata.version(name) for name in _LIBRARIES},
         "compute": dict(compute.as_json()),
         "world_size": 1,
         "tutelage": metadata.version("tutelage"),
-        "layers": {name: _layers_json(choice) for name, choice in layers.items()},
+        "layers": {name: _layers_json(start.layers) for name, start in starts.items()},
+        "widths": {name: widths.to_json(start.width) for name, start in starts.items() if start.width is not None},
     }
+
+
+def _measured(earlier: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
+    """What an unfinished run has measured for a student's start."""
+    return {what: (earlier or {}).get(what, {}).get(name) for what in ("layers", "widths")}
 
 
 def _require_objects(recipe: Recipe, memory: InMemory) -> None:
@@ -205,109 +206,7 @@ def _compare_with_students(recipe: Recipe, tokenizer: Any) -> dict[str, tuple[in
     return stop_ids
 
 
-# --- student ---
-def _student_starts(
-    recipe: Recipe,
-    *,
-    in_memory: nn.Module | None,
-    teacher: nn.Module | None,
-    n_vocabulary: int,
-    compute: ComputePath,
-    probe: Callable[[], list[Batch]],
-    measured: Mapping[str, Any],
-) -> tuple[dict[str, LayerChoice | None], dict[str, CausalLM]]:
-    """By student: how its layers were chosen, and its start weights."""
-    layers, students = {}, {}
-    for name, learner in recipe.learners.items():
-        layers[name], students[name] = _student_start(
-            learner.section,
-            name=name,
-            recipe=recipe,
-            in_memory=in_memory,
-            teacher=teacher,
-            n_vocabulary=n_vocabulary,
-            compute=compute,
-            probe=probe,
-            measured=measured.get(name),
-        )
-    return layers, students
-
-
-def _student_start(
-    section: StudentSection,
-    *,
-    name: str,
-    recipe: Recipe,
-    in_memory: nn.Module | None,
-    teacher: nn.Module | None,
-    n_vocabulary: int,
-    compute: ComputePath,
-    probe: Callable[[], list[Batch]],
-    measured: Mapping[str, Any] | None,
-) -> tuple[LayerChoice | None, CausalLM]:
-    """(how layers were chosen, start weights in float32 or wider on the CPU)."""
-    choice = None
-    if section.memory is not None:
-        start = copy.deepcopy(in_memory)
-    elif section.model is not None:
-        start = load.load_model(section.model, revision=section.revision, dtype="float32", device="cpu")
-    elif section.config is not None:
-        base = teachers.config_of(recipe, teacher)
-        if base is None:
-            raise ConfigError("CONFIG", "student.config: fields of the teacher's config are replaced; give a teacher")
-        seed = recipe.training.seed
-        start = student.from_config(section.config, base=base, n_vocabulary=n_vocabulary, seed=seed, name=name)
-    else:
-        assert teacher is not None, "recipe rules: student.layers needs a teacher"
-        layers, choice = _layers(
-            section, teacher, n_vocabulary=n_vocabulary, compute=compute, probe=probe, measured=measured
-        )
-        start = student.from_layers(teacher, layers)
-    return choice, _wide(start, compute)
-
-
-def _wide(model: CausalLM, compute: ComputePath) -> CausalLM:
-    """Start weights: float32 or wider, on the CPU."""
-    return cast(model, torch.promote_types(compute.weight_dtype, torch.float32), device="cpu").eval()
-
-
-def _layers(
-    section: StudentSection,
-    teacher: nn.Module,
-    *,
-    n_vocabulary: int,
-    compute: ComputePath,
-    probe: Callable[[], list[Batch]],
-    measured: Mapping[str, Any] | None,
-) -> tuple[Sequence[int], LayerChoice | None]:
-    assert section.layers is not None
-    n_layers = len(student.decoder_layers(teacher)[1])
-    if section.layers.listed is not None:
-        return section.layers.listed, None
-    if section.layers.evenly is not None:
-        return student.evenly(n_layers, section.layers.evenly), None
-    assert section.layers.important is not None
-    n_kept = section.layers.important
-    student.evenly(n_layers, n_kept)  # refuses an impossible count before the measurement
-    if measured:
-        choice = LayerChoice(
-            kept=tuple(measured["kept"]),
-            dropped=tuple((int(layer), float(kl)) for layer, kl in measured["dropped"]),
-            n_positions=int(measured["n_positions"]),
-        )
-        return choice.kept, choice
-    measuring = cast(copy.deepcopy(teacher), compute.weight_dtype, device=compute.device)
-    with console.Progress("measuring which layers matter", total=n_layers - n_kept) as bar:
-        choice = choose_layers(
-            measuring,
-            [batch.to(compute.device) for batch in probe()],
-            n_kept=n_kept,
-            n_vocabulary=n_vocabulary,
-            progress=lambda done, _total: bar.update(done),
-        )
-    return choice.kept, choice
-
-
+# --- provenance ---
 def _teacher_identity(teacher: CausalLM | LiveTeacher | EnsembleTeacher | CachedTeacher | None) -> io.Json:
     """Its weights; of a cache also how they were stored, since another draw or codec is another teacher."""
     if isinstance(teacher, CachedTeacher):

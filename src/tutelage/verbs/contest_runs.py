@@ -9,6 +9,7 @@ from typing import Any
 
 from tutelage import console, io, roles
 from tutelage.errors import ConfigError, Stopped, TutelageError
+from tutelage.models import save
 from tutelage.planning import contest as contests
 from tutelage.planning import show as words
 from tutelage.planning.budget import Budget
@@ -28,7 +29,7 @@ from tutelage.verbs.generate import generate
 from tutelage.verbs.label import label
 from tutelage.verbs.train import train
 
-_LAYERS = "layers.json"
+_LAYERS, _START = "layers.json", "start"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,14 +124,34 @@ def _contest(ground: Ground, asked: Asked, *, tree: dict[str, Any], tokens: int 
 
 
 def _base_tree(ground: Ground) -> dict[str, Any]:
-    """What all arms of a ground have in common; layers are chosen by importance once, for all of them."""
-    return contests.base_of(ground.recipe, layers=_layers(ground.recipe, ground.folder))
+    """What all arms of a ground have in common; what is measured on the training data is measured once, for all."""
+    return contests.base_of(ground.recipe, start=_start(ground.recipe, ground.folder))
 
 
-def _layers(base: Recipe, folder: Path) -> list[int] | None:
-    """The layers that every run's student keeps, where the recipe has them chosen by importance: chosen once."""
-    if base.student is None or base.student.layers is None or base.student.layers.important is None:
+def _start(base: Recipe, folder: Path) -> dict[str, Any] | None:
+    """What every run's student is made of, where the recipe measures it on the training data."""
+    section = base.student
+    if section is None:
         return None
+    if section.width is not None:
+        return {"model": str(_narrow_model(base, folder))}
+    if section.layers is None or section.layers.important is None:
+        return None
+    return {"layers": {"listed": _layers(base, folder)}}
+
+
+def _narrow_model(base: Recipe, folder: Path) -> Path:
+    """The start of a student that is narrower than its teacher, as a model folder."""
+    path = folder / _START
+    if not path.is_dir():
+        prepared = prepare(base, memory=InMemory())
+        io.make_directory(folder)
+        save.save_model(prepared.students[roles.STUDENT], prepared.tokenizer, path)
+    return path.absolute()
+
+
+def _layers(base: Recipe, folder: Path) -> list[int]:
+    """The layers that every run's student keeps, chosen by importance."""
     path = folder / _LAYERS
     if not path.is_file():
         chosen = prepare(base, memory=InMemory()).layers[roles.STUDENT]

@@ -15,6 +15,7 @@ from tutelage.models import doctor as models
 from tutelage.models import load, vocabulary
 from tutelage.models.doctor import Report
 from tutelage.models.safety import Finding
+from tutelage.planning.of_recipe import student_sizes
 from tutelage.recipe import Recipe
 from tutelage.roles import TEACHER
 from tutelage.training.plan import terms_of
@@ -39,7 +40,26 @@ def examine(target: "str | Path | Recipe", *, traffic: "str | Path | None" = Non
             findings=(*report.findings, *findings),
             facts={**report.facts, f"teacher cache {target.teacher.cache}": facts},
         )
+    report = _with_students(report, target)
     return with_measured(report, target, traffic=traffic, measured=measured)
+
+
+def _with_students(report: Report, recipe: Recipe) -> Report:
+    """How large those students will be that the recipe makes, or why one cannot be made."""
+    made = [n for n, one in recipe.learners.items() if one.section.copies_teacher or one.section.lora is not None]
+    if not made or not report.ok:
+        return report
+    try:
+        sizes = student_sizes(recipe)
+    except TutelageError as error:
+        finding = Finding(level="error", code=error.code, message=error.message)
+        return replace(report, findings=(*report.findings, finding))
+    facts = dict(report.facts)
+    for name in made:
+        size = sizes[name]
+        learned = {"of adapters, which alone learn": size.learned} if size.learned is not None else {}
+        facts[f"{name}, as it will be made"] = {"parameters": size.parameters, **learned}
+    return replace(report, facts=facts)
 
 
 def _examine_cache(recipe: Recipe, folder: str) -> tuple[list[Finding], dict[str, io.Json]]:

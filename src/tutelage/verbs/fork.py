@@ -35,6 +35,13 @@ def start_from_source(prepared: Prepared, started: Started) -> None:
 
 def require_same_models(source: RunDirectory, recipe: Recipe) -> None:
     """ConfigError, before anything is made, when a run has not trained the models that this recipe trains."""
+    adapted = [name for name, learner in recipe.learners.items() if learner.section.lora is not None]
+    if adapted:
+        raise ConfigError(
+            "CONFIG",
+            f"--fork: {adapted[0]} has adapters (lora), which a finished run has merged; start from the model that "
+            f"{source} saved: student.model={source.model(adapted[0])}",
+        )
     theirs, ours = (_names(each) for each in (load_recipe(source.recipe_path), recipe))
     if theirs != ours:
         raise ConfigError(

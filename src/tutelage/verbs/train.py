@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from tutelage import console, io, roles
 from tutelage.evaluation.show import Prompt
 from tutelage.evaluation.transfer import HELD_OUT
-from tutelage.models import load, save
+from tutelage.models import adapters, load, save
+from tutelage.models.cast import cast
 from tutelage.recipe import Recipe
 from tutelage.reports.build import write_report
 from tutelage.reports.report import report_of
@@ -83,9 +84,15 @@ class Run:
         student = self.directory.student
         lines += [
             f"student: {student}  (transformers: AutoModelForCausalLM.from_pretrained)",
+            *self._adapters(),
             f'next:    tutelage show {self.path} "any beginning of a text"',
         ]
         return "\n".join(lines)
+
+    def _adapters(self) -> list[str]:
+        """Where a student's adapters lie alone."""
+        folder = self.directory.model(f"{self.summary['student']}-adapter")
+        return [f"adapter: {folder}  (peft: PeftModel.from_pretrained)"] if folder.is_dir() else []
 
     def _repr_html_(self) -> str:
         measured = self.evaluation()
@@ -224,7 +231,12 @@ def _chosen(measured: Measured | None, students: Sequence[str]) -> str:
 
 
 def _wide(prepared: Prepared, name: str, weights: Mapping[str, Tensor]) -> CausalLM:
-    """A model with trained weights, in the precision of its masters."""
+    """A plain model with trained weights, in the precision of its masters."""
+    return adapters.merged(_trained(prepared, name, weights))
+
+
+def _trained(prepared: Prepared, name: str, weights: Mapping[str, Tensor]) -> CausalLM:
+    """The same with its adapters, where it has some."""
     return save.with_weights(_template(prepared, name), weights, dtype=next(iter(weights.values())).dtype)
 
 
@@ -261,7 +273,19 @@ def _train(prepared: Prepared, started: Started, members: Sequence[Member], *, n
         model = _wide(prepared, model_name, weights)
         save.cut_padding(model, n_vocabulary=prepared.n_vocabulary)
         save.save_model(model, prepared.tokenizer, run.model(model_name))
+        _save_adapter(prepared, model_name, weights, run=run)
     return fitted
+
+
+def _save_adapter(prepared: Prepared, name: str, weights: Mapping[str, Tensor], *, run: RunDirectory) -> None:
+    """The adapters alone, beside the merged model, where what they belong to is a model that has a name."""
+    learner = prepared.recipe.learners.get(name)
+    if learner is None or learner.section.lora is None or learner.section.model is None:
+        return
+    if learner.section.init is not None:  # they belong to weights that nobody else has
+        return
+    base, revision = learner.section.model, learner.section.revision
+    adapters.save_adapter(_trained(prepared, name, weights), run.model(f"{name}-adapter"), base=base, revision=revision)
 
 
 def _saved_smaller(prepared: Prepared, fitted: Fitted, run: RunDirectory) -> io.Json:
@@ -271,7 +295,7 @@ def _saved_smaller(prepared: Prepared, fitted: Fitted, run: RunDirectory) -> io.
         return None
     saved: dict[str, io.Json] = {}
     for name in prepared.students:
-        small = save.with_weights(_template(prepared, name), fitted.weights[name], dtype=getattr(torch, wanted))
+        small = cast(_wide(prepared, name, fitted.weights[name]), getattr(torch, wanted))
         save.cut_padding(small, n_vocabulary=prepared.n_vocabulary)
         files = save.save_model(small, prepared.tokenizer, run.model(f"{name}-{wanted}"))
         difference: io.Json = None

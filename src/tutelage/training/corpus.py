@@ -68,6 +68,7 @@ class Corpus:
         self.fingerprint = vocabulary.tokenizer_fingerprint(tokenizer)
         self._renderer = _renderer(recipe, tokenizer)
         self._kept: dict[str, tuple[Store, splits.Rows]] = {}
+        self.packed = True  # several documents in a row, as long as every model keeps them apart
         self.store = self._build(recipe.data.sources)
         self.held_out_store = self.store
         held_out = recipe.data.held_out
@@ -128,6 +129,7 @@ class Corpus:
             fingerprint=self.fingerprint,
             pad_id=self.pad_id,
             weights=[source.weight for source in self._recipe.data.sources],
+            packed=self.packed,
         )
 
     def keep_training_rows(self, chosen: npt.NDArray[np.bool_]) -> None:
@@ -169,6 +171,7 @@ class Corpus:
                         micro_batch=windows,
                         fingerprint=self.fingerprint,
                         pad_id=self.pad_id,
+                        packed=self.packed,
                     )
                 )
             return made

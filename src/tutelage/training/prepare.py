@@ -14,9 +14,10 @@ from tutelage.data.loader import EvaluationBatch, Loader
 from tutelage.data.split import Rows
 from tutelage.data.store import Store
 from tutelage.errors import ConfigError
-from tutelage.models import load, student, vocabulary
+from tutelage.models import load, packing, student, vocabulary
 from tutelage.models.cast import cast
 from tutelage.models.fingerprint import weights_fingerprint
+from tutelage.models.layers import decoder_layers
 from tutelage.recipe import Recipe
 from tutelage.recipe import Student as StudentSection
 from tutelage.roles import STUDENT, TEACHER
@@ -100,17 +101,20 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
         teacher=model,
         n_vocabulary=n_vocabulary,
         compute=compute,
-        probe=lambda: data.probe(_PROBE_TOKENS),
+        probe=lambda: _probe(data, model, n_vocabulary=n_vocabulary),
         measured=(earlier or {}).get("layers") or {},
     )
     teacher_start = _wide(copy.deepcopy(model), compute) if recipe.trains_teacher else None
-    if recipe.teacher is not None and recipe.teacher.ensemble is not None:
-        teacher = teachers.ensemble(recipe, compute=compute, n_vocabulary=n_vocabulary, tokenizer=tokenizer)
-    elif not is_cached and teacher_start is None:
+    if not is_cached and teacher_start is None:
         lent = memory.teacher is not None
-        teacher = teachers.live(recipe, model, compute=compute, n_vocabulary=n_vocabulary, lent=lent)
+        teacher = teachers.asked(
+            recipe, model, compute=compute, n_vocabulary=n_vocabulary, tokenizer=tokenizer, lent=lent
+        )
     teaching = teacher.model if isinstance(teacher, LiveTeacher) else teacher_start
     teachers.verify_all(students.values(), teaching, n_vocabulary=n_vocabulary, max_length=recipe.data.max_length)
+    data.packed = _packs(
+        [*students.values(), *_running(teaching or teacher)], n_vocabulary=n_vocabulary, earlier=earlier
+    )
     for name, ids in stop_ids.items():
         students[name].generation_config.eos_token_id = list(ids)
     return Prepared(
@@ -129,6 +133,25 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
             data, teacher=teacher_start or teacher, students=students, compute=compute, layers=layers
         ),
     )
+
+
+def _probe(data: Corpus, teacher: CausalLM, *, n_vocabulary: int) -> list[Batch]:
+    """A few windows to measure layers on, of one document each for a teacher that would mix them."""
+    data.packed = packing.difference(teacher, n_vocabulary=n_vocabulary) == 0.0
+    return data.probe(_PROBE_TOKENS)
+
+
+def _running(teacher: CausalLM | EnsembleTeacher | CachedTeacher | None) -> list[CausalLM]:
+    """The models that answer while others learn."""
+    if isinstance(teacher, EnsembleTeacher):
+        return [member.model for member in teacher.members]
+    return [teacher] if isinstance(teacher, nn.Module) else []
+
+
+def _packs(models: Sequence[CausalLM], *, n_vocabulary: int, earlier: Mapping[str, Any] | None) -> bool:
+    """Whether a row may hold several documents: with all these models, or as it was in the run that goes on."""
+    recorded = (earlier or {}).get("packed")
+    return bool(recorded) if recorded is not None else packing.all_pack(models, n_vocabulary=n_vocabulary)
 
 
 def _teacher_model(recipe: Recipe, in_memory: nn.Module | None, *, n_vocabulary: int) -> CausalLM | None:
@@ -160,6 +183,7 @@ def _provenance(
         "compute": dict(compute.as_json()),
         "world_size": 1,
         "tutelage": metadata.version("tutelage"),
+        "packed": data.packed,
         "layers": {name: _layers_json(choice) for name, choice in layers.items()},
     }
 
@@ -281,7 +305,7 @@ def _layers(
     measured: Mapping[str, Any] | None,
 ) -> tuple[Sequence[int], LayerChoice | None]:
     assert section.layers is not None
-    n_layers = len(student.decoder_layers(teacher)[1])
+    n_layers = len(decoder_layers(teacher)[1])
     if section.layers.listed is not None:
         return section.layers.listed, None
     if section.layers.evenly is not None:

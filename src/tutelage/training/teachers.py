@@ -22,7 +22,7 @@ from tutelage.losses.terms import Term
 from tutelage.models import load, student, vocabulary
 from tutelage.models.cast import cast
 from tutelage.models.fingerprint import weights_fingerprint
-from tutelage.models.head import refuse_padding_mass, refuse_too_long, verify_head, verify_packing
+from tutelage.models.head import refuse_padding_mass, refuse_too_long, verify_head
 from tutelage.recipe import Recipe, Teacher
 from tutelage.roles import TEACHER
 from tutelage.teachers.cached import CachedTeacher
@@ -93,6 +93,15 @@ def from_nothing(recipe: Recipe, *, n_vocabulary: int) -> CausalLM:
     return student.from_config(section.config, base=base, n_vocabulary=n_vocabulary, seed=seed, name=TEACHER)
 
 
+def asked(
+    recipe: Recipe, model: CausalLM | None, *, compute: ComputePath, n_vocabulary: int, tokenizer: Any, lent: bool
+) -> LiveTeacher | EnsembleTeacher | None:
+    """Who is asked at every step: `model`, or the members of an ensemble."""
+    if recipe.teacher is not None and recipe.teacher.ensemble is not None:
+        return ensemble(recipe, compute=compute, n_vocabulary=n_vocabulary, tokenizer=tokenizer)
+    return live(recipe, model, compute=compute, n_vocabulary=n_vocabulary, lent=lent)
+
+
 def ensemble(recipe: Recipe, *, compute: ComputePath, n_vocabulary: int, tokenizer: Any) -> EnsembleTeacher:
     """The members on the compute path; IntegrityError[TOKENIZER_MISMATCH] where one counts in other tokens."""
     assert recipe.teacher is not None and recipe.teacher.ensemble is not None
@@ -143,11 +152,10 @@ def _on_same_weights(model: CausalLM) -> CausalLM:
 
 
 def verify(models: Sequence[CausalLM], *, n_vocabulary: int, max_length: int) -> None:
-    """Refuse models that would be taken for something else: length, head, packing."""
+    """Refuse models that would be taken for something else: length, head."""
     for model in models:
         refuse_too_long(model, max_length=max_length)
         verify_head(model, n_vocabulary=n_vocabulary)
-        verify_packing(model, n_vocabulary=n_vocabulary)
 
 
 def verify_teacher(model: CausalLM, *, n_vocabulary: int, max_length: int) -> None:

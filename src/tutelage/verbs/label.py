@@ -14,7 +14,7 @@ from tutelage.cache.manifest import HELD_OUT, START, Asked, Manifest, TeacherRec
 from tutelage.cache.rows import RowSet
 from tutelage.cache.writer import Written, write
 from tutelage.errors import ConfigError
-from tutelage.models import vocabulary
+from tutelage.models import packing, vocabulary
 from tutelage.models.fingerprint import weights_fingerprint
 from tutelage.models.save import save_start
 from tutelage.recipe import Recipe
@@ -101,6 +101,7 @@ def label(
     live = teachers.live(checked, model, compute=compute, n_vocabulary=n_vocabulary, lent=memory.teacher is not None)
     assert live is not None
     teachers.verify_teacher(live.model, n_vocabulary=n_vocabulary, max_length=checked.data.max_length)
+    corpus.packed = packing.all_pack([live.model], n_vocabulary=n_vocabulary)
     record = _record(checked, live, saved_weights=saved_weights)
     if force:
         manifests.remove_cache(folder)
@@ -184,6 +185,7 @@ def _write_both(
             windows=windows_of_pass(recipe.data.max_length, device=compute.device),
             fingerprint=corpus.fingerprint,
             pad_id=corpus.pad_id,
+            packed=corpus.packed,
             probe=not held_out,
             head=not measured,
         )

@@ -22,7 +22,7 @@ from tutelage.recipe.sources import PromptSource, Source
 Path = tuple[str | int, ...]
 
 _LATER: dict[type[Section], tuple[str, ...]] = {
-    Teacher: ("quantize", "top_k"),
+    Teacher: ("top_k",),
     Student: ("width", "lora"),
     Source: ("parquet", "hub"),
     PromptSource: ("parquet", "hub"),

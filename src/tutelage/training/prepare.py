@@ -14,7 +14,7 @@ from tutelage.data.loader import EvaluationBatch, Loader
 from tutelage.data.split import Rows
 from tutelage.data.store import Store
 from tutelage.errors import ConfigError
-from tutelage.models import load, packing, student, vocabulary
+from tutelage.models import load, packing, quantized, student, vocabulary
 from tutelage.models.cast import cast
 from tutelage.models.fingerprint import weights_fingerprint
 from tutelage.models.layers import decoder_layers
@@ -89,12 +89,8 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
     stop_ids = _compare_with_students(recipe, tokenizer)
     n_vocabulary = vocabulary.real_vocabulary(tokenizer)
     data = Corpus(recipe, tokenizer, examples=memory.examples)
-    is_cached = recipe.teacher is not None and recipe.teacher.cache is not None
-    model = _teacher_model(recipe, memory.teacher, n_vocabulary=n_vocabulary)
-    teacher: LiveTeacher | EnsembleTeacher | CachedTeacher | None = None
-    if is_cached:
-        terms = [t for one in recipe.learners.values() for t in terms_of(one.loss) if t.source == TEACHER]
-        teacher = teachers.cached(recipe, data, terms=terms, model=model, compute=compute)
+    model = _teacher_model(recipe, memory.teacher, n_vocabulary=n_vocabulary, compute=compute)
+    teacher: LiveTeacher | EnsembleTeacher | CachedTeacher | None = _cached(recipe, data, model=model, compute=compute)
     layers, students = _student_starts(
         recipe,
         in_memory=memory.student,
@@ -105,7 +101,7 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
         measured=(earlier or {}).get("layers") or {},
     )
     teacher_start = _wide(copy.deepcopy(model), compute) if recipe.trains_teacher else None
-    if not is_cached and teacher_start is None:
+    if teacher is None and teacher_start is None:
         lent = memory.teacher is not None
         teacher = teachers.asked(
             recipe, model, compute=compute, n_vocabulary=n_vocabulary, tokenizer=tokenizer, lent=lent
@@ -135,6 +131,14 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
     )
 
 
+def _cached(recipe: Recipe, data: Corpus, *, model: nn.Module | None, compute: ComputePath) -> CachedTeacher | None:
+    """The teacher's cache, if the recipe names one."""
+    if recipe.teacher is None or recipe.teacher.cache is None:
+        return None
+    terms = [t for one in recipe.learners.values() for t in terms_of(one.loss) if t.source == TEACHER]
+    return teachers.cached(recipe, data, terms=terms, model=model, compute=compute)
+
+
 def _probe(data: Corpus, teacher: CausalLM, *, n_vocabulary: int) -> list[Batch]:
     """A few windows to measure layers on, of one document each for a teacher that would mix them."""
     data.packed = packing.difference(teacher, n_vocabulary=n_vocabulary) == 0.0
@@ -154,14 +158,16 @@ def _packs(models: Sequence[CausalLM], *, n_vocabulary: int, earlier: Mapping[st
     return bool(recorded) if recorded is not None else packing.all_pack(models, n_vocabulary=n_vocabulary)
 
 
-def _teacher_model(recipe: Recipe, in_memory: nn.Module | None, *, n_vocabulary: int) -> CausalLM | None:
+def _teacher_model(
+    recipe: Recipe, in_memory: nn.Module | None, *, n_vocabulary: int, compute: ComputePath
+) -> CausalLM | None:
     """The teacher's weights, if the run needs them: from a cache it learns without, but for a student of its layers."""
     if recipe.teacher is not None and recipe.teacher.config is not None:
         return teachers.from_nothing(recipe, n_vocabulary=n_vocabulary)
     is_cached = recipe.teacher is not None and recipe.teacher.cache is not None
     if is_cached and all(learner.section.layers is None for learner in recipe.learners.values()):
         return None
-    return teachers.weights_of(recipe, in_memory)
+    return teachers.weights_of(recipe, in_memory, compute=compute)
 
 
 def _provenance(
@@ -272,8 +278,11 @@ def _student_start(
     """(how layers were chosen, start weights in float32 or wider on the CPU)."""
     choice = None
     if section.memory is not None:
+        assert in_memory is not None, "_require_objects"
+        quantized.refuse_student(in_memory.config, name=f"the {name}")
         start = copy.deepcopy(in_memory)
     elif section.model is not None:
+        quantized.refuse_student(load.load_config(section.model, section.revision), name=section.model)
         start = load.load_model(section.model, revision=section.revision, dtype="float32", device="cpu")
     elif section.config is not None:
         base = teachers.config_of(recipe, teacher)
@@ -337,7 +346,7 @@ def _teacher_identity(teacher: CausalLM | LiveTeacher | EnsembleTeacher | Cached
     if isinstance(teacher, CachedTeacher):
         return f"cache {teacher.cache.manifest.identity()}"
     if isinstance(teacher, LiveTeacher | EnsembleTeacher):
-        return teacher.fingerprint
+        return teacher.fingerprint  # of rounded weights as they are: another one than the plain teacher's
     return weights_fingerprint(teacher) if teacher is not None else None
 
 

@@ -64,6 +64,11 @@ class Loader:
         visits = [self.epoch_of(place) for place, window in zip(places, windows, strict=True) for _ in window]
         return replace(batch, row_visits=tuple(visits))
 
+    def longest(self, n: int) -> Batch:
+        """The n longest windows of the first epoch as one batch, some twice where there are fewer: what needs most."""
+        places = np.argsort(-self.plan(0).sums(self.store.lengths), kind="stable")
+        return self._batch(np.resize(places, n).tolist())
+
     def plan(self, epoch: int) -> Plan:
         """The windows of one epoch; the last two plans are kept."""
         if epoch not in self._plans:

@@ -24,7 +24,7 @@ from tutelage.roles import STUDENT, TEACHER
 from tutelage.teachers.cached import CachedTeacher
 from tutelage.teachers.ensemble import EnsembleTeacher
 from tutelage.teachers.live import LiveTeacher
-from tutelage.training import teachers
+from tutelage.training import micro_batch, teachers
 from tutelage.training.corpus import Corpus, Examples
 from tutelage.training.importance import LayerChoice, choose_layers
 from tutelage.training.plan import terms_of
@@ -108,9 +108,10 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
         )
     teaching = teacher.model if isinstance(teacher, LiveTeacher) else teacher_start
     teachers.verify_all(students.values(), teaching, n_vocabulary=n_vocabulary, max_length=recipe.data.max_length)
-    data.packed = _packs(
-        [*students.values(), *_running(teaching or teacher)], n_vocabulary=n_vocabulary, earlier=earlier
-    )
+    _shape_batches(
+        data, recipe, students=students, teacher=teacher, teacher_start=teacher_start, compute=compute,
+        n_vocabulary=n_vocabulary, earlier=earlier or {},
+    )  # fmt: skip
     for name, ids in stop_ids.items():
         students[name].generation_config.eos_token_id = list(ids)
     return Prepared(
@@ -145,17 +146,34 @@ def _probe(data: Corpus, teacher: CausalLM, *, n_vocabulary: int) -> list[Batch]
     return data.probe(_PROBE_TOKENS)
 
 
-def _running(teacher: CausalLM | EnsembleTeacher | CachedTeacher | None) -> list[CausalLM]:
+def _shape_batches(
+    data: Corpus,
+    recipe: Recipe,
+    *,
+    students: Mapping[str, CausalLM],
+    teacher: LiveTeacher | EnsembleTeacher | CachedTeacher | None,
+    teacher_start: CausalLM | None,
+    compute: ComputePath,
+    n_vocabulary: int,
+    earlier: Mapping[str, Any],
+) -> None:
+    """Whether a row may hold several documents, and how many rows fit at once: as in the run that goes on, or found."""
+    starts = {**({TEACHER: teacher_start} if teacher_start is not None else {}), **students}
+    packed, at_once = earlier.get("packed"), earlier.get("micro_batch")
+    if packed is None:
+        packed = packing.all_pack([*starts.values(), *_running(teacher)], n_vocabulary=n_vocabulary)
+    data.packed = bool(packed)
+    if recipe.training.micro_batch == "auto":
+        data.micro_batch = at_once or micro_batch.of_recipe(
+            recipe, data.loader(), starts=starts, teacher=teacher, compute=compute, n_vocabulary=n_vocabulary
+        )
+
+
+def _running(teacher: LiveTeacher | EnsembleTeacher | CachedTeacher | None) -> list[CausalLM]:
     """The models that answer while others learn."""
     if isinstance(teacher, EnsembleTeacher):
         return [member.model for member in teacher.members]
-    return [teacher] if isinstance(teacher, nn.Module) else []
-
-
-def _packs(models: Sequence[CausalLM], *, n_vocabulary: int, earlier: Mapping[str, Any] | None) -> bool:
-    """Whether a row may hold several documents: with all these models, or as it was in the run that goes on."""
-    recorded = (earlier or {}).get("packed")
-    return bool(recorded) if recorded is not None else packing.all_pack(models, n_vocabulary=n_vocabulary)
+    return [teacher.model] if isinstance(teacher, LiveTeacher) else []
 
 
 def _teacher_model(
@@ -190,6 +208,7 @@ def _provenance(
         "world_size": 1,
         "tutelage": metadata.version("tutelage"),
         "packed": data.packed,
+        **({"micro_batch": data.micro_batch} if data.micro_batch is not None else {}),
         "layers": {name: _layers_json(choice) for name, choice in layers.items()},
     }
 

@@ -19,6 +19,7 @@ from tests.mutants.grey import GREY_BOX
 from tests.mutants.losses import DIVERGENCES, FUSED
 from tests.mutants.mutant import Mutant
 from tests.mutants.planning import PLANNING
+from tests.mutants.reach import REACH
 from tests.mutants.reports import REPORTS
 from tests.mutants.stored_targets import COMPILED_SAMPLED, STORED_TARGETS
 from tests.mutants.training import LOOP, STEP
@@ -46,6 +47,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *GIVEN_AND_LATER,
     *GENERATION_TEACHERS,
     *PLANNING,
+    *REACH,
     *RUNS,
     *REPORTS,
 )

@@ -1,11 +1,10 @@
 """Teachers with rounded weights: loaded, known by what they are, never trained or cut; and what cannot be had."""
 
+import importlib.util
 import json
 
 import pytest
 import torch
-
-pytest.importorskip("torchao")
 
 import tutelage
 from tests import tiny
@@ -18,8 +17,13 @@ from tutelage.models.fingerprint import weights_fingerprint
 from tutelage.models.head import verify_head
 from tutelage.models.load import load_model
 from tutelage.models.student import from_layers
+from tutelage.recipe import load_recipe
+from tutelage.teachers.live import LiveTeacher
+from tutelage.verbs.label import _record
 
 IDS = torch.arange(48)[None]
+# Not of the environment of the tests: with it installed, every process that imports transformers takes seconds longer.
+needs_torchao = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +44,7 @@ def rounded(where, kind):
     return load_model(str(where), dtype="float32", quantize=kind)
 
 
+@needs_torchao
 @pytest.mark.parametrize(("kind", "bytes_each", "steps"), [("int8", 1, 127), ("fp8", 1, 8)])
 @torch.no_grad()
 def test_a_rounded_model_holds_the_nearest_of_its_numbers_in_less_memory(plain, kind, bytes_each, steps):
@@ -58,6 +63,7 @@ def test_a_rounded_model_holds_the_nearest_of_its_numbers_in_less_memory(plain, 
     assert torch.equal(*(model(input_ids=i).logits[0].argmax(-1) for i in ids))
 
 
+@needs_torchao
 def test_a_fingerprint_tells_rounded_from_plain_and_does_not_change_by_use(plain):
     models = [load_model(str(plain)), rounded(plain, "int8"), rounded(plain, "fp8")]
     before = [weights_fingerprint(model) for model in models]
@@ -68,6 +74,7 @@ def test_a_fingerprint_tells_rounded_from_plain_and_does_not_change_by_use(plain
     assert weights_fingerprint(rounded(plain, "int8")) == before[1]
 
 
+@needs_torchao
 def test_a_rounded_teacher_is_labelled_trained_from_and_evaluated_under_its_own_name(tmp_path):
     written = tiny_runs.recipe(tmp_path, student={"config": {"num_hidden_layers": 1}}, cache={"codec": "hidden"})
     teacher = {"model": str(tmp_path / "teacher"), "quantize": "int8", "dtype": "float32"}
@@ -115,16 +122,26 @@ def test_a_missing_library_is_named_with_its_command(monkeypatch):
     assert caught.value.code == "MISSING_EXTRA"
 
 
-def test_rounded_weights_are_neither_trained_nor_cut(plain, tmp_path):
-    model = rounded(plain, "int8")
+@needs_torchao
+def test_rounded_weights_are_not_cut(plain):
     with pytest.raises(ConfigError, match=r"whose weights are rounded \(torchao\); give student.model"):
-        from_layers(model, [0])
+        from_layers(rounded(plain, "int8"), [0])
+
+
+def test_rounded_weights_are_not_trained(tmp_path):
     for name in ("teacher", "student"):
         folder(tmp_path / name)
     edit_json(tmp_path / "student" / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
     recipe = tiny_runs.recipe(tmp_path, student={"model": str(tmp_path / "student")})
-    with pytest.raises(
-        ConfigError, match=r"is stored with rounded weights \(gptq\), which cannot be trained"
-    ) as caught:
+    with pytest.raises(ConfigError, match=r"is stored with rounded weights \(gptq\), which cannot") as caught:
         tutelage.train(recipe, run_dir=tmp_path / "run")
     assert (caught.value.code, caught.value.message.count("\n")) == ("MODEL_LOAD", 0)
+
+
+def test_the_record_of_a_cache_says_how_its_teacher_was_rounded(tmp_path):
+    written = tiny_runs.recipe(tmp_path, student={"config": {"num_hidden_layers": 1}})
+    teacher = {"model": str(tmp_path / "teacher"), "quantize": "fp8"}
+    live = LiveTeacher(load_model(str(tmp_path / "teacher")), n_vocabulary=len(tiny_runs.tokenizer()))
+    record = _record(load_recipe({**written, "teacher": teacher}), live, saved_weights="")
+    assert record.quantize == "fp8"
+    assert record.parameter_bytes == 4 * record.parameters == 4 * sum(p.numel() for p in live.model.parameters())

@@ -107,7 +107,7 @@ REACH = (
         file="verbs/label.py",
         old="quantize=recipe.teacher.quantize,",
         new="quantize=None,",
-        oracles=(QUANTIZED + "test_a_rounded_teacher_is_labelled_trained_from_and_evaluated_under_its_own_name",),
+        oracles=(QUANTIZED + "test_the_record_of_a_cache_says_how_its_teacher_was_rounded",),
     ),
     Mutant(
         id="M528",
@@ -115,7 +115,7 @@ REACH = (
         file="training/prepare.py",
         old="quantized.refuse_student(load.load_config(section.model, section.revision), name=section.model)",
         new="pass",
-        oracles=(QUANTIZED + "test_rounded_weights_are_neither_trained_nor_cut",),
+        oracles=(QUANTIZED + "test_rounded_weights_are_not_trained",),
     ),
     Mutant(
         id="M529",

@@ -55,7 +55,7 @@ def settings(kind: str, *, dtype: torch.dtype) -> Any:
         return transformers.BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         )
-    from torchao import quantization  # type: ignore[import-untyped]  # it has no stubs
+    quantization = importlib.import_module("torchao.quantization")
 
     own = quantization.Int8WeightOnlyConfig() if kind == "int8" else quantization.Float8WeightOnlyConfig()
     return transformers.TorchAoConfig(own)

@@ -100,8 +100,6 @@ def largest(n_windows: int, attempt: Callable[[int], None]) -> int:
     while True:
         if _does(attempt, n):
             return n
-        gc.collect()
-        torch.cuda.empty_cache()
         if n == 1:
             raise ResourceError(
                 "MEMORY",
@@ -121,6 +119,8 @@ def _does(attempt: Callable[[int], None], n: int) -> bool:
 
 def try_steps(probe: Probe, n: int) -> None:
     """Two steps of two micro-batches: in the second one everything is there, moments and gradients too."""
+    gc.collect()  # what the attempt before has left
+    torch.cuda.empty_cache()
     trainer, batch = probe.trainer(), probe.longest(n)
     for _ in range(min(2, trainer.n_steps)):
         trainer.train_step([batch, batch])

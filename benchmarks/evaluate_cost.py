@@ -32,6 +32,7 @@ from tutelage.evaluation.score import SequenceScore, score_models
 from tutelage.evaluation.transfer import transfer_of
 from tutelage.models import student, vocabulary
 from tutelage.models.head import head_of, trained_hidden
+from tutelage.models.layers import decoder_layers
 from tutelage.models.load import load_model, load_tokenizer
 from tutelage.types import Batch, TokenView
 
@@ -76,7 +77,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8)
     arguments = parser.parse_args()
     tokenizer, teacher = load_tokenizer(arguments.teacher), load_model(arguments.teacher, dtype="bfloat16")
-    n_layers = len(student.decoder_layers(teacher)[1])
+    n_layers = len(decoder_layers(teacher)[1])
     learner = student.from_layers(teacher, student.evenly(n_layers, LAYERS)).to(torch.bfloat16)
     models = {name: m.eval().requires_grad_(False) for name, m in (("teacher", teacher), ("student", learner))}
     n_vocabulary = vocabulary.real_vocabulary(tokenizer)

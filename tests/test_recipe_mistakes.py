@@ -38,8 +38,8 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"student": 3}, "student must be a mapping with layers, width, model, revision, init, lora, config, got 3"),
     (
         {"teacher": ["a"]},
-        "teacher must be a mapping with model, cache, api, writers, answers, terms, revision, dtype, device, ensemble, "
-        "config, tokenizer, train, got ['a']",
+        "teacher must be a mapping with model, cache, api, writers, answers, terms, revision, dtype, quantize, device, "
+        "ensemble, config, tokenizer, train, got ['a']",
     ),
     (
         {"student": {"layers": "twenty"}},
@@ -251,9 +251,9 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ),
     # later versions, and what a recipe never does
     (
-        {"teacher": {"model": "a/b", "quantize": "x"}},
-        "teacher.quantize is not in this version (0.1.0); it knows model, cache, api, writers, answers, terms, "
-        "revision, dtype, device, ensemble, config, tokenizer, train",
+        {"teacher": {"model": "a/b", "top_k": "x"}},
+        "teacher.top_k is not in this version (0.1.0); it knows model, cache, api, writers, answers, terms, "
+        "revision, dtype, quantize, device, ensemble, config, tokenizer, train",
     ),
     (
         data(sources=[{"text": "a.txt", "split": "test"}]),
@@ -277,11 +277,11 @@ def test_all_mistakes_are_listed_together() -> None:
     listed = problems(
         {
             **MINIMAL,
-            "teacher": {"model": "a", "quantize": "b"},
+            "teacher": {"model": "a", "top_k": "b"},
             "loss": [{"divergence": "jensen_shannon", "beta": 1, "weight": -1, "temprature": 2}],
             "training": {"tokens": 1_000_000, "steps": 3, "schedule": "cosine", "decay": 0.1},
             "control": 3,
         }
     )
-    fields = {"teacher.quantize", "loss[0].temprature", "loss[0].beta", "loss[0].weight", "training.decay", "control"}
+    fields = {"teacher.top_k", "loss[0].temprature", "loss[0].beta", "loss[0].weight", "training.decay", "control"}
     assert {line.split()[0] for line in listed} >= fields | {"training"}

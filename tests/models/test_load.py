@@ -75,6 +75,7 @@ def test_what_a_library_raises_becomes_one_line(model: Path) -> None:
         load_model(str(model))
     assert caught.value.code == "MODEL_LOAD"
     assert "\n" not in caught.value.message
+    assert caught.value.message.endswith("for a newer model run: pip install -U transformers")
 
 
 def test_a_fingerprint_goes_by_content_not_by_files(model: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from tests.mutants.cache_threshold import THRESHOLD_CODEC
 from tests.mutants.codistillation import CODISTILLATION
 from tests.mutants.data_and_files import DATA, EVALUATION, FILES
 from tests.mutants.evaluation import NUMBERS
+from tests.mutants.families import FAMILY
 from tests.mutants.further import FURTHER
 from tests.mutants.generation import GENERATION
 from tests.mutants.generation_given import GIVEN_AND_LATER
@@ -42,13 +43,14 @@ MUTANTS: tuple[Mutant, ...] = (
     *EVALUATION,
     *NUMBERS,
     *FURTHER,
-    *REACH,
+    *FAMILY,
     *GENERATION,
     *SELECTION,
     *GREY_BOX,
     *GIVEN_AND_LATER,
     *GENERATION_TEACHERS,
     *PLANNING,
+    *REACH,
     *RUNS,
     *REPORTS,
     *MADE,

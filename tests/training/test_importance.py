@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests import tiny
+from tests.models.architectures import made
 from tutelage.errors import ConfigError
 from tutelage.losses.divergences import forward_kl
 from tutelage.losses.support import log_softmax
@@ -41,6 +42,13 @@ def test_the_measured_cost_of_each_removal_is_that_of_a_model_built_without_the_
         assert second[1] == pytest.approx(costs_by_hand(teacher, batches, list(choice.kept)), abs=1e-9)
         others = [costs_by_hand(teacher, batches, [i for i in range(5) if i != dropped]) for dropped in range(5)]
     assert first[1] == pytest.approx(min(others), abs=1e-9)
+
+
+@torch.no_grad()
+def test_layers_that_return_more_than_hidden_states_are_measured_alike():
+    teacher, batches = made("bloom"), [tiny.batch(seed=1)]
+    choice = choose_layers(teacher, batches, n_kept=2, n_vocabulary=V)
+    assert choice.dropped[1][1] == pytest.approx(costs_by_hand(teacher, batches, list(choice.kept)), abs=1e-6)
 
 
 def test_a_layer_that_does_nothing_is_dropped_first():

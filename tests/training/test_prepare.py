@@ -9,13 +9,17 @@ from tests import tiny
 from tests.models.tiny_models import tokenizer
 from tutelage.errors import ConfigError
 from tutelage.models.fingerprint import weights_fingerprint
+from tutelage.models.head import trunk
 from tutelage.recipe import load_recipe
 from tutelage.training.prepare import InMemory, Prepared, prepare
+from tutelage.types import IGNORED, TokenView
 
 TEXTS = [f"{i} ab cd abcd efgh {i * i} ijkl mnop" for i in range(40)]
 
 
-def prepared(*, teacher: nn.Module, student: nn.Module, precision: str = "float32", max_length: int = 32) -> Prepared:
+def prepared(
+    *, teacher: nn.Module, student: nn.Module, precision: str = "float32", max_length: int = 32, earlier=None
+) -> Prepared:
     recipe = load_recipe(
         {
             "teacher": {"memory": weights_fingerprint(teacher)},
@@ -26,7 +30,7 @@ def prepared(*, teacher: nn.Module, student: nn.Module, precision: str = "float3
         }
     )
     memory = InMemory(teacher=teacher, student=student, tokenizer=tokenizer(), examples={"texts": TEXTS})
-    return prepare(recipe, memory=memory)
+    return prepare(recipe, memory=memory, earlier=earlier)
 
 
 def llama(*, seed: int, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -42,11 +46,27 @@ def opt() -> nn.Module:
 
 
 @pytest.mark.parametrize("role", ["teacher", "student"])
-def test_neither_teacher_nor_student_may_mix_packed_documents(role):
-    models = {"teacher": llama(seed=0), "student": llama(seed=1), role: opt()}
-    with pytest.raises(ConfigError) as caught:
-        prepared(**models)
-    assert caught.value.code == "PACKING"
+@torch.no_grad()
+def test_where_a_model_would_mix_documents_each_has_a_row_of_its_own(role, capsys):
+    made = prepared(**{"teacher": llama(seed=0), "student": llama(seed=1), role: opt()}, precision="float64")
+    assert "note[PACKING]: OPTForCausalLM does not keep" in capsys.readouterr().err
+    assert made.provenance["packed"] is False
+    model = made.teacher.model if role == "teacher" else made.students["student"]
+    batches = [*made.loader.step(0), *made.held_out()]
+    assert all(len(batch.row_keys) == len(batch.view.ids_BT) for batch in batches)
+    for ids, labels, hidden in ((b.view.ids_BT, b.view.labels_BT, trunk(model, b.view)) for b in batches):
+        for row in range(len(ids)):
+            length = int((labels[row] != IGNORED).nonzero().max()) + 1
+            alone = ids[row : row + 1, :length]
+            assert (trunk(model, TokenView.of(alone, alone))[0] - hidden[row, :length]).abs().max() < 1e-12
+
+
+def test_a_run_that_goes_on_packs_as_it_did(capsys):
+    """What was measured when it began is not measured again: it decides which rows a step sees."""
+    models = {"teacher": llama(seed=0), "student": llama(seed=1)}
+    for packed in (True, False):
+        assert prepared(**models, earlier={"packed": packed}).loader.packed is packed
+    assert prepared(**models).loader.packed is True
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

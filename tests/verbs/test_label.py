@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from transformers import OPTConfig, OPTForCausalLM
 
 import tutelage
 from tests.cache.tiny_cache import folder_bytes
@@ -54,6 +55,25 @@ def test_training_from_a_full_cache_is_training_with_the_teacher(tmp_path):
     )
     pairs = zip(cached.student().state_dict().values(), present.student().state_dict().values(), strict=True)
     assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-11) for a, b in pairs)
+
+
+def test_a_teacher_that_cannot_be_packed_is_labelled_and_trained_from_one_document_a_row(tmp_path, capsys):
+    own = tiny_runs.tokenizer()
+    config = OPTConfig(
+        vocab_size=len(own), hidden_size=16, ffn_dim=32, num_hidden_layers=3, num_attention_heads=2, init_std=0.3,
+        max_position_embeddings=64, word_embed_proj_dim=16, bos_token_id=0, eos_token_id=1, pad_token_id=1, dropout=0.0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    for part in (OPTForCausalLM(config), own):
+        part.save_pretrained(tmp_path / "teacher")
+    written = recipe(tmp_path, student={"layers": 2}, evaluation={})
+    written["teacher"]["dtype"] = "auto"
+    tutelage.label(written)
+    assert capsys.readouterr().err.count("note[PACKING]: OPTForCausalLM") == 1
+    cached = tutelage.train(written, run_dir=tmp_path / "cached")
+    present = tutelage.train(live(written), run_dir=tmp_path / "live")
+    expected = torch.tensor(metrics(present, "forward_kl"))
+    torch.testing.assert_close(torch.tensor(metrics(cached, "forward_kl")), expected, rtol=1e-10, atol=1e-12)
 
 
 def test_a_student_with_a_model_of_its_own_needs_no_teacher_any_more(tmp_path):

@@ -10,7 +10,9 @@ import tutelage
 from tests.instruments import faults
 from tests.verbs.test_train import masters
 from tests.verbs.tiny_runs import assert_equal_weights, call, chats, recipe, weights_of
-from tutelage.training import checkpoint
+from tutelage.recipe import load_recipe
+from tutelage.training import checkpoint, micro_batch
+from tutelage.training.prepare import InMemory, prepare
 
 QUICK = {"evaluation": {"prompts": []}}
 pytestmark = pytest.mark.slow
@@ -155,3 +157,19 @@ def test_a_run_without_held_out_text_is_trained_and_says_so(base, tmp_path):
     assert not run.report().exists()
     assert "trained: 4 steps" in str(run)
     assert run._repr_html_().startswith("<pre>")
+
+
+def test_the_micro_batch_that_fits_is_recorded_and_a_run_that_goes_on_keeps_it(base, tmp_path, monkeypatch, capsys):
+    free = {"bytes": 10**12}
+    monkeypatch.setattr(micro_batch, "free_bytes", lambda: free["bytes"])
+    whole = recipe(base, **QUICK, training={"precision": "float64", "micro_batch": "auto", "batch_tokens": 128})
+    run = tutelage.train(whole, run_dir=tmp_path / "run")
+    assert json.loads((run.path / "provenance.json").read_text())["micro_batch"] == 4
+    assert "training.micro_batch: auto is 4 of 4 windows" in capsys.readouterr().err
+    free["bytes"] = 0
+    earlier = json.loads((run.path / "provenance.json").read_text())
+    assert prepare(load_recipe(whole), memory=InMemory(), earlier=earlier).loader.micro_batch == 4
+    less = tutelage.train(whole, run_dir=tmp_path / "less")
+    assert json.loads((less.path / "provenance.json").read_text())["micro_batch"] == 1
+    for name, value in weights_of(less.path / "student").items():
+        torch.testing.assert_close(value, weights_of(run.path / "student")[name], rtol=0, atol=1e-9)

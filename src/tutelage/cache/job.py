@@ -52,6 +52,7 @@ class Job:
     windows: int
     fingerprint: str
     pad_id: int
+    packed: bool = True  # several rows in a window
     probe: bool = True  # keep some positions in full, to measure the codec's error against
     shard_positions: int | None = None  # None: a share of the data
     head: bool = True  # store the head beside the probe: not where the held-out rows' cache has it already
@@ -63,7 +64,11 @@ class Job:
         """
         counts_R = rows.n_trained
         for places_R, item in rows.batches(
-            max_length=self.asked.max_length, windows=self.windows, fingerprint=self.fingerprint, pad_id=self.pad_id
+            max_length=self.asked.max_length,
+            windows=self.windows,
+            fingerprint=self.fingerprint,
+            pad_id=self.pad_id,
+            packed=self.packed,
         ):
             if not wanted():
                 continue

@@ -5,7 +5,14 @@ import json
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from tutelage import io
 from tutelage.errors import ConfigError, IntegrityError
@@ -38,6 +45,13 @@ class TeacherRecord(_Part):
     attention: str
     parameters: int
     parameter_bytes: int
+    quantize: str | None = None  # how the weights were rounded as they were loaded, see models/quantized.py
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Left out where nothing was rounded: the checksums of older manifests stay."""
+        written: dict[str, Any] = handler(self)
+        return {name: value for name, value in written.items() if name != "quantize" or value is not None}
 
 
 class Asked(_Part):

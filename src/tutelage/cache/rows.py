@@ -78,7 +78,7 @@ class RowSet:
         return hashlib.sha256(self.keys_R.tobytes()).hexdigest()
 
     def batches(
-        self, *, max_length: int, windows: int, fingerprint: str, pad_id: int
+        self, *, max_length: int, windows: int, fingerprint: str, pad_id: int, packed: bool = True
     ) -> Iterator[tuple[Ints, EvaluationBatch]]:
         """(places of the batch's rows in this set, batch): every row once, the same batches for the same rows."""
         for n, store in enumerate(self.stores):
@@ -91,6 +91,7 @@ class RowSet:
                 micro_batch=windows,
                 fingerprint=fingerprint,
                 pad_id=pad_id,
+                packed=packed,
             ):
                 yield np.array([place_of_key[key] for key in item.batch.row_keys], dtype=np.int64), item
 

@@ -67,9 +67,14 @@ class Loader:
 
     def _batch(self, places: Sequence[int]) -> Batch:
         windows = [self._window(place) for place in places]
-        batch, _ = _lay_out(self.store, windows, fingerprint=self.fingerprint, pad_id=self.pad_id)
+        batch, _ = _lay_out(self.store, windows, fingerprint=self.fingerprint, pad_id=self.pad_id, packed=self.packed)
         visits = [self.epoch_of(place) for place, window in zip(places, windows, strict=True) for _ in window]
         return replace(batch, row_visits=tuple(visits))
+
+    def longest(self, n: int) -> Batch:
+        """The n longest windows of the first epoch as one batch, some twice where there are fewer: what needs most."""
+        places = np.argsort(-self.plan(0).sums(self.store.lengths), kind="stable")
+        return self._batch(np.resize(places, n).tolist())
 
     def plan(self, epoch: int) -> Plan:
         """The windows of one epoch; the last two plans are kept."""
@@ -173,19 +178,22 @@ def evaluation_batches(
     plan = pack.pack(places, store.lengths[rows], max_length=max_length, packed=packed)
     for begin in range(0, len(plan), micro_batch):
         group = [plan.window(n) for n in range(begin, min(begin + micro_batch, len(plan)))]
-        batch, owner_BT = _lay_out(store, [rows[w] for w in group], fingerprint=fingerprint, pad_id=pad_id)
+        batch, owner_BT = _lay_out(
+            store, [rows[w] for w in group], fingerprint=fingerprint, pad_id=pad_id, packed=packed
+        )
         place_of_owner = torch.from_numpy(np.concatenate(group))
         owner_N = torch.from_numpy(owner_BT).reshape(-1)[batch.view.index_N]
         yield EvaluationBatch(batch=batch, row_N=place_of_owner[owner_N])
 
 
 def _lay_out(
-    store: Store, windows: Sequence[Ints], *, fingerprint: str, pad_id: int
+    store: Store, windows: Sequence[Ints], *, fingerprint: str, pad_id: int, packed: bool
 ) -> tuple[Batch, npt.NDArray[np.int64]]:
     """A batch of windows, and which of its rows (counted through the batch) owns each position, -1 for padding.
 
     Positions restart at 0 for each row, and for the padding at a window's end, which is what keeps attention inside
-    a row.  The first token of a row has label -100: nothing before it may predict it.
+    a row.  Unpacked there are none: padding behind the only row of a window is never seen, and a model that is not
+    packed may not know what positions are.  The first token of a row has label -100: nothing before it may predict it.
     """
     n_tokens = [int(store.lengths[window].sum()) for window in windows]
     shape = (len(windows), max(n_tokens))
@@ -204,7 +212,7 @@ def _lay_out(
             owner_BT[b, begin:end] = n_rows
             begin, n_rows = end, n_rows + 1
         positions_BT[b, begin:] = counting[: shape[1] - begin]
-    is_plain = n_rows == len(windows) and min(n_tokens) == max(n_tokens)
+    is_plain = not packed or (n_rows == len(windows) and min(n_tokens) == max(n_tokens))
     view = TokenView.of(
         torch.from_numpy(ids_BT),
         torch.from_numpy(labels_BT),

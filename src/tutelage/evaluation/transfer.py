@@ -14,6 +14,7 @@ from tutelage.evaluation.cells import TokenFacts
 from tutelage.evaluation.facts import SetFacts
 from tutelage.evaluation.score import N_BINS, Scored, SequenceScore, score_models
 from tutelage.evaluation.slices import Hard, Slice, sliced
+from tutelage.models import quantized
 from tutelage.types import Batch, Estimate
 
 METRICS = "evaluation/metrics"
@@ -169,10 +170,9 @@ def cost_of(model: Scored, *, rate_tok_per_s: float | None = None, training_s: f
     """Parameters (tied ones once) and their bytes, with the measured times given."""
     if not isinstance(model, nn.Module):
         return Cost(parameters=model.n_parameters, parameter_bytes=model.parameter_bytes)
-    parameters = list(model.parameters())
     return Cost(
-        parameters=sum(p.numel() for p in parameters),
-        parameter_bytes=sum(p.numel() * p.element_size() for p in parameters),
+        parameters=quantized.n_parameters(model),
+        parameter_bytes=quantized.n_bytes(model),
         rate_tok_per_s=rate_tok_per_s,
         training_s=training_s,
     )

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from tutelage.errors import ConfigError
-from tutelage.models.student import decoder_layers
+from tutelage.models.layers import decoder_layers
 from tutelage.types import CausalLM
 
 Axis = Literal["hidden", "mlp", "heads", "groups"] | None

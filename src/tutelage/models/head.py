@@ -4,6 +4,7 @@ Shape legend: B rows, T positions, N = B*T flattened, D hidden size, V vocabular
 """
 
 import hashlib
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,12 @@ from tutelage.types import CausalLM, Head, TokenView
 _PROBE_LENGTH = 8
 _SPREAD_LENGTH = 32
 _MOST_PADDING_MASS = 1e-4
-_ROUNDINGS = 2.0  # by how many roundings of its dtype a document may differ behind another one
+_LEAST_TOLERANCE = 1e-5
+_ROUNDINGS = 4.0  # of its dtype, by which a model's own logits may differ from ours: it caps them in its dtype
+# What a config calls the numbers that logits are multiplied with, divided by and capped at.
+_FACTORS = ("logit_scale", "lm_head_multiplier")  # Cohere; Falcon-H1
+_DIVISORS = ("logits_scaling",)  # Granite
+_SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")  # Gemma; RecurrentGemma; xLSTM
 
 
 def trunk(model: CausalLM, view: TokenView) -> Tensor:
@@ -24,9 +30,24 @@ def trunk(model: CausalLM, view: TokenView) -> Tensor:
     Documents packed in one row are kept apart by their restarting positions, from which transformers builds a
     block-diagonal causal mask.
     """
-    output = model.base_model(input_ids=view.ids_BT, position_ids=view.positions_BT, use_cache=False)
-    hidden_BTD: Tensor = output.last_hidden_state
+    # Without positions the argument is left out: a model that has no such argument (BLOOM, Mamba) needs no other way.
+    positions = {"position_ids": view.positions_BT} if view.positions_BT is not None else {}
+    hidden_BTD: Tensor = body(model)(input_ids=view.ids_BT, use_cache=False, **positions).last_hidden_state
     return hidden_BTD
+
+
+def body(model: CausalLM) -> CausalLM:
+    """Everything of a causal LM but its head."""
+    base = model.base_model
+    if base is not model:
+        return base
+    from transformers import PreTrainedModel
+
+    # Llama 4's text model names as its base what only the model with images has.
+    found = next((part for part in model.children() if isinstance(part, PreTrainedModel)), None)
+    if found is None:
+        raise ConfigError("FUSED_UNSUPPORTED", f"{type(model).__name__} has no part that is a model without its head")
+    return found
 
 
 def trained_hidden(model: CausalLM, view: TokenView) -> Tensor:
@@ -37,15 +58,13 @@ def trained_hidden(model: CausalLM, view: TokenView) -> Tensor:
 def head_of(model: CausalLM, *, n_vocabulary: int) -> Head:
     """The head of a transformers causal LM, cut to the tokenizer's real vocabulary.
 
-    Reads soft-capping (`final_logit_softcapping`, Gemma) and scaling (`logit_scale`, Cohere; `logits_scaling`,
-    Granite) from the config.
+    Scaling and soft-capping are read from the config, under the names that the architectures give them;
+    `verify_head` refuses a model that does anything else.
     """
     output = model.get_output_embeddings()
     if output is None:
         raise ConfigError("FUSED_UNSUPPORTED", f"{type(model).__name__} has no output embedding: not a causal LM")
     config = model.config.get_text_config()
-    scale = float(getattr(config, "logit_scale", None) or 1.0)
-    divisor = getattr(config, "logits_scaling", None)
     rows = output.weight.shape[0]
     if rows < n_vocabulary:
         raise ConfigError(
@@ -56,9 +75,15 @@ def head_of(model: CausalLM, *, n_vocabulary: int) -> Head:
         weight_VD=output.weight,
         bias_V=getattr(output, "bias", None),
         n_vocabulary=n_vocabulary,
-        scale=scale / float(divisor) if divisor else scale,
-        soft_cap=getattr(config, "final_logit_softcapping", None),
+        scale=_number(config, _FACTORS, otherwise=1.0) / _number(config, _DIVISORS, otherwise=1.0),
+        soft_cap=_number(config, _SOFT_CAPS, otherwise=None),
     )
+
+
+def _number(config: Any, names: tuple[str, ...], *, otherwise: Any) -> Any:
+    """The first of these fields that holds a number other than 0 (MPT has text in one that it does not use)."""
+    values = (getattr(config, name, None) for name in names)
+    return next((float(v) for v in values if isinstance(v, int | float) and v), otherwise)
 
 
 @torch.no_grad()
@@ -107,23 +132,38 @@ def head_fingerprint(head: Head) -> str:
 def verify_head(model: CausalLM, *, n_vocabulary: int) -> None:
     """Check on a few tokens that trunk + head equal the model's own logits, before anything is trained on them.
 
-    Raises ConfigError[FUSED_UNSUPPORTED] when a model does something to its logits that `head_of` does not know, and
-    NumericError[NONFINITE] for a model that is broken before any training.
+    And that none of them changes with a token after it.  Raises ConfigError[FUSED_UNSUPPORTED] when a model does
+    something to its logits that `head_of` does not know, ConfigError[MODEL_LOAD] when it is no causal model, and
+    NumericError[NONFINITE] for one that is broken before any training.
     """
     device = next(model.parameters()).device
     ids_BT = torch.arange(_PROBE_LENGTH, device=device)[None] % n_vocabulary
-    view = TokenView.of(ids_BT, ids_BT)
-    own_NV = model(input_ids=ids_BT, use_cache=False).logits[0, :, :n_vocabulary].float()
+    own_NV = _own_logits(model, ids_BT, n_vocabulary=n_vocabulary)
     if own_NV.isnan().any():
         raise NumericError("NONFINITE", f"{type(model).__name__} gives NaN logits as it is loaded; get the model again")
-    ours_NV = head_of(model, n_vocabulary=n_vocabulary).logits(trunk(model, view)[0]).float()
+    ours_NV = head_of(model, n_vocabulary=n_vocabulary).logits(trunk(model, TokenView.of(ids_BT, ids_BT))[0]).float()
     largest = (own_NV - ours_NV).abs().max().item()
-    if not largest <= 1e-2 * max(1.0, own_NV.abs().max().item()):
+    tolerance = max(_LEAST_TOLERANCE, _ROUNDINGS * torch.finfo(next(model.parameters()).dtype).eps)
+    if not largest <= tolerance * max(1.0, own_NV.abs().max().item()):
         raise ConfigError(
             "FUSED_UNSUPPORTED",
             f"{type(model).__name__} changes its logits in a way this version does not know "
             f"(difference {largest:.3g} to trunk + head); please report the model's name",
         )
+    ids_BT[0, -1] = (ids_BT[0, -1] + 1) % n_vocabulary
+    ahead = (own_NV - _own_logits(model, ids_BT, n_vocabulary=n_vocabulary))[:-1].abs().max().item()
+    if not ahead <= tolerance * max(1.0, own_NV.abs().max().item()):
+        raise ConfigError(
+            "MODEL_LOAD",
+            f"{type(model).__name__} sees the tokens that it is to predict (difference {ahead:.1e}, expected 0); "
+            "give a causal language model, such as Llama, Qwen, Gemma or GPT-2",
+        )
+
+
+def _own_logits(model: CausalLM, ids_BT: Tensor, *, n_vocabulary: int) -> Tensor:
+    """What the model itself says of one row, float32 [T, V]."""
+    own_NV: Tensor = model(input_ids=ids_BT, use_cache=False).logits[0, :, :n_vocabulary].float()
+    return own_NV
 
 
 def refuse_too_long(model: CausalLM, *, max_length: int) -> None:
@@ -134,29 +174,4 @@ def refuse_too_long(model: CausalLM, *, max_length: int) -> None:
             "CONFIG",
             f"data.max_length: {max_length}, and {type(model).__name__} has {positions} positions; "
             f"set data.max_length={positions} or less",
-        )
-
-
-@torch.no_grad()
-def verify_packing(model: CausalLM, *, n_vocabulary: int) -> None:
-    """Check that a document's hidden states do not depend on the document before it in the same row.
-
-    transformers builds the mask from restarting positions for most architectures, but not for all (BLOOM, OPT, Mamba,
-    …), and says nothing where it does not.  Raises ConfigError[PACKING].
-    """
-    device = next(model.parameters()).device
-    ids_BT = spread_ids(n_vocabulary).to(device)
-    n_first = ids_BT.shape[1] - _PROBE_LENGTH
-    positions_BT = torch.cat([torch.arange(n_first), torch.arange(_PROBE_LENGTH)])[None].to(device)
-    hidden = []
-    for shift in (0, 1):
-        changed_BT = torch.cat([(ids_BT[:, :n_first] + shift) % n_vocabulary, ids_BT[:, n_first:]], dim=1)
-        hidden.append(trunk(model, TokenView.of(changed_BT, changed_BT, positions_BT))[0, n_first:].float())
-    largest, size = (hidden[0] - hidden[1]).abs().max().item(), hidden[0].abs().max().item()
-    if not largest <= _ROUNDINGS * torch.finfo(next(model.parameters()).dtype).eps * max(1.0, size):
-        raise ConfigError(
-            "PACKING",
-            f"{type(model).__name__} lets documents that share a row see each other (difference {largest:.1e}, "
-            "expected 0): training would mix them; use a model whose attention follows position_ids, such as Llama, "
-            "Qwen, Gemma, Mistral or GPT-2",
         )

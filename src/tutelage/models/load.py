@@ -19,7 +19,7 @@ from torch import nn
 from tutelage import io
 from tutelage.errors import ConfigError, IntegrityError, RemoteError, ResourceError, TutelageError
 from tutelage.home import home
-from tutelage.models import fetch
+from tutelage.models import fetch, quantized
 from tutelage.models.conversion import folder_of_gguf
 from tutelage.models.quiet import quiet_transformers
 from tutelage.models.safety import allows_code, read_safetensors_header, refuse_unsafe
@@ -135,9 +135,12 @@ def load_start(folder: Path) -> tuple[Any, Any]:
 
 def load_config(source: str, revision: str | None = None) -> Any:
     """The config of a model that `resolve` finds; ConfigError[MODEL_LOAD] when its folder has none that loads."""
+    return _config(resolve(source, revision).folder, source)
+
+
+def _config(folder: Path, source: str) -> Any:
     from transformers import AutoConfig
 
-    folder = resolve(source, revision).folder
     with _load_errors(source), quiet_transformers():
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
@@ -149,12 +152,22 @@ def load_model(
     dtype: str = "auto",
     device: str = "cpu",
     code_revision: str | None = None,
+    quantize: str | None = None,
 ) -> nn.Module:
-    """The causal language model in eval mode, without gradients; `dtype` auto keeps the one it was saved in."""
+    """The causal language model in eval mode, without gradients; `dtype` auto keeps the one it was saved in.
+
+    `quantize` rounds the weights while they load, see `models/quantized.py`; `dtype` is then what it computes in.
+    """
     from transformers import AutoModelForCausalLM
 
     found = resolve(source, revision, code_revision=code_revision)
     wanted = "auto" if dtype == "auto" else getattr(torch, dtype)
+    rounded: dict[str, Any] = {}
+    if quantize is not None:
+        assert isinstance(wanted, torch.dtype), "a rounded model is told what to compute in"
+        rounded = {"quantization_config": quantized.settings(quantize, dtype=wanted), "device_map": {"": device}}
+    elif quantized.stored_as(_config(found.folder, source)) is not None:
+        rounded = {"device_map": {"": device}}  # rounded weights are packed for the device that they are loaded on
     with _load_errors(source), quiet_transformers():
         model: nn.Module = AutoModelForCausalLM.from_pretrained(
             found.folder,
@@ -162,8 +175,17 @@ def load_model(
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=allows_code(code_revision),
+            **rounded,
         )
-        return model.to(device).eval().requires_grad_(False)
+        return (model if quantized.is_quantized(model) else model.to(device)).eval().requires_grad_(False)
+
+
+# What transformers says of a model that no repair of its folder would help, and what would.
+_ADVICE = {
+    "does not recognize this architecture": "for a newer model run: pip install -U transformers",
+    "Unrecognized configuration class": "name a causal language model, such as Llama, Qwen, Gemma or GPT-2",
+    "No GPU found": "its weights are rounded for a GPU: name the model it was made from, with teacher.quantize=int8",
+}
 
 
 @contextmanager
@@ -179,8 +201,11 @@ def _load_errors(source: str) -> Iterator[None]:
         ) from error
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
         reason = (str(error).strip().splitlines() or [""])[0][:300]
+        instead = f"try: tutelage doctor {source}"
+        for said, advice in _ADVICE.items():
+            instead = advice if said in reason else instead
         raise IntegrityError(
-            "MODEL_LOAD", f"{source} cannot be loaded ({type(error).__name__}: {reason}); try: tutelage doctor {source}"
+            "MODEL_LOAD", f"{source} cannot be loaded ({type(error).__name__}: {reason}); {instead}"
         ) from error
 
 

@@ -5,28 +5,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
+from tutelage import console
 from tutelage.errors import ConfigError
+from tutelage.models.head import spread_ids, trunk
+from tutelage.models.layers import decoder_layers, keep_layers, skipping
+from tutelage.models.quantized import stored_as
 from tutelage.randomness import derive_seed
-from tutelage.types import CausalLM
+from tutelage.types import CausalLM, TokenView
 
-
-def decoder_layers(model: CausalLM) -> tuple[str, nn.ModuleList]:
-    """(name, list) of the decoder layers of a transformers causal LM.
-
-    The name is the path inside the model, e.g. `model.layers`.  ConfigError[MODEL_LOAD] when no module list has as many
-    entries as the config has layers.
-    """
-    n_layers = model.config.get_text_config().num_hidden_layers
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == n_layers:
-            return name, module
-    raise ConfigError(
-        "MODEL_LOAD",
-        f"{type(model).__name__}: no list of {n_layers} decoder layers found; "
-        "give the student as {model: …} or {config: …}",
-    )
+_ROUNDINGS = 8.0  # of its dtype, by which a student may differ from its teacher with layers skipped
 
 
 def evenly(n_layers: int, n_kept: int) -> list[int]:
@@ -45,8 +33,14 @@ def _check_count(n_layers: int, n_kept: int) -> None:
 def from_layers(teacher: CausalLM, layers: Sequence[int]) -> CausalLM:
     """A new model with the teacher's weights and only the layers named, in the teacher's order and dtype.
 
-    Lists in the config with one entry a layer (such as `layer_types`) are cut in the same way.
+    What the config says of each layer follows.  Raises ConfigError[CONFIG] for layers that no config of this kind can
+    describe; warns with LAYERS where they compute something else at their new places.
     """
+    if (method := stored_as(teacher.config)) is not None:
+        raise ConfigError(
+            "CONFIG",
+            f"student.layers copies layers of the teacher, whose weights are rounded ({method}); give student.model",
+        )
     name, modules = decoder_layers(teacher)
     kept = sorted(set(layers))
     _check_count(len(modules), len(kept))
@@ -55,11 +49,7 @@ def from_layers(teacher: CausalLM, layers: Sequence[int]) -> CausalLM:
             "CONFIG", f"student.layers: {list(layers)}: each of 0 to {len(modules) - 1} may stand there once"
         )
     config = copy.deepcopy(teacher.config)
-    text_config = config.get_text_config()
-    for key, value in list(vars(text_config).items()):
-        if isinstance(value, list) and len(value) == len(modules):
-            setattr(text_config, key, [value[i] for i in kept])
-    text_config.num_hidden_layers = len(kept)
+    keep_layers(config.get_text_config(), kept, n_layers=len(modules))
     weights: dict[str, torch.Tensor] = {}
     position = {f"{name}.{old}.": f"{name}.{new}." for new, old in enumerate(kept)}
     for key, tensor in teacher.state_dict().items():
@@ -69,10 +59,51 @@ def from_layers(teacher: CausalLM, layers: Sequence[int]) -> CausalLM:
         prefix = f"{name}.{key[len(name) + 1 :].split('.', 1)[0]}."
         if prefix in position:
             weights[position[prefix] + key[len(prefix) :]] = tensor
-    student = empty(config, dtype=next(teacher.parameters()).dtype)
-    student.load_state_dict(weights, strict=True)
+    student = _with_weights(config, weights, dtype=next(teacher.parameters()).dtype, kept=kept)
     student.generation_config = copy.deepcopy(teacher.generation_config)
-    return student.to(next(teacher.parameters()).device)
+    student = student.to(next(teacher.parameters()).device)
+    _warn_unless_alike(teacher, student, kept=kept)
+    return student
+
+
+def _with_weights(
+    config: Any, weights: Mapping[str, torch.Tensor], *, dtype: torch.dtype, kept: Sequence[int]
+) -> CausalLM:
+    """The model of a config with these weights; ConfigError[CONFIG] where its layers are of other kinds than theirs."""
+    what = f"student.layers: no {type(config).__name__} describes layers {', '.join(map(str, kept))} of the teacher"
+    instead = "keep layers in the pattern of the teacher's, or give the student as {model: …} or {config: …}"
+    try:
+        student = empty(config, dtype=dtype)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ConfigError("CONFIG", f"{what} ({said}); {instead}") from error
+    own = {key: tensor.shape for key, tensor in student.state_dict().items()}
+    given = {key: tensor.shape for key, tensor in weights.items()}
+    if differing := sorted(key for key in own.keys() | given.keys() if own.get(key) != given.get(key)):
+        raise ConfigError("CONFIG", f"{what} ({differing[0]} differs); {instead}")
+    student.load_state_dict(weights, strict=True)
+    return student
+
+
+@torch.no_grad()
+def _warn_unless_alike(teacher: CausalLM, student: CausalLM, *, kept: Sequence[int]) -> None:
+    """A warning where the student is not the teacher with the other layers skipped, measured on a few tokens.
+
+    So it is where a layer computes by its place: GPT-2 with `scale_attn_by_inverse_layer_idx`.
+    """
+    _, modules = decoder_layers(teacher)
+    device = next(teacher.parameters()).device
+    ids_BT = spread_ids(teacher.get_output_embeddings().weight.shape[0]).to(device)
+    view = TokenView.of(ids_BT, ids_BT)
+    with skipping(list(modules), {*range(len(modules))} - {*kept}):
+        expected = trunk(teacher, view).float()
+    differing, size = (trunk(student, view).float() - expected).abs().max().item(), expected.abs().max().item()
+    if not differing <= _ROUNDINGS * torch.finfo(next(teacher.parameters()).dtype).eps * max(1.0, size):
+        console.warning(
+            "LAYERS",
+            f"{type(teacher).__name__}: layers {', '.join(map(str, kept))} compute something else at their new places "
+            f"(difference {differing:.1e}, expected 0): the student starts farther from the teacher than was measured",
+        )
 
 
 def shortened(config: Any, n_layers: int) -> Any:

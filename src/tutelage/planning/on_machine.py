@@ -22,7 +22,8 @@ def step_of(recipe: Recipe, known: Known, *, dtype: torch.dtype, on_host: bool) 
     """One micro-batch of the recipe in weights of a dtype; the activations are counted, nothing is computed."""
     training, length = recipe.training, recipe.data.max_length
     windows = rows_per_step(training, max_length=length)
-    rows = min(training.micro_batch or windows, windows)
+    at_once = 1 if training.micro_batch == "auto" else training.micro_batch  # auto: it needs no more than a window
+    rows = min(at_once or windows, windows)
     configs, sizes = dict(known.students), dict(known.facts.students)
     if known.teacher is not None and known.facts.teacher is not None and known.facts.members == 1:
         configs[TEACHER], sizes[TEACHER] = known.teacher, known.facts.teacher  # it may learn too

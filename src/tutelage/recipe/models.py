@@ -65,6 +65,11 @@ class Teacher(Section):
         default="auto",
         description="number format of its weights; auto: measured on a CPU, bfloat16 on a GPU that has it",
     )
+    quantize: Literal["int8", "fp8", "int4"] | None = Field(
+        default=None,
+        description="round its weights while they load, so that a larger one fits; int4 needs CUDA; null: as saved "
+        '(needs pip install "tutelage[quantized]")',
+    )
     device: Device = Field(default="auto", description="where it runs; auto: where the student trains")
     ensemble: Annotated[tuple[EnsembleMember, ...], Listed, Field(min_length=2)] | None = Field(
         default=None, description="several models with one tokenizer, their probabilities averaged"

@@ -21,7 +21,7 @@ from tutelage.recipe.sections import Evaluation, Recipe
 Path = tuple[str | int, ...]
 
 _LATER: dict[type[Section], tuple[str, ...]] = {
-    Teacher: ("quantize", "top_k"),
+    Teacher: ("top_k",),
     Student: ("width", "lora"),
     Evaluation: ("tasks", "probes"),
 }

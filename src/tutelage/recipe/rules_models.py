@@ -36,6 +36,7 @@ def _teacher(tree: Tree) -> Iterator[Problem]:
         yield dead((*path, "revision"), "with a model that is not a hub id")
     yield from _trained_teacher(tree, teacher)
     yield from _ensemble(tree, teacher)
+    yield from _quantized(tree, teacher)
     if tree.get("teacher") is not None:
         return
     asking = [dotted(path) for path, term in all_terms(tree) if _asks_teacher(term)]
@@ -59,6 +60,22 @@ def _ensemble(tree: Tree, teacher: Tree) -> Iterator[Problem]:
     for path, student in all_students(tree):
         for name in given_in(student, *COPIES):
             yield Problem((*path, name), "copies layers of one teacher, and there are several; give model or config")
+
+
+def _quantized(tree: Tree, teacher: Tree) -> Iterator[Problem]:
+    """Rounded weights answer, and that is all they can do; and only weights that are loaded can be rounded."""
+    if teacher.get("quantize") is None:
+        return
+    if isinstance(teacher.get("train"), dict):
+        yield Problem(("teacher", "quantize"), "and teacher.train exclude each other: rounded weights cannot learn")
+    elif teacher.get("answers") is not None or teacher.get("model") is None:
+        yield dead(("teacher", "quantize"), "but with a teacher.model that is asked for its distributions")
+    for path, student in all_students(tree):
+        if student.get("layers") is not None:
+            yield Problem(
+                (*path, "layers"),
+                f"copies layers of the teacher, and teacher.quantize rounds them; give {dotted((*path, 'model'))}",
+            )
 
 
 def _trained_teacher(tree: Tree, teacher: Tree) -> Iterator[Problem]:

@@ -99,8 +99,10 @@ class Training(Section):
     steps: Count | None = Field(default=None, description="length of the run in optimizer steps")
     epochs: float | None = Field(default=None, gt=0, description="length of the run in passes over the data")
     batch_tokens: Count = Field(default=8192, description="tokens of one optimizer step; a multiple of data.max_length")
-    micro_batch: Count | None = Field(
-        default=None, description="windows of one forward pass; null: the whole batch at once"
+    micro_batch: Count | Literal["auto"] | None = Field(
+        default=None,
+        description="windows of one forward pass; auto: as many as fit, found before the first step; null: the whole "
+        "batch at once",
     )
     learning_rate: float = Field(default=5e-4, gt=0, description="peak learning rate of AdamW")
     schedule: Literal["wsd", "cosine", "constant"] = Field(default="wsd", description="wsd: warm up, stay, decay to 0")

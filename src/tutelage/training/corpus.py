@@ -81,6 +81,9 @@ class Corpus:
         self.fingerprint = vocabulary.tokenizer_fingerprint(tokenizer)
         self._renderer = _renderer(recipe, tokenizer)
         self._kept: dict[str, tuple[Store, splits.Rows]] = {}
+        given = recipe.training.micro_batch
+        self.micro_batch = given if isinstance(given, int) else None  # windows; None: all of a step
+        self.packed = True  # several documents in a row, as long as every model keeps them apart
         _say_what_is_chosen(recipe.data.sources)
         self.store = self._build(recipe.data.sources)
         self.held_out_store = self.store
@@ -137,11 +140,12 @@ class Corpus:
             rows=self.split.train,
             max_length=max_length,
             rows_per_step=windows,
-            micro_batch=micro_batch or training.micro_batch or windows,
+            micro_batch=micro_batch or self.micro_batch or windows,
             seed=training.seed,
             fingerprint=self.fingerprint,
             pad_id=self.pad_id,
             weights=[source.weight for source in self._recipe.data.sources],
+            packed=self.packed,
             by_tokens=self._recipe.data.mix == "tokens",
         )
 
@@ -171,7 +175,7 @@ class Corpus:
 
     def _evaluation(self, store: Store, rows: splits.Rows) -> Callable[[], list[EvaluationBatch]]:
         training, max_length = self._recipe.training, self._recipe.data.max_length
-        windows = training.micro_batch or rows_per_step(training, max_length=max_length)
+        windows = self.micro_batch or rows_per_step(training, max_length=max_length)
         made: list[EvaluationBatch] = []
 
         def batches() -> list[EvaluationBatch]:
@@ -184,6 +188,7 @@ class Corpus:
                         micro_batch=windows,
                         fingerprint=self.fingerprint,
                         pad_id=self.pad_id,
+                        packed=self.packed,
                     )
                 )
             return made

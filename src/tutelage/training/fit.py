@@ -287,12 +287,12 @@ def _part(name: str, kind: str) -> str:
 def out_of_memory(trainer: Trainer, batches: Sequence[Batch]) -> ResourceError:
     """The error for an out-of-memory, with the settings that need less."""
     rows, length = max((tuple(batch.view.ids_BT.shape) for batch in batches), default=(1, 0))
-    less = max(1, rows // 2)
     where = trainer.compute.device
+    smaller = f"training.micro_batch={rows // 2} (now {rows}) or auto, " if rows > 1 else ""
     return ResourceError(
         "MEMORY",
         f"out of memory on {where} at step {trainer.step} with micro-batches of {rows} x {length} tokens; set "
-        f"training.micro_batch={less} (now {rows}), training.gradient_checkpointing=true, training.chunk=128, or "
+        f"{smaller}training.gradient_checkpointing=true, training.chunk=128, or "
         "training.precision=bfloat16; the same command then needs --force, or starts anew in another --run-dir",
     )
 

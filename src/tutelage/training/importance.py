@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tutelage.losses.support import log_softmax
 from tutelage.models.head import head_of, trained_hidden
-from tutelage.models.student import decoder_layers
+from tutelage.models.layers import decoder_layers, passed_through, replaced
 from tutelage.types import Batch, CausalLM, Head
 
 _REMEASURED = 5  # candidates of the last round that are measured again
@@ -84,6 +84,7 @@ class _Probe:
         self._resume_from: Any = None
         self._inputs: list[Any] | None = None
         self._whole: list[_Whole] = []
+        self._returned: dict[int, Any] = {}  # its form, without the values
         n_trained = sum(batch.n_trained for batch in batches)
         self._stride = max(1, n_trained // _COMPARED)
         self.n_positions = sum(len(range(0, batch.n_trained, self._stride)) for batch in batches)
@@ -91,15 +92,9 @@ class _Probe:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Layers become skippable inside, and are as before outside."""
-        originals = [layer.forward for layer in self._layers]
-        for index, layer in enumerate(self._layers):
-            layer.forward = self._skippable(index, originals[index])
-        try:
+        with replaced(self._layers, self._skippable):
             self._whole = [_Whole.of(self._head.logits(self._compared(batch))) for batch in self._batches]
             yield
-        finally:
-            for layer in self._layers:
-                del layer.forward  # the instance attribute; the class's own method is back
 
     def _skippable(self, index: int, original: Callable[..., Any]) -> Callable[..., Any]:
         def forward(hidden: Any, *args: Any, **kwargs: Any) -> Any:
@@ -108,8 +103,11 @@ class _Probe:
             if self._inputs is not None:
                 self._inputs.append(hidden)
             if index < self._start or index in self._skipped:
-                return hidden
-            return original(hidden, *args, **kwargs)
+                return passed_through(hidden, like=self._returned[index])
+            output = original(hidden, *args, **kwargs)
+            # The first run, of the whole teacher, comes by here: from then on it is known what a layer returns.
+            self._returned.setdefault(index, tuple(None for _ in output) if isinstance(output, tuple) else None)
+            return output
 
         return forward
 

@@ -39,6 +39,12 @@ def choose_device(wanted: str) -> str:
     if not available.get(wanted.split(":")[0], False):
         there = ", ".join(name for name, yes in available.items() if yes)
         raise ConfigError("CONFIG", f"training.device: '{wanted}' is not there; this machine has: {there}")
+    number = int(wanted.partition(":")[2] or 0)
+    if wanted.startswith("cuda") and number >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        raise ConfigError(
+            "CONFIG", f"training.device: '{wanted}' is not there; this machine has: cuda:0 to cuda:{last}"
+        )
     return wanted
 
 

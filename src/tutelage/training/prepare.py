@@ -13,14 +13,14 @@ from tutelage.data.loader import EvaluationBatch, Loader
 from tutelage.data.split import Rows
 from tutelage.data.store import Store
 from tutelage.errors import ConfigError
-from tutelage.models import load, vocabulary
+from tutelage.models import load, packing, vocabulary
 from tutelage.models.fingerprint import weights_fingerprint
 from tutelage.recipe import Recipe
 from tutelage.roles import STUDENT, TEACHER
 from tutelage.teachers.cached import CachedTeacher
 from tutelage.teachers.ensemble import EnsembleTeacher
 from tutelage.teachers.live import LiveTeacher
-from tutelage.training import starts, teachers, widths
+from tutelage.training import micro_batch, starts, teachers, widths
 from tutelage.training.corpus import Corpus, Examples
 from tutelage.training.importance import LayerChoice
 from tutelage.training.plan import terms_of
@@ -85,30 +85,30 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
     stop_ids = _compare_with_students(recipe, tokenizer)
     n_vocabulary = vocabulary.real_vocabulary(tokenizer)
     data = Corpus(recipe, tokenizer, examples=memory.examples)
-    is_cached = recipe.teacher is not None and recipe.teacher.cache is not None
-    model = _teacher_model(recipe, memory.teacher, n_vocabulary=n_vocabulary)
-    teacher: LiveTeacher | EnsembleTeacher | CachedTeacher | None = None
-    if is_cached:
-        terms = [t for one in recipe.learners.values() for t in terms_of(one.loss) if t.source == TEACHER]
-        teacher = teachers.cached(recipe, data, terms=terms, model=model, compute=compute)
+    model = _teacher_model(recipe, memory.teacher, n_vocabulary=n_vocabulary, compute=compute)
+    teacher: LiveTeacher | EnsembleTeacher | CachedTeacher | None = _cached(recipe, data, model=model, compute=compute)
     makers = starts.Makers(
         recipe=recipe,
         in_memory=memory.student,
         teacher=model,
         n_vocabulary=n_vocabulary,
         compute=compute,
-        probe=data.probe,
+        probe=lambda n_tokens: _probe(data, model, n_tokens=n_tokens, n_vocabulary=n_vocabulary),
     )
     made = {name: starts.start_of(makers, name, measured=_measured(earlier, name)) for name in recipe.learners}
     students = {name: start.model for name, start in made.items()}
     teacher_start = starts.wide(copy.deepcopy(model), compute) if recipe.trains_teacher else None
-    if recipe.teacher is not None and recipe.teacher.ensemble is not None:
-        teacher = teachers.ensemble(recipe, compute=compute, n_vocabulary=n_vocabulary, tokenizer=tokenizer)
-    elif not is_cached and teacher_start is None:
+    if teacher is None and teacher_start is None:
         lent = memory.teacher is not None
-        teacher = teachers.live(recipe, model, compute=compute, n_vocabulary=n_vocabulary, lent=lent)
+        teacher = teachers.asked(
+            recipe, model, compute=compute, n_vocabulary=n_vocabulary, tokenizer=tokenizer, lent=lent
+        )
     teaching = teacher.model if isinstance(teacher, LiveTeacher) else teacher_start
     teachers.verify_all(students.values(), teaching, n_vocabulary=n_vocabulary, max_length=recipe.data.max_length)
+    _shape_batches(
+        data, recipe, students=students, teacher=teacher, teacher_start=teacher_start, compute=compute,
+        n_vocabulary=n_vocabulary, earlier=earlier or {},
+    )  # fmt: skip
     for name, ids in stop_ids.items():
         students[name].generation_config.eos_token_id = list(ids)
     return Prepared(
@@ -127,14 +127,61 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
     )
 
 
-def _teacher_model(recipe: Recipe, in_memory: nn.Module | None, *, n_vocabulary: int) -> CausalLM | None:
+def _cached(recipe: Recipe, data: Corpus, *, model: nn.Module | None, compute: ComputePath) -> CachedTeacher | None:
+    """The teacher's cache, if the recipe names one."""
+    if recipe.teacher is None or recipe.teacher.cache is None:
+        return None
+    terms = [t for one in recipe.learners.values() for t in terms_of(one.loss) if t.source == TEACHER]
+    return teachers.cached(recipe, data, terms=terms, model=model, compute=compute)
+
+
+def _probe(data: Corpus, teacher: CausalLM | None, *, n_tokens: int, n_vocabulary: int) -> list[Batch]:
+    """A few windows to measure a student's start on, of one document each for a teacher that would mix them."""
+    assert teacher is not None, "only what is made of the teacher is measured"
+    data.packed = packing.difference(teacher, n_vocabulary=n_vocabulary) == 0.0
+    return data.probe(n_tokens)
+
+
+def _shape_batches(
+    data: Corpus,
+    recipe: Recipe,
+    *,
+    students: Mapping[str, CausalLM],
+    teacher: LiveTeacher | EnsembleTeacher | CachedTeacher | None,
+    teacher_start: CausalLM | None,
+    compute: ComputePath,
+    n_vocabulary: int,
+    earlier: Mapping[str, Any],
+) -> None:
+    """Whether a row may hold several documents, and how many rows fit at once: as in the run that goes on, or found."""
+    learning = {**({TEACHER: teacher_start} if teacher_start is not None else {}), **students}
+    packed, at_once = earlier.get("packed"), earlier.get("micro_batch")
+    if packed is None:
+        packed = packing.all_pack([*learning.values(), *_running(teacher)], n_vocabulary=n_vocabulary)
+    data.packed = bool(packed)
+    if recipe.training.micro_batch == "auto":
+        data.micro_batch = at_once or micro_batch.of_recipe(
+            recipe, data.loader(), starts=learning, teacher=teacher, compute=compute, n_vocabulary=n_vocabulary
+        )
+
+
+def _running(teacher: LiveTeacher | EnsembleTeacher | CachedTeacher | None) -> list[CausalLM]:
+    """The models that answer while others learn."""
+    if isinstance(teacher, EnsembleTeacher):
+        return [member.model for member in teacher.members]
+    return [teacher.model] if isinstance(teacher, LiveTeacher) else []
+
+
+def _teacher_model(
+    recipe: Recipe, in_memory: nn.Module | None, *, n_vocabulary: int, compute: ComputePath
+) -> CausalLM | None:
     """The teacher's weights, if the run needs them: from a cache it learns without, but for a student of its layers."""
     if recipe.teacher is not None and recipe.teacher.config is not None:
         return teachers.from_nothing(recipe, n_vocabulary=n_vocabulary)
     is_cached = recipe.teacher is not None and recipe.teacher.cache is not None
     if is_cached and all(not learner.section.copies_teacher for learner in recipe.learners.values()):
         return None
-    return teachers.weights_of(recipe, in_memory)
+    return teachers.weights_of(recipe, in_memory, compute=compute)
 
 
 def _provenance(
@@ -155,6 +202,8 @@ def _provenance(
         "compute": dict(compute.as_json()),
         "world_size": 1,
         "tutelage": metadata.version("tutelage"),
+        "packed": data.packed,
+        **({"micro_batch": data.micro_batch} if data.micro_batch is not None else {}),
         "layers": {name: _layers_json(start.layers) for name, start in starts.items()},
         "widths": {name: widths.to_json(start.width) for name, start in starts.items() if start.width is not None},
     }
@@ -212,7 +261,7 @@ def _teacher_identity(teacher: CausalLM | LiveTeacher | EnsembleTeacher | Cached
     if isinstance(teacher, CachedTeacher):
         return f"cache {teacher.cache.manifest.identity()}"
     if isinstance(teacher, LiveTeacher | EnsembleTeacher):
-        return teacher.fingerprint
+        return teacher.fingerprint  # of rounded weights as they are: another one than the plain teacher's
     return weights_fingerprint(teacher) if teacher is not None else None
 
 

@@ -10,8 +10,9 @@ from torch import nn
 
 from tutelage import console
 from tutelage.errors import ConfigError
-from tutelage.models import adapters, load, student
+from tutelage.models import adapters, load, quantized, student
 from tutelage.models.cast import cast
+from tutelage.models.layers import decoder_layers
 from tutelage.models.width import Kept, narrowed, wanted_sizes
 from tutelage.recipe import Layers, Lora, Recipe, Width
 from tutelage.recipe import Student as StudentSection
@@ -91,8 +92,11 @@ def _own(makers: Makers, section: StudentSection, *, name: str) -> CausalLM:
     """A model that is not made of the teacher's weights."""
     recipe = makers.recipe
     if section.memory is not None:
+        assert makers.in_memory is not None, "_require_objects"
+        quantized.refuse_student(makers.in_memory.config, name=f"the {name}")
         return copy.deepcopy(makers.in_memory)
     if section.model is not None:
+        quantized.refuse_student(load.load_config(section.model, section.revision), name=section.model)
         return load.load_model(section.model, revision=section.revision, dtype="float32", device="cpu")
     assert section.config is not None, "recipe rules: a student is one of its kinds"
     base = teachers.config_of(recipe, makers.teacher)
@@ -117,7 +121,7 @@ def _copied(
 def _layers(
     makers: Makers, wanted: Layers, teacher: nn.Module, *, measured: Mapping[str, Any] | None
 ) -> tuple[Sequence[int], LayerChoice | None]:
-    n_layers = len(student.decoder_layers(teacher)[1])
+    n_layers = len(decoder_layers(teacher)[1])
     if wanted.listed is not None:
         return wanted.listed, None
     if wanted.evenly is not None:

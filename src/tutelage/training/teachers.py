@@ -19,10 +19,10 @@ from tutelage.data.answers import SOFT, read_card
 from tutelage.errors import ConfigError, IntegrityError
 from tutelage.losses.stored import refuse_unservable
 from tutelage.losses.terms import Term
-from tutelage.models import load, student, vocabulary
+from tutelage.models import load, quantized, student, vocabulary
 from tutelage.models.cast import cast
 from tutelage.models.fingerprint import weights_fingerprint
-from tutelage.models.head import refuse_padding_mass, refuse_too_long, verify_head, verify_packing
+from tutelage.models.head import refuse_padding_mass, refuse_too_long, verify_head
 from tutelage.recipe import Recipe, Teacher
 from tutelage.roles import TEACHER
 from tutelage.teachers.cached import CachedTeacher
@@ -76,13 +76,41 @@ def require_one_device(recipe: Recipe, compute: ComputePath) -> None:
         )
 
 
-def weights_of(recipe: Recipe, in_memory: nn.Module | None) -> nn.Module | None:
-    """The teacher in the dtype it was saved in; a recipe that names one has it measured even if no term asks it."""
+def weights_of(recipe: Recipe, in_memory: nn.Module | None, *, compute: ComputePath) -> nn.Module | None:
+    """The teacher in the dtype it was saved in; a recipe that names one has it measured even if no term asks it.
+
+    Where its weights are to be rounded, they are, and it is on the compute path.
+    """
     if in_memory is not None:
         return in_memory
     if recipe.teacher is None or recipe.teacher.model is None:
         return None
-    return load.load_model(recipe.teacher.model, revision=recipe.teacher.revision, dtype="auto", device="cpu")
+    source, revision, quantize = recipe.teacher.model, recipe.teacher.revision, recipe.teacher.quantize
+    if quantize is None:
+        rounded = quantized.stored_as(load.load_config(source, revision)) is not None
+        return load.load_model(source, revision=revision, dtype="auto", device=compute.device if rounded else "cpu")
+    dtype = _dtype(recipe, compute)
+    quantized.require(quantize, device=compute.device, dtype=dtype)
+    name = str(dtype).removeprefix("torch.")
+    return load.load_model(source, revision=revision, dtype=name, device=compute.device, quantize=quantize)
+
+
+def on_cpu(section: Teacher) -> nn.Module:
+    """The teacher on the CPU outside of a run, as it was saved, its weights rounded if the recipe says so."""
+    assert section.model is not None, "who calls has asked"
+    if section.quantize is None:
+        return load.load_model(section.model, revision=section.revision, dtype="auto", device="cpu")
+    quantized.require(section.quantize, device="cpu", dtype=torch.float32)
+    return load.load_model(
+        section.model, revision=section.revision, dtype="float32", device="cpu", quantize=section.quantize
+    )
+
+
+def _dtype(recipe: Recipe, compute: ComputePath) -> torch.dtype:
+    """What the teacher computes in: as the recipe says, or as the student."""
+    named = recipe.teacher.dtype if recipe.teacher is not None else "auto"
+    dtype: torch.dtype = compute.weight_dtype if named == "auto" else getattr(torch, named)
+    return dtype
 
 
 def from_nothing(recipe: Recipe, *, n_vocabulary: int) -> CausalLM:
@@ -91,6 +119,15 @@ def from_nothing(recipe: Recipe, *, n_vocabulary: int) -> CausalLM:
     assert section is not None and section.config is not None and section.tokenizer is not None, "recipe rules"
     base, seed = load.load_config(section.tokenizer), recipe.training.seed
     return student.from_config(section.config, base=base, n_vocabulary=n_vocabulary, seed=seed, name=TEACHER)
+
+
+def asked(
+    recipe: Recipe, model: CausalLM | None, *, compute: ComputePath, n_vocabulary: int, tokenizer: Any, lent: bool
+) -> LiveTeacher | EnsembleTeacher | None:
+    """Who is asked at every step: `model`, or the members of an ensemble."""
+    if recipe.teacher is not None and recipe.teacher.ensemble is not None:
+        return ensemble(recipe, compute=compute, n_vocabulary=n_vocabulary, tokenizer=tokenizer)
+    return live(recipe, model, compute=compute, n_vocabulary=n_vocabulary, lent=lent)
 
 
 def ensemble(recipe: Recipe, *, compute: ComputePath, n_vocabulary: int, tokenizer: Any) -> EnsembleTeacher:
@@ -128,11 +165,10 @@ def live(
     """The teacher on the compute path, or in the dtype that the recipe names; a lent one stays as its owner has it."""
     if model is None or recipe.teacher is None:
         return None
-    dtype = compute.weight_dtype
-    if recipe.teacher.dtype != "auto":
-        dtype = getattr(torch, recipe.teacher.dtype)
+    if quantized.is_quantized(model):  # it lies where it was loaded
+        return LiveTeacher(model, n_vocabulary=n_vocabulary)
     own = _on_same_weights(model) if lent else model
-    return LiveTeacher(cast(own, dtype, device=compute.device), n_vocabulary=n_vocabulary)
+    return LiveTeacher(cast(own, _dtype(recipe, compute), device=compute.device), n_vocabulary=n_vocabulary)
 
 
 def _on_same_weights(model: CausalLM) -> CausalLM:
@@ -143,11 +179,10 @@ def _on_same_weights(model: CausalLM) -> CausalLM:
 
 
 def verify(models: Sequence[CausalLM], *, n_vocabulary: int, max_length: int) -> None:
-    """Refuse models that would be taken for something else: length, head, packing."""
+    """Refuse models that would be taken for something else: length, head."""
     for model in models:
         refuse_too_long(model, max_length=max_length)
         verify_head(model, n_vocabulary=n_vocabulary)
-        verify_packing(model, n_vocabulary=n_vocabulary)
 
 
 def verify_teacher(model: CausalLM, *, n_vocabulary: int, max_length: int) -> None:

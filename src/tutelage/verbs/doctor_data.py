@@ -21,8 +21,8 @@ from tutelage.models import load, vocabulary
 from tutelage.models.doctor import Report
 from tutelage.models.safety import Finding
 from tutelage.recipe import Recipe
+from tutelage.training import teachers
 from tutelage.training.corpus import Corpus
-from tutelage.training.teachers import tokenizer_of
 
 N_ROWS = 200
 MOST_TOKENS = 128  # of each row: the beginning tells who predicts such text better
@@ -35,7 +35,7 @@ def with_measured(report: Report, recipe: Recipe, *, traffic: str | Path | None,
     if not report.ok or (traffic is None and not compared):
         return report
     try:
-        corpus = Corpus(recipe, tokenizer_of(recipe), examples={})
+        corpus = Corpus(recipe, teachers.tokenizer_of(recipe), examples={})
         if compared:
             report = _with_losses(report, recipe, corpus, students=compared)
         return _with_traffic(report, corpus, Path(traffic)) if traffic is not None else report
@@ -64,7 +64,8 @@ def _with_losses(report: Report, recipe: Recipe, corpus: Corpus, *, students: li
     with console.Progress("the loss of teacher and student", total=len(set(named)) * len(rows)) as bar:
         for source, revision in dict.fromkeys(named):
             assert source is not None
-            model = load.load_model(source, revision=revision)
+            is_teacher = (source, revision) == named[0]
+            model = teachers.on_cpu(recipe.teacher) if is_teacher else load.load_model(source, revision=revision)
             scores[source, revision] = row_logp(model, rows, n_vocabulary=n_vocabulary, progress=bar.advance)
     findings, facts = [], {}
     for name, own in zip(students, named[1:], strict=True):

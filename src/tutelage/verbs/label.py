@@ -14,7 +14,7 @@ from tutelage.cache.manifest import HELD_OUT, START, Asked, Manifest, TeacherRec
 from tutelage.cache.rows import RowSet
 from tutelage.cache.writer import Written, write
 from tutelage.errors import ConfigError
-from tutelage.models import vocabulary
+from tutelage.models import packing, quantized, vocabulary
 from tutelage.models.fingerprint import weights_fingerprint
 from tutelage.models.save import save_start
 from tutelage.recipe import Recipe
@@ -95,12 +95,13 @@ def label(
     tokenizer = memory.tokenizer if memory.tokenizer is not None else teachers.tokenizer_of(checked)
     n_vocabulary = vocabulary.real_vocabulary(tokenizer)
     corpus = Corpus(checked, tokenizer, examples=memory.examples)
-    model = teachers.weights_of(checked, memory.teacher)
+    model = teachers.weights_of(checked, memory.teacher, compute=compute)
     assert model is not None, "_folder has asked for it"
     saved_weights = weights_fingerprint(model)
     live = teachers.live(checked, model, compute=compute, n_vocabulary=n_vocabulary, lent=memory.teacher is not None)
     assert live is not None
     teachers.verify_teacher(live.model, n_vocabulary=n_vocabulary, max_length=checked.data.max_length)
+    corpus.packed = packing.all_pack([live.model], n_vocabulary=n_vocabulary)
     record = _record(checked, live, saved_weights=saved_weights)
     if force:
         manifests.remove_cache(folder)
@@ -158,8 +159,9 @@ def _record(recipe: Recipe, live: LiveTeacher, *, saved_weights: str) -> Teacher
         weights=live.fingerprint,
         dtype=str(parameters[0].dtype).removeprefix("torch."),
         attention=str(getattr(live.model.config, "_attn_implementation", "unknown")),
-        parameters=sum(p.numel() for p in parameters),
-        parameter_bytes=sum(p.numel() * p.element_size() for p in parameters),
+        parameters=quantized.n_parameters(live.model),
+        parameter_bytes=quantized.n_bytes(live.model),
+        quantize=recipe.teacher.quantize,
     )
 
 
@@ -184,6 +186,7 @@ def _write_both(
             windows=windows_of_pass(recipe.data.max_length, device=compute.device),
             fingerprint=corpus.fingerprint,
             pad_id=corpus.pad_id,
+            packed=corpus.packed,
             probe=not held_out,
             head=not measured,
         )

@@ -13,6 +13,7 @@ from tutelage.models import load, vocabulary
 from tutelage.recipe import load_recipe
 from tutelage.reports.text import printed
 from tutelage.rundir import RunDirectory
+from tutelage.training import teachers
 from tutelage.verbs.evaluate import require_finished
 
 
@@ -57,9 +58,7 @@ def _run_models(run: RunDirectory) -> tuple[dict[str, nn.Module], Any, str | Non
     recipe = load_recipe(run.recipe_path)
     models: dict[str, nn.Module] = {}
     if recipe.teacher is not None and recipe.teacher.model is not None and recipe.teacher.train is None:
-        models[roles.TEACHER] = load.load_model(
-            recipe.teacher.model, revision=recipe.teacher.revision, dtype="auto", device="cpu"
-        )
+        models[roles.TEACHER] = teachers.on_cpu(recipe.teacher)
     for name in (roles.TEACHER, *(each for one in recipe.learners for each in (one, roles.control(one)))):
         if run.model(name).is_dir():
             models[name] = load.load_model(str(run.model(name)), dtype="auto", device="cpu")

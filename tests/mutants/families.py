@@ -112,7 +112,7 @@ FAMILY = (
     Mutant(
         id="M528",
         what="a student with rounded weights is loaded",
-        file="training/prepare.py",
+        file="training/starts.py",
         old="quantized.refuse_student(load.load_config(section.model, section.revision), name=section.model)",
         new="pass",
         oracles=(QUANTIZED + "test_rounded_weights_are_not_trained",),

@@ -129,8 +129,11 @@ def run(words: list[str], *, where: str, base: Path, url: str) -> None:
     words = [str(base / "teacher") if word == "MODEL" else word for word in words]
     if "--text" in words:  # the beginning of a document
         words[words.index("--text") + 1] = (base / "corpus" / "0.txt").read_text()[:20]
-    if "--hours" in words:
-        del words[words.index("--hours") : words.index("--hours") + 2]
+    if words[0] == "compare":
+        for budget in ("--hours", "--usd", "--usd-per-hour"):
+            if budget in words:
+                del words[words.index(budget) : words.index(budget) + 2]
+    words = [re.sub(r"layers=(\[.*|\d+,.*)", "layers=1,2", word) for word in words]
     if words[0] in PARSED:
         command = get_command(app).commands[words[0]]  # type: ignore[attr-defined]  # a group of commands
         command.make_context(words[0], list(words[1:]))

@@ -326,6 +326,8 @@ CANARY = "sk-proj-canary0123456789abcdefgh"
     "changes",
     [
         {"teacher": {"api": {"api_key": "short"}}},
+        {"data": {"sources": [{"jsonl": "s3://user:short@bucket/a.jsonl"}]}},
+        {"data": {"sources": [{"jsonl": "https://h/a.jsonl?X-Amz-Signature=short&a=b"}]}},
         {"teacher": {"model": "a", "hf_token": CANARY}},
         {"data": {"sources": [{"text": CANARY}]}},
         {"tracker": {"password": CANARY}},

@@ -14,7 +14,7 @@ import pytest
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from tests.instruments.hub import COMMIT, Hub
-from tutelage.data import hub
+from tutelage.data import arrow, hub, places
 from tutelage.data.example import Example, Reject
 from tutelage.data.sources import SourceSpec, content, input_files, read
 from tutelage.errors import ConfigError, IntegrityError, RemoteError
@@ -286,3 +286,28 @@ def test_what_was_fetched_is_read_offline_and_a_part_of_it_is_refused(served, mo
     hub.files_of.cache_clear()
     with pytest.raises(RemoteError, match="go online and rerun"):
         texts("hub", "us/set", columns=columns)
+
+
+def test_parquet_gives_a_structure_only_the_fields_that_its_own_row_has(tmp_path):
+    """Arrow merges the structures of all rows: a tool call would get the arguments of every other one, as null."""
+    calls = [{"name": "weather", "arguments": {"city": "Bern"}}, {"name": "add", "arguments": {"a": 1, "b": 2}}]
+    rows = [{"id": n, "note": None, "messages": [{"role": "assistant", "tool_calls": [call]}]}
+            for n, call in enumerate(calls)]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    with (tmp_path / "a.parquet").open("rb") as file:
+        assert list(arrow.parquet_rows(file, (), name="a.parquet")) == rows
+
+
+def test_a_store_that_tells_neither_time_nor_checksum_is_asked_for_the_bytes(memory):
+    """A file of the same size is another file."""
+    memory.pipe("/mute/a.txt", b"the cat sat")
+    info = {"name": "/mute/a.txt", "size": 11, "type": "file"}
+    assert places._version(info) is None
+    before = places._digest(memory, "memory://mute/a.txt")
+    memory.pipe("/mute/a.txt", b"the dog sat")
+    assert places._digest(memory, "memory://mute/a.txt") != before
+
+
+def test_the_ending_of_an_address_is_that_of_its_path():
+    place = places.RemoteFile("https://h/b.jsonl.gz?download=true", 1, "1", None)
+    assert place.name == "b.jsonl.gz" and places.is_compressed(place)

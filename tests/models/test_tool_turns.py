@@ -83,6 +83,7 @@ def test_without_tools_nothing_is_rendered_or_trained_otherwise():
     [
         (CHATML, MESSAGES[:2], [], "does not write tool calls ('weather' is lost)"),
         (CHATML, MESSAGES[:1], TOOLS, "does not write tools ('weather' is lost)"),
+        (CHATML, [{"role": "user", "content": "the weather?"}, MESSAGES[1]], [], "does not write tool calls"),
         (QWEN.replace("'<|im_start|>assistant\n'", "'<|im_start|>assistant: '"), MESSAGES, TOOLS, "cannot be told"),
         (
             QWEN.replace("{{- '<|im_end|>\n' }}\n  {%- elif", "{{- '\n' }}\n  {%- elif"),

@@ -116,7 +116,7 @@ PLANNING: tuple[Mutant, ...] = (
         id="M491",
         what="the memory of a technique without AdamW's second moment",
         file="planning/memory.py",
-        old='found.add("moments", 2 * n * wide)',
+        old='found.add("moments", 2 * learned * wide)',
         new='found.add("moments", n * wide)',
         oracles=("tests/planning/test_memory.py::test_the_sum_of_a_technique_by_hand",),
     ),

@@ -79,8 +79,8 @@ REACH = (
         id="M537",
         what="a template that drops tool calls is used",
         file="models/tool_turns.py",
-        old="missing = [name for name in names if name not in text]",
-        new="missing = [name for name in names if not name]",
+        old="if mark not in text:",
+        new="if not mark:",
         oracles=(TOOLS + "test_a_template_that_drops_tools_or_hides_where_a_call_ends_is_refused",),
     ),
     Mutant(

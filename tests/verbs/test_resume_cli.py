@@ -149,8 +149,12 @@ def test_a_signal_gives_one_line_its_exit_code_and_a_run_that_goes_on(number, pl
         if named in str(operation.path) and not sent:
             sent.append(os.kill(os.getpid(), number))
 
-    with faults.hooked(send):
-        code, out, err = call("train", path, "--run-dir", run)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with faults.hooked(send):
+            code, out, err = call("train", path, "--run-dir", run)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (code, out) == (128 + number, "")
     assert "note[STOPPED]: " in err.splitlines()[-1]
     assert "rerun the same command to continue" in err.splitlines()[-1]

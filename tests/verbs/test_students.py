@@ -13,13 +13,13 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 import tutelage
-from tests.verbs.tiny_runs import assert_same_outcome, command_in_fork, recipe, wait
+from tests.verbs.tiny_runs import assert_same_outcome, command_in_fork, recipe, wait, weights_of
 from tutelage import io
 from tutelage.errors import ConfigError
 from tutelage.planning import contest
 from tutelage.recipe import load_recipe
 from tutelage.rundir import RunDirectory
-from tutelage.verbs.compare import _start
+from tutelage.verbs.contest_runs import _start
 from tutelage.verbs.fork import require_same_models
 
 STUDENTS = {
@@ -176,3 +176,23 @@ def test_a_narrow_student_needs_the_weights_of_one_teacher(base, teacher, said):
 def test_what_makes_no_narrow_student_is_refused(base, student, said):
     with pytest.raises(ConfigError, match=said.replace("(", r"\(").replace(")", r"\)")):
         load_recipe(recipe(base, student=student))
+
+
+@pytest.mark.slow
+def test_a_comparison_puts_random_weights_and_adapters_on_the_narrow_start_once(base, tmp_path):
+    student = {"width": {"mlp": 16}, "init": 0.3, "lora": 2}
+    whole = recipe(base, student=student, training={"steps": 2})
+    made = tutelage.compare(
+        whole, techniques=["control", "argmax"], seeds=1, equal_compute=False, run_dir=tmp_path / "c"
+    )
+    assert not made.failed
+    start, teacher = weights_of(tmp_path / "c" / "start"), weights_of(base / "teacher")
+    assert start.keys() == teacher.keys()
+    others = [name for name in start if "mlp" not in name and "norm" not in name]
+    assert others and all(torch.equal(start[name], teacher[name]) for name in others)
+
+
+def test_one_whole_number_for_all_widths_is_no_share():
+    whole = {"teacher": "T", "loss": "forward_kl", "training": {"steps": 1}, "data": {"sources": [{"text": "*.txt"}]}}
+    with pytest.raises(ConfigError, match="width"):
+        load_recipe({**whole, "student": {"width": 1}})

@@ -43,12 +43,19 @@ def parquet_rows(file: BinaryIO, columns: Sequence[str], *, name: str) -> Iterat
         for batch in table.iter_batches(batch_size=BATCH_ROWS, columns=list(columns) or None):
             for values in batch.to_pylist():
                 row += 1
-                yield values
+                yield {name: _as_written(value) for name, value in values.items()}
     except (pa.ArrowException, OSError) as error:
         where = f"after row {row}" if row else "at its start"
         why = " ".join(str(error).split())[:200]
         found = f"{name} is no Parquet file, or damaged {where} ({why})"
         raise IntegrityError("DATA_READ", f"{found}; copy or download it again") from error
+
+
+def _as_written(value: object) -> object:
+    """A nested value without the fields that Arrow gives a structure because another row has them."""
+    if isinstance(value, dict):
+        return {name: _as_written(inner) for name, inner in value.items() if inner is not None}
+    return [_as_written(item) for item in value] if isinstance(value, list) else value
 
 
 def _require_columns(there: Sequence[str], wanted: Sequence[str], *, name: str) -> None:

@@ -141,8 +141,9 @@ def _names_of_split(snapshot: _Snapshot, card: Mapping[str, Any], *, subset: str
     chosen = _config(configs, subset, where=where)
     splits = _patterns(chosen)
     if not splits:  # it names a folder, or nothing
-        folder = str(chosen.get("data_dir") or "")
-        inside = [n for n in snapshot.names if n.startswith(folder) and n.lower().endswith(ENDINGS)]
+        folder = str(chosen.get("data_dir") or "").strip("/")
+        below = f"{folder}/" if folder else ""
+        inside = [n for n in snapshot.names if n.startswith(below) and n.lower().endswith(ENDINGS)]
         return _by_name(snapshot, inside, split=split)
     if split not in splits:
         raise ConfigError("CONFIG", f"{where} has no split {split!r}; it has: {', '.join(splits)}; set split")

@@ -25,7 +25,7 @@ from tutelage.recipe.fields import is_url
 
 BUFFER_BYTES = 1 << 18
 _TAGS = ("sha256", "ETag", "etag", "md5Hash", "content_md5", "blob_id")  # of the content, by the store's own word
-_TIMES = ("LastModified", "last_modified", "mtime", "created", "updated")
+_TIMES = ("LastModified", "last_modified", "mtime", "modify", "modificationTime", "updated", "created")
 _EXTRAS = {"s3": "s3", "s3a": "s3"}  # protocol -> extra of ours that has its library
 _DAMAGE = (
     EOFError,
@@ -56,7 +56,8 @@ class RemoteFile:
     @property
     def name(self) -> str:
         """The last part of the URL."""
-        return self.url.rsplit("/", 1)[-1]
+        path = self.url.partition("?")[0] if self.url.startswith("http") else self.url
+        return path.rsplit("/", 1)[-1]
 
     def open(self, mode: str = "rb") -> BinaryIO:
         """A new reader of its bytes, which fetches them as they are asked for.
@@ -187,7 +188,7 @@ def _behind(pattern: str) -> Iterator[RemoteFile]:
         raise IntegrityError("DATA_READ", f"{pattern} {what}")
     for path, info in files.items():
         url = path if is_url(path) else f"{protocol}://{path}"
-        yield RemoteFile(url, int(info.get("size") or 0), _version(info), system)
+        yield RemoteFile(url, int(info.get("size") or 0), _version(info) or _digest(system, url), system)
 
 
 def _system(pattern: str) -> tuple[Any, str]:
@@ -212,10 +213,19 @@ def _system(pattern: str) -> tuple[Any, str]:
         ) from error
 
 
-def _version(info: dict[str, Any]) -> str:
-    """What a store says of a file's content, else its size and time."""
+def _digest(system: Any, url: str) -> str:
+    """The SHA-256 of a file of which its store tells neither time nor checksum: it is read for it."""
+    with system.open(path=url, mode="rb") as file:
+        digest = hashlib.sha256()
+        while piece := file.read(BUFFER_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _version(info: dict[str, Any]) -> str | None:
+    """What a store says of a file's content, else its size and time; None where it tells neither."""
     lfs = info.get("lfs") or {}
     tags = [lfs.get("sha256"), *(info.get(name) for name in _TAGS)]
     tag = next((str(value) for value in tags if value), None)
     times = [str(info[name]) for name in _TIMES if info.get(name) is not None]
-    return f"{info.get('size')} {tag or ' '.join(times[:1])}"
+    return f"{info.get('size')} {tag or times[0]}" if tag or times else None

@@ -22,7 +22,7 @@ from tutelage.data.places import Place
 from tutelage.data.row import COLUMNS, example_of_row
 from tutelage.errors import ConfigError
 
-READER_VERSION = 1  # raise it when the same input would be read as other documents: stores are then built anew
+READER_VERSION = 2  # raise it when the same input would be read as other documents: stores are then built anew
 KINDS = ("text", "jsonl", "parquet", "hub", "examples", "answers", "python_docs", "python_source")
 
 

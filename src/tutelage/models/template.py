@@ -162,7 +162,7 @@ class Renderer:
         if not calls and not tools:
             return segments
         text = "".join(segment.text for segment in segments)
-        tool_turns.require_named(text, messages, tools)
+        tool_turns.require_written(messages, tools, render=lambda some, named: self.plain(some, tools=named))
         if "endgeneration" in self.template:  # its own tags say what is trained
             return segments
         for n in calls:

@@ -1,6 +1,6 @@
 """Tool calls in a rendered chat: whether the template writes them at all, and which characters are an assistant's."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any  # messages and tools are JSON of the user's data
 
@@ -15,18 +15,35 @@ def places_of_calls(messages: Sequence[Mapping[str, Any]]) -> list[int]:
     return [n for n, message in enumerate(messages) if message.get("tool_calls")]
 
 
-def require_named(text: str, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any]) -> None:
-    """IntegrityError[TEMPLATE] unless every tool and every called function stands in the rendered text by its name."""
-    for what, items in (
-        ("tools", tools),
-        ("tool calls", [call for n in places_of_calls(messages) for call in messages[n]["tool_calls"]]),
-    ):
-        names = [str((item.get("function") or item)["name"]) for item in items]
-        missing = [name for name in names if name not in text]
-        if missing:
-            raise IntegrityError(
-                "TEMPLATE", f"the chat template does not write {what} ({missing[0]!r} is lost); {_FIX}"
-            )
+def require_written(
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Any],
+    *,
+    render: Callable[[Sequence[Mapping[str, Any]], Sequence[Any]], str],
+) -> None:
+    """IntegrityError[TEMPLATE] unless the template writes every tool and every call.
+
+    Asked with names that stand nowhere else: that of a tool may be a word of the conversation.
+    """
+    marked_tools = [_named(tool, f"qxtool{n}qx") for n, tool in enumerate(tools)]
+    marked, calls = list(messages), list[tuple[str, Any]]()
+    for n in places_of_calls(messages):
+        own = [(f"qxcall{len(calls) + k}qx", call) for k, call in enumerate(messages[n]["tool_calls"])]
+        marked[n] = {**messages[n], "tool_calls": [_named(call, mark) for mark, call in own]}
+        calls += own
+    text = render(marked, marked_tools)
+    wanted = [("tools", f"qxtool{n}qx", tool) for n, tool in enumerate(tools)]
+    for what, mark, item in (*wanted, *(("tool calls", mark, call) for mark, call in calls)):
+        if mark not in text:
+            name = (item.get("function") or item)["name"]
+            raise IntegrityError("TEMPLATE", f"the chat template does not write {what} ({name!r} is lost); {_FIX}")
+
+
+def _named(item: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A tool or a call of another name."""
+    if item.get("function"):
+        return {**item, "function": {**item["function"], "name": name}}
+    return {**item, "name": name}
 
 
 def span_of_turn(text: str, before: str, *, number: int, end_of_turn: str, openers: Sequence[str]) -> tuple[int, int]:

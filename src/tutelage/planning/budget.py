@@ -1,5 +1,6 @@
 """What a comparison may take: hours, or dollars of a machine and of an endpoint together."""
 
+import math
 from dataclasses import dataclass
 
 from tutelage.errors import ConfigError
@@ -39,6 +40,10 @@ def budget_of(
     if (usd is None) != (usd_per_hour is None):
         lacking = "--usd-per-hour" if usd_per_hour is None else "--usd"
         raise ConfigError("CONFIG", f"no {lacking}; a budget in dollars needs both: --usd 5 --usd-per-hour 0.80")
+    for name, value in (("hours", hours), ("usd", usd), ("usd-per-hour", usd_per_hour)):
+        if value is not None and not 0 < value < math.inf:
+            own = "; for a machine of your own give --hours" if name == "usd-per-hour" else ""
+            raise ConfigError("CONFIG", f"--{name} {value:g}; expected a number above 0{own}")
     if hours is None and usd is None:
         return None
     return Budget(hours=hours, usd=usd, usd_per_hour=usd_per_hour)

@@ -91,11 +91,12 @@ def bare_step(number_bytes: int) -> Step:
 
 def _add_model(found: _Sum, size: Size, step: Step) -> None:
     n, narrow = size.parameters, step.number_bytes < _WIDE
+    learned = n if size.learned is None else size.learned
     wide = max(_WIDE, step.number_bytes)
-    found.add("weights", n * (wide + (wide if step.on_host else 0) + (step.number_bytes if narrow else 0)))
-    found.add("average", n * wide if step.averaged else 0)
-    found.add("moments", 2 * n * wide)
-    found.add("gradients", n * (wide + (step.number_bytes if narrow and step.n_micro > 1 else 0)))
+    found.add("weights", n * ((wide if step.on_host else 0) + step.number_bytes) + learned * (wide if narrow else 0))
+    found.add("average", learned * wide if step.averaged else 0)
+    found.add("moments", 2 * learned * wide)
+    found.add("gradients", learned * (wide + (step.number_bytes if narrow and step.n_micro > 1 else 0)))
 
 
 def _add_loss(found: _Sum, learning: Mapping[str, Size], facts: Facts, step: Step, *, asked: bool) -> None:
@@ -118,8 +119,9 @@ def _at_the_peak(found: _Sum, learning: Mapping[str, Size], step: Step) -> None:
     there beside them.  The gradient of a weight that is head and embedding is three tensors for a moment.
     """
     wide = max(_WIDE, step.number_bytes)
-    heads = sum(size.head for size in learning.values()) * wide
-    sums = 2 * sum(size.head for size in learning.values() if _is_tied(size)) * wide
+    whole = [size for size in learning.values() if size.learned is None]  # the head of an adapted model stays
+    heads = sum(size.head for size in whole) * wide
+    sums = 2 * sum(size.head for size in whole if _is_tied(size)) * wide
     gradients, activations = found.parts.get("gradients", 0.0), found.parts.get("activations", 0.0)
     if step.n_micro > 1:
         found.parts["gradients"] = gradients + heads + sums

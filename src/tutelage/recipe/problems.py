@@ -15,14 +15,13 @@ from pydantic_core import ErrorDetails
 
 from tutelage import __version__
 from tutelage.recipe.fields import DEVICE_PATTERN, Section
-from tutelage.recipe.models import Student, Teacher
+from tutelage.recipe.models import Teacher
 from tutelage.recipe.sections import Evaluation, Recipe
 
 Path = tuple[str | int, ...]
 
 _LATER: dict[type[Section], tuple[str, ...]] = {
     Teacher: ("top_k",),
-    Student: ("width", "lora"),
     Evaluation: ("tasks", "probes"),
 }
 _SYNONYMS = {

@@ -71,10 +71,10 @@ def _quantized(tree: Tree, teacher: Tree) -> Iterator[Problem]:
     elif teacher.get("answers") is not None or teacher.get("model") is None:
         yield dead(("teacher", "quantize"), "but with a teacher.model that is asked for its distributions")
     for path, student in all_students(tree):
-        if student.get("layers") is not None:
+        for name in given_in(student, *COPIES):
             yield Problem(
-                (*path, "layers"),
-                f"copies layers of the teacher, and teacher.quantize rounds them; give {dotted((*path, 'model'))}",
+                (*path, name),
+                f"copies weights of the teacher, and teacher.quantize rounds them; give {dotted((*path, 'model'))}",
             )
 
 

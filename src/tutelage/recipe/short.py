@@ -46,7 +46,7 @@ def layers(value: Any) -> Any:
 
 def width(value: Any) -> Any:
     """`0.5` is that share of channels, neurons and heads."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool) and value < 1:  # a number of what, else?
         return {"hidden": value, "mlp": value, "heads": value}
     return value
 

@@ -16,6 +16,10 @@ _MAX_BYTES = 1_000_000
 _MAX_NODES = 100_000  # after aliases are followed: a few lines of them can stand for billions
 _SECRET_NAME = re.compile(r"(^|_)(api_?key|key|token|secret|password|passwd|authorization|bearer|credentials?)$", re.I)
 _NOT_SECRET = re.compile(r"^(bos|eos|pad|unk|sep|cls|mask|image|audio|video)_token$")
+_SECRET_URL = re.compile(  # of a user's name and password, or signed
+    r"[a-z][\w+.-]*://(?:[^/?#\s]*@|\S*[?&](?:[\w-]*(?:signature|token|secret|password|credential)|sig|key|api[_-]?key)=)",
+    re.IGNORECASE,
+)
 _SECRET_VALUE = re.compile(r"(?<![A-Za-z0-9])(sk-|hf_|gh[pous]_|github_pat_|xox[bp]-|AKIA|AIza)[A-Za-z0-9_-]{20,}")
 
 
@@ -181,6 +185,6 @@ def literal_keys(value: Any, path: tuple[str | int, ...] = ()) -> list[Problem]:
         return [found for i, v in enumerate(value) for found in literal_keys(v, (*path, i))]
     name = next((part for part in reversed(path) if isinstance(part, str)), "")
     named = bool(_SECRET_NAME.search(name)) and not _NOT_SECRET.match(name)
-    if isinstance(value, str) and value and (named or _SECRET_VALUE.search(value)):
+    if isinstance(value, str) and value and (named or _SECRET_VALUE.search(value) or _SECRET_URL.match(value)):
         return [Problem(path, "holds a literal key; use an environment variable")]
     return []

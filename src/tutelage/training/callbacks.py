@@ -45,7 +45,7 @@ class Callback:
         """Calls it; ConfigError[CALLBACK] with file and line for what it raises."""
         try:
             self.function(event)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             fix = "correct it, and the same command goes on from the newest checkpoint"
             where = f"training.callbacks: {self.spec} at {event.kind} {event.step}"
             raise ConfigError("CALLBACK", f"{where} {_raised(error)}; {fix}") from error
@@ -53,15 +53,18 @@ class Callback:
 
 def loaded(specs: Sequence[str]) -> tuple[Callback, ...]:
     """The functions that the recipe names; ConfigError[CALLBACK] for one that cannot be imported or called."""
-    return tuple(Callback(spec, _function(spec)) for spec in specs)
+    modules: dict[str, object] = {}  # one for all functions of a file: they may share what stands in it
+    return tuple(Callback(spec, _function(spec, modules)) for spec in specs)
 
 
-def _function(spec: str) -> Callable[[Event], object]:
+def _function(spec: str, modules: dict[str, object]) -> Callable[[Event], object]:
     place, _, name = spec.rpartition(":")
     try:
-        module = _module_in(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        if place not in modules:
+            modules[place] = _module_in(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        module = modules[place]
         function = getattr(module, name)
-    except Exception as error:  # importing runs the user's code
+    except (Exception, SystemExit) as error:  # importing runs the user's code
         fix = "expected path.py:name or module:name of a function of one event"
         raise ConfigError("CALLBACK", f"training.callbacks: {spec} {_raised(error)}; {fix}") from error
     if not callable(function):
@@ -83,7 +86,7 @@ def _module_in(path: Path) -> object:
     return module
 
 
-def _raised(error: Exception) -> str:
+def _raised(error: BaseException) -> str:
     """What was raised, and the last line of the user's own code on the way there."""
     said = f"raised {type(error).__name__}: {' '.join(str(error).split())[:300]}"
     if isinstance(error, SyntaxError) and error.filename:

@@ -19,6 +19,7 @@ import torch
 from tutelage import console
 from tutelage.data.loader import Loader
 from tutelage.errors import ResourceError
+from tutelage.models import adapters
 from tutelage.recipe import Recipe
 from tutelage.roles import TEACHER
 from tutelage.training.member import Member
@@ -152,9 +153,11 @@ def fixed_bytes(probe: Probe) -> int:
     working = probe.compute.weight_dtype.itemsize
     total = 0
     for member in probe.members:
-        wide = 4 + (1 if member.optimizer.ema is not None else 0)
-        each = wide * max(_WIDE, working) + (2 * working if working < _WIDE else 0)
-        total += each * sum(p.numel() for p in member.model.parameters())
+        wide = 3 + (1 if member.optimizer.ema is not None else 0)
+        each = wide * max(_WIDE, working) + (working if working < _WIDE else 0)
+        learned = sum(p.numel() for p in adapters.learned_parameters(member.model).values())
+        held = max(_WIDE, working) + (working if working < _WIDE else 0)
+        total += each * learned + held * sum(p.numel() for p in member.model.parameters())
     return total
 
 

@@ -244,6 +244,13 @@ def _require_same_teacher(cache: TeacherCache, corpus: Corpus, *, model: nn.Modu
             f"give the cache's own tokenizer (that of {asked.teacher.name}), or label anew",
         )
     members = (asked.teacher, *(member.teacher for member in cache.manifest.members))
+    rounded = next((teacher.quantize for teacher in members if teacher.quantize is not None), None)
+    if model is not None and rounded is not None:
+        raise IntegrityError(
+            "CACHE_MISMATCH",
+            f"{cache.folder} was made by {asked.teacher.name} rounded to {rounded}, and the student copies weights "
+            "that are not rounded; give student.model, or label with the plain teacher",
+        )
     if model is not None and weights_fingerprint(model) not in {teacher.saved_weights for teacher in members}:
         raise IntegrityError(
             "CACHE_MISMATCH",

@@ -141,10 +141,15 @@ def _start(base: Recipe, folder: Path) -> dict[str, Any] | None:
 
 
 def _narrow_model(base: Recipe, folder: Path) -> Path:
-    """The start of a student that is narrower than its teacher, as a model folder."""
+    """The start of a student that is narrower than its teacher, as a model folder.
+
+    Random weights and adapters are each run's own: they come on top of it, by its seed.
+    """
     path = folder / _START
     if not path.is_dir():
-        prepared = prepare(base, memory=InMemory())
+        assert base.student is not None
+        bare = base.student.model_copy(update={"init": None, "lora": None})
+        prepared = prepare(base.model_copy(update={"student": bare}), memory=InMemory())
         io.make_directory(folder)
         save.save_model(prepared.students[roles.STUDENT], prepared.tokenizer, path)
     return path.absolute()

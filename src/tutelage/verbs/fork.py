@@ -42,6 +42,13 @@ def require_same_models(source: RunDirectory, recipe: Recipe) -> None:
             f"--fork: {adapted[0]} has adapters (lora), which a finished run has merged; start from the model that "
             f"{source} saved: student.model={source.model(adapted[0])}",
         )
+    drawn = [name for name, learner in recipe.learners.items() if learner.section.init is not None]
+    if drawn:
+        raise ConfigError(
+            "CONFIG",
+            f"--fork: {drawn[0]} has init, and a fork takes the weights as they are; start from the model that "
+            f"{source} saved: student.model={source.model(drawn[0])}, with init",
+        )
     theirs, ours = (_names(each) for each in (load_recipe(source.recipe_path), recipe))
     if theirs != ours:
         raise ConfigError(

@@ -3,6 +3,7 @@
 From a recipe (its text is tokenised as training would, no weight is loaded), or from numbers alone.
 """
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -40,6 +41,12 @@ class Numbers:
     parameters: float
     student_parameters: float | None = None
     hidden_size: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "vocabulary", "parameters", "student_parameters", "hidden_size"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError("CONFIG", f"--{name.replace('_', '-')} {value:g}; expected a number above 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +167,9 @@ def described_machine(
         raise ConfigError("CONFIG", "--gpu and --flops both name a machine; give one of them")
     if flops is not None and memory is None:
         raise ConfigError("CONFIG", "--flops without --memory; give both, such as --flops 400e12 --memory 48e9")
+    for name, value in (("flops", flops), ("memory", memory), ("count", count)):
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError("CONFIG", f"--{name} {value:g}; expected a number above 0")
     if utilisation is not None and not 0 < utilisation <= 1:
         raise ConfigError("CONFIG", f"--utilisation {utilisation:g}, expected a share such as 0.4")
     device = (

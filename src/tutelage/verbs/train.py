@@ -23,7 +23,7 @@ from tutelage.rundir import RunDirectory, Started, opened
 from tutelage.teachers.ensemble import EnsembleTeacher
 from tutelage.teachers.live import LiveTeacher
 from tutelage.training import tracking
-from tutelage.training.callbacks import loaded
+from tutelage.training.callbacks import Callback, loaded
 from tutelage.training.fit import Fitted, fit
 from tutelage.training.member import Member
 from tutelage.training.plan import GROUND_TRUTH, fit_plan, n_steps_of, student_member, teacher_member
@@ -137,12 +137,12 @@ def train(
         before = (lambda: tokenizer_of(checked)) if lacking else (lambda: None)
         bring_answers(checked, ask=ask, allow_private_host=allow_private_host, before=before)
     tracking.require(checked.training.track or ())
-    loaded(checked.training.callbacks or ())  # what cannot be imported is said before anything is loaded
+    callbacks = loaded(checked.training.callbacks or ())  # what cannot be imported is said before anything is loaded
     prepared = prepare(checked, memory=memory, earlier=earlier)
     resolved = checked.resolved()
     with opened(folder, resolved, prepared.provenance, force=force, fork=fork, resume=resume) as started:
         if started.kind != "nothing_to_do":
-            _train_and_measure(prepared, started, prompts=prompts)
+            _train_and_measure(prepared, started, prompts=prompts, callbacks=callbacks)
         return Run(started.run.path)
 
 
@@ -172,13 +172,15 @@ def _earlier(folder: Path, recipe: Recipe, *, force: bool, fork: bool, resume: b
     return io.read_json(run.provenance_path)
 
 
-def _train_and_measure(prepared: Prepared, started: Started, *, prompts: Sequence[Prompt]) -> None:
+def _train_and_measure(
+    prepared: Prepared, started: Started, *, prompts: Sequence[Prompt], callbacks: Sequence[Callback]
+) -> None:
     run = started.run
     forks.start_from_source(prepared, started)
-    fitted = _train(prepared, started, _members(prepared), name=roles.FAMILY)
+    fitted = _train(prepared, started, _members(prepared), name=roles.FAMILY, callbacks=callbacks)
     outcomes = [fitted]
     if prepared.recipe.control:
-        outcomes.append(_train(prepared, started, _controls(prepared), name="controls"))
+        outcomes.append(_train(prepared, started, _controls(prepared), name="controls", callbacks=callbacks))
     if isinstance(prepared.teacher, LiveTeacher | EnsembleTeacher):
         prepared.teacher.stop_if_changed(step=fitted.step)
     training_s = {name: outcome.progress.seconds for outcome in outcomes for name in outcome.weights}
@@ -246,7 +248,9 @@ def _template(prepared: Prepared, name: str) -> CausalLM:
     return next(model for student, model in prepared.students.items() if name in (student, roles.control(student)))
 
 
-def _train(prepared: Prepared, started: Started, members: Sequence[Member], *, name: str) -> Fitted:
+def _train(
+    prepared: Prepared, started: Started, members: Sequence[Member], *, name: str, callbacks: Sequence[Callback]
+) -> Fitted:
     """Train models to the end in one pass over the data, and save each."""
     recipe, run = prepared.recipe, started.run
     training = recipe.training
@@ -267,7 +271,7 @@ def _train(prepared: Prepared, started: Started, members: Sequence[Member], *, n
         run_id=started.run_id,
         plan=fit_plan(training, n_steps=trainer.n_steps),
         held_out=prepared.held_out if HELD_OUT in prepared.evaluation_sets else None,
-        callbacks=loaded(training.callbacks or ()),
+        callbacks=callbacks,
     )
     for model_name, weights in fitted.weights.items():
         model = _wide(prepared, model_name, weights)

@@ -1,5 +1,6 @@
 """The session: no network, one thread, a cache folder of its own, the same hypothesis examples every time."""
 
+import gc
 import os
 import shutil
 import sys
@@ -13,6 +14,27 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models lose more to waitin
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(GUARD), os.environ.get("PYTHONPATH")]))
 sys.path.insert(0, str(GUARD))
+
+
+def _in_memory() -> Path | None:
+    """A folder for all that tests write, where memory can hold it, and None if this process did not make it.
+
+    Runs are made durable file by file, and a slow disk would be most of what the tests measure; what only a power loss
+    can show is tested by a model of one.  Set TMPDIR to look at the files afterwards.
+    """
+    memory, room = Path("/dev/shm"), 4 << 30
+    if "TMPDIR" in os.environ or not os.access(memory, os.W_OK) or shutil.disk_usage(memory).free < room:
+        return None
+    for left in memory.glob("tutelage-tests-*"):  # by a process that was killed
+        if not Path("/proc", left.name.rpartition("-")[2]).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    folder = memory / f"tutelage-tests-{os.getpid()}"
+    folder.mkdir(exist_ok=True)
+    tempfile.tempdir = os.environ["TMPDIR"] = str(folder)  # the workers' too
+    return folder
+
+
+_MEMORY = _in_memory()
 
 import pytest  # noqa: E402  # the environment above must be set before anything imports torch
 import sitecustomize as guard  # noqa: E402
@@ -38,8 +60,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: ("tests/mutants/" not in item.nodeid, -slow[item.path]))
 
 
+def pytest_collection_finish() -> None:
+    """What importing has made stays to the end: no collection of garbage looks at it again."""
+    gc.freeze()
+
+
 def pytest_unconfigure() -> None:
-    shutil.rmtree(_HOMES, ignore_errors=True)
+    for folder in (_HOMES, _MEMORY):
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

@@ -111,7 +111,7 @@ def test_a_uniform_model_is_exactly_log_v_at_any_temperature(dtype, level):
 
 
 def test_both_orders_of_a_pair_swap_the_divergences_and_nothing_else():
-    model_CV, teacher_CV, ids_C = rows(torch.float32)
+    model_CV, teacher_CV, ids_C = (x[:1] for x in rows(torch.float32))
     one = numbers(Product(model_CV), Product(teacher_CV), ids_C)
     other = numbers(Product(teacher_CV), Product(model_CV), ids_C)
     assert one["kl_nats"] == pytest.approx(other["reverse_kl_nats"], rel=1e-5)

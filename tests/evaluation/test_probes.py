@@ -41,6 +41,32 @@ def test_each_published_shape_gives_its_pairs(tmp_path):
     assert [(p.stereotype, p.other, p.category) for p in found["crows.csv"]] == [("M", "L", "age")]
 
 
+def test_stereosets_own_file_and_a_list_are_read_and_lines_by_that_name_too(tmp_path):
+    own = {"stereotype": "a", "anti_stereotype": "b", "category": "c"}
+    labels = ("anti-stereotype", "stereotype", "unrelated")
+    sentences = [{"sentence": label, "gold_label": label} for label in labels]
+    entry = {"id": "1", "context": "She came.", "bias_type": "gender", "sentences": sentences}
+    published = {"version": "1.0", "data": {"intersentence": [entry], "intrasentence": [entry, entry]}}
+    for name, text in (
+        ("published", json.dumps(published, indent=1)), ("list", json.dumps([own])),
+        ("line", json.dumps(own)), ("lines", f"{json.dumps(own)}\n" * 2),
+    ):  # fmt: skip
+        (tmp_path / f"{name}.json").write_text(text)
+    found = pairs.read([str(tmp_path / "*.json")])
+    assert {name: len(rows) for name, rows in found.items()} == {
+        "published.json": 3, "list.json": 1, "line.json": 1, "lines.json": 2}  # fmt: skip
+    first = found["published.json"][0]
+    assert (first.stereotype, first.category) == ("She came. stereotype", "gender")
+    assert first.name.endswith("published.json:intersentence[0]")
+    published["data"]["intrasentence"][1] = {**entry, "sentences": entry["sentences"][1:]}
+    (tmp_path / "published.json").write_text(json.dumps(published))
+    with pytest.raises(IntegrityError, match=r"intrasentence\[1\]: 0 sentences with the gold_label anti-stereotype"):
+        pairs.read([str(tmp_path / "published.json")])
+    (tmp_path / "published.json").write_text('{"data": {"intersentence": 3}}')
+    with pytest.raises(IntegrityError, match=r"data\.intersentence is no list \(int\)"):
+        pairs.read([str(tmp_path / "published.json")])
+
+
 @pytest.mark.parametrize("row", ['{"stereotype": "a"}', '{"stereotype": "a", "anti_stereotype": " "}', "{", '"text"'])
 def test_a_row_that_is_no_pair_is_named_with_its_line(row, tmp_path):
     good = json.dumps({"stereotype": "a", "anti_stereotype": "b"})

@@ -1,4 +1,4 @@
-"""Files of paired sentences: JSON lines, or CSV with a head, in the shapes that are published or in the user's own.
+"""Files of paired sentences: JSON lines, CSV with a head, or one JSON value, as published or in the user's own shape.
 
 shape           the stereotypical text             the other             category
 own             stereotype                         anti_stereotype       category
@@ -6,9 +6,12 @@ CrowS-Pairs     sent_more                          sent_less             bias_ty
 WinoBias style  pro_stereotyped                    anti_stereotyped      category
 StereoSet       of sentences: gold_label           anti-stereotype       bias_type
                 stereotype
+
+StereoSet's own file is one value, `{"data": {"intersentence": [...], "intrasentence": [...]}}`; a list serves too.
 """
 
 import csv
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -57,7 +60,7 @@ def _told_apart(path: Path, paths: Sequence[Path]) -> str:
 
 def _pairs(path: Path) -> Iterator[Pair]:
     n_pairs = 0
-    for name, row in _of_csv(path) if path.suffix == ".csv" else _of_jsonl(path):
+    for name, row in _READERS.get(path.suffix, _of_jsonl)(path):
         try:
             yield _pair(row, name=name)
         except RowDefectError as defect:
@@ -80,11 +83,31 @@ def _of_csv(path: Path) -> Iterator[tuple[str, object]]:
         raise IntegrityError("DATA_READ", f"{path}:{reader.line_num}: {error}; repair the row or remove it") from None
 
 
+def _of_json(path: Path) -> Iterator[tuple[str, object]]:
+    """One value: a list of pairs, or StereoSet's lists of them by kind; else JSON lines by another name."""
+    try:
+        value = json.loads(files.whole_text(path))
+    except (ValueError, RecursionError):
+        value = None
+    data = value.get("data") if isinstance(value, dict) else value
+    if not isinstance(data, dict | list):
+        yield from _of_jsonl(path)
+        return
+    for kind, rows in data.items() if isinstance(data, dict) else [("", data)]:
+        if not isinstance(rows, list):
+            found = f"data.{kind} is no list ({type(rows).__name__})"
+            raise IntegrityError("DATA_READ", f"{path}: {found}; expected StereoSet's lists of pairs")
+        yield from ((f"{path}:{kind}[{i}]", row) for i, row in enumerate(rows))
+
+
 def _of_jsonl(path: Path) -> Iterator[tuple[str, object]]:
     for row in files.read_rows(path, source="evaluation.probes", ids_once=False):
         if isinstance(row, Reject):
             raise IntegrityError("DATA_READ", f"{row.name}: {row.reason}; repair the line or remove it")
         yield row.name, row.content
+
+
+_READERS = {".csv": _of_csv, ".json": _of_json}
 
 
 def _pair(row: object, *, name: str) -> Pair:

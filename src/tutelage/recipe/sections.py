@@ -211,7 +211,7 @@ class Evaluation(Section):
     )
     probes: Globs | None = Field(
         default=None,
-        description="files of paired sentences (JSON lines or CSV), of which one says a stereotype: CrowS-Pairs, "
+        description="files of paired sentences (JSON, JSON lines or CSV), of which one says a stereotype: CrowS-Pairs, "
         "StereoSet, or your own with the columns stereotype, anti_stereotype and category; null: none",
     )
     prompts: Annotated[

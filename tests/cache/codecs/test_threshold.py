@@ -3,6 +3,7 @@
 What holds for every codec is in `test_contract.py`; that the sample itself is unbiased, in `test_sampling.py`.
 """
 
+import functools
 import os
 import subprocess
 import sys
@@ -26,17 +27,21 @@ from tutelage.errors import ConfigError
 COUNTS = (60, 1, 0, 90, 40, 33, 80, 50, 64, 70)
 
 
-def model(*, vocabulary: int, m: int, grains: int = 2):
-    """A coder with tables that fit a random teacher over a part of the vocabulary."""
+@functools.cache
+def tables(*, vocabulary: int, m: int, grains: int):
+    """Tables that fit a random teacher over a part of the vocabulary."""
     teacher = synthetic.head(vocabulary=vocabulary, hidden=4)
     rows, hidden_ND = synthetic.positions((30, 20), vocabulary=vocabulary), synthetic.states(50, hidden=4)
     seen = profile(hidden_ND, head=teacher, positions=rows, temperature=1.0)
     drawn = sample(hidden_ND, head=teacher, positions=rows, temperature=1.0, m=m, grains=grains)
     witness_N = _row.witness_codes(drawn.next_logp_N).astype(np.int64)
     all_R = np.ones(2, bool)
-    return model_of(
-        learn(seen, drawn, witness_N=witness_N, m=m, grains=grains, list_R=all_R, weight_R=all_R), m=m, grains=grains
-    )
+    return learn(seen, drawn, witness_N=witness_N, m=m, grains=grains, list_R=all_R, weight_R=all_R)
+
+
+def model(*, vocabulary: int, m: int, grains: int = 2):
+    """A coder that nobody has used, with those tables."""
+    return model_of(tables(vocabulary=vocabulary, m=m, grains=grains), m=m, grains=grains)
 
 
 def random_sets(draw: np.random.Generator, *, n: int, vocabulary: int, m: int, grains: int, next_ids_n):

@@ -33,7 +33,7 @@ TINY = {
     "data.max_length": 32, "data.held_out": 0.25, "training.batch_tokens": 64, "training.micro_batch": 1,
     "training.precision": "float32", "training.threads": 1, "training.tokens": 256, "evaluation.prompts": [],
 }  # fmt: skip
-SMALL = ("--seeds", "1", "--tokens", "256", "--techniques")  # of comparisons; the last one counts
+SMALL = ("--techniques", "control,argmax", "--seeds", "1", "--tokens", "256")  # of comparisons; the last one counts
 OUTSIDE = ("make", "pip", "python", "my-env/bin/pip", "export")
 # Parsed and not run: ten minutes; a harness and its data, which are not installed with the tests.
 PARSED = ("demo", "evaluate")
@@ -148,7 +148,7 @@ def run(words: list[str], *, where: str, base: Path, url: str) -> None:
         return
     prepare(words, base=base)
     if words[0] == "compare":
-        words += [*SMALL, "control" if "--set" in words else "control,argmax"]
+        words += [*SMALL, *(["--no-equal-compute"] if "--set" in words else [])]
     code, out, err = tiny_runs.call(*words)
     assert code == 0, f"{where}: {out}{err}"
     assert {code for code in re.findall(r"(?:error|warning|note)\[(\w+)\]", err)} <= CODES.keys()

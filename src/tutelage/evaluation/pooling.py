@@ -37,6 +37,8 @@ class Paired:
 
 def pooled(runs: Sequence[Sequence[SequenceScore]]) -> list[SequenceScore]:
     """One score a row: the sums of all runs.  Raises ConfigError[NOT_COMPARABLE] unless all scored the same rows."""
+    if len(runs) == 1:
+        return list(runs[0])
     rows = [[score.row for score in run] for run in runs]
     if any(found != rows[0] for found in rows):
         raise ConfigError("NOT_COMPARABLE", "these runs scored different rows; give them one held-out set")

@@ -29,10 +29,11 @@ def drawn(
 
     with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": f"tutelage {name}"}), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a glyph that matplotlib's font lacks
-        figure = Figure(figsize=size_in, layout="tight")
+        figure = Figure(figsize=size_in)
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         draw(axes)
+        figure.tight_layout()  # once; as the figure's layout engine it would run again for every drawing of savefig
         buffer = io.StringIO()
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)

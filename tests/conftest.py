@@ -25,10 +25,10 @@ def _in_memory() -> Path | None:
     memory, room = Path("/dev/shm"), 4 << 30
     if "TMPDIR" in os.environ or not os.access(memory, os.W_OK) or shutil.disk_usage(memory).free < room:
         return None
-    for left in memory.glob("tutelage-tests-*"):  # by a process that was killed
+    for left in memory.glob("tutelage-pytest-*"):  # by a process that was killed
         if not Path("/proc", left.name.rpartition("-")[2]).exists():
             shutil.rmtree(left, ignore_errors=True)
-    folder = memory / f"tutelage-tests-{os.getpid()}"
+    folder = memory / f"tutelage-pytest-{os.getpid()}"
     folder.mkdir(exist_ok=True)
     tempfile.tempdir = os.environ["TMPDIR"] = str(folder)  # the workers' too
     return folder

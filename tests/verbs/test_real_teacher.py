@@ -10,7 +10,7 @@ RECIPE = {
     "student": {"layers": [*range(12), *range(12, 24, 2), 28, 29]},
     "data": {"sources": [{"python_docs": True, "limit": 400}], "held_out": 0.05, "max_length": 128},
     "loss": "forward_kl",
-    "training": {"tokens": 3072, "batch_tokens": 512, "learning_rate": 4e-4, "warmup": 0.2, "save_every": 1.0},
+    "training": {"tokens": 1536, "batch_tokens": 256, "learning_rate": 4e-4, "warmup": 0.2, "save_every": 1.0},
     "evaluation": {"rows": 6},
 }
 

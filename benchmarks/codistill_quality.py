@@ -1,7 +1,7 @@
 """Does co-distillation pay?  A student from nothing, taught by a teacher that learns with it, against the alternatives.
 
     python -m benchmarks.codistill_quality --prose FOLDER                 prints the hours first; goes on after a stop
-    python -m benchmarks.codistill_quality --prose FOLDER --seeds 0 --tokens 400_000
+    python -m benchmarks.codistill_quality --prose FOLDER --tokens 410_000 --batch-tokens 2048
 
 Text: Python's documentation and the .txt files of a folder, 5 % held out.  The tokenizer is a byte-level BPE of 4,096
 entries trained on that text: with SmolLM2's 49,152 the heads would be five times the students' bodies, and the
@@ -42,7 +42,7 @@ from tutelage.evaluation.records import RECORDS, score_of
 from tutelage.evaluation.score import SequenceScore
 from tutelage.evaluation.transfer import HELD_OUT, METRICS
 
-VOCABULARY, LENGTH, BATCH = 4096, 256, 8192
+VOCABULARY, LENGTH = 4096, 256
 RESULT = measure.RESULTS / "codistill_quality.json"
 SIZES = {
     "teacher": {"hidden_size": 320, "num_hidden_layers": 8, "intermediate_size": 768, "num_attention_heads": 5},
@@ -109,14 +109,14 @@ def share_of_tokens() -> float:
     return 6 * (teacher + student) / (6 * (teacher + student) + 2 * teacher)
 
 
-def recipe(prose: Path, *, seed: int, tokens: int, **models_and_loss: Any) -> dict[str, Any]:
+def recipe(prose: Path, *, seed: int, batch: int, tokens: int, **models_and_loss: Any) -> dict[str, Any]:
     """What all runs share."""
     return {
         "data": {
             "sources": ["python_docs", {"text": str(prose / "*.txt")}], "held_out": 0.05, "max_length": LENGTH,
         },
         "training": {
-            "tokens": tokens, "batch_tokens": BATCH, "learning_rate": 1e-3, "schedule": "wsd", "warmup": 0.05,
+            "tokens": tokens, "batch_tokens": batch, "learning_rate": 1e-3, "schedule": "wsd", "warmup": 0.05,
             "decay": 0.3, "weight_decay": 0.1, "seed": seed, "save_every": 0.1, "log_every": 20,
         },
         "evaluation": {"rows": 400},
@@ -124,12 +124,12 @@ def recipe(prose: Path, *, seed: int, tokens: int, **models_and_loss: Any) -> di
     }  # fmt: skip
 
 
-def run_arms(seed: int, *, prose: Path, tokens: int, folder: Path) -> dict[str, Path]:
+def run_arms(seed: int, *, prose: Path, tokens: int, batch: int, folder: Path) -> dict[str, Path]:
     """Runs what is missing of a seed; the run and the model's name of each arm."""
     tokenizer = tokenizer_of(prose, folder / "tokenizer")
-    here = folder / f"seed-{seed}-{tokens}"
+    here = folder / f"seed-{seed}-{tokens}-{batch}"
     start = {role: start_of(role, seed=seed, tokenizer=tokenizer, folder=here / f"{role}-start") for role in SIZES}
-    common: dict[str, Any] = {"prose": prose, "seed": seed}
+    common: dict[str, Any] = {"prose": prose, "seed": seed, "batch": batch}
     rate = {"learning_rate": 6e-4}
     students = {name: {"model": str(start["student"]), "loss": loss} for name, loss in ARMS.items()}
     teacher = {"model": str(start["teacher"]), "train": rate}
@@ -196,20 +196,25 @@ def main() -> None:
     parser.add_argument("--prose", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tokens", type=int, default=4_100_000)
+    parser.add_argument("--batch-tokens", type=int, default=8192)
     parser.add_argument("--folder", type=Path, default=Path("runs/codistill-quality"))
     arguments = parser.parse_args()
     print(f"parameters: {parameters()}; equal FLOPs at {share_of_tokens():.1%} of the tokens")
     print(f"about {hours(arguments.tokens):.1f} hours a seed on this machine, {len(arguments.seeds)} seeds", flush=True)
-    settings = {"tokens": arguments.tokens, "vocabulary": VOCABULARY, "sizes": SIZES}
-    state: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.is_file() else {"by_tokens": {}}
+    settings = {"vocabulary": VOCABULARY, "sizes": SIZES}
+    state: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.is_file() else {"by_length": {}}
+    length = f"{arguments.tokens} tokens in steps of {arguments.batch_tokens}"
     for seed in arguments.seeds:
-        of_seed = state["by_tokens"].setdefault(str(arguments.tokens), {})
+        of_seed = state["by_length"].setdefault(length, {})
         if str(seed) not in of_seed:
-            arms = run_arms(seed, prose=arguments.prose.resolve(), tokens=arguments.tokens, folder=arguments.folder)
+            arms = run_arms(
+                seed, prose=arguments.prose.resolve(), tokens=arguments.tokens, batch=arguments.batch_tokens,
+                folder=arguments.folder,
+            )  # fmt: skip
             of_seed[str(seed)] = compared(arms)
             measure.write("codistill_quality", {**state, "environment": measure.environment(settings)})
-    for tokens, by_seed in state["by_tokens"].items():
-        print(f"{tokens} tokens, {len(by_seed)} seeds: held-out loss, and the difference to alone by seed")
+    for length, by_seed in state["by_length"].items():
+        print(f"{length}, {len(by_seed)} seeds: held-out loss, and the difference to alone by seed")
         for arm in (*ARMS, "finished", "equal_flops"):
             rows = [row[arm] for row in by_seed.values()]
             differences = ", ".join(

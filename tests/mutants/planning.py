@@ -152,4 +152,25 @@ PLANNING: tuple[Mutant, ...] = (
         new="return self.update_s * size.parameters + self.token_s + self.layer_s * size.layers",
         oracles=("tests/planning/test_calibration.py::test_a_token_of_a_large_batch_pays_little_for_the_update",),
     ),
+    Mutant(
+        id="M457",
+        what="each technique buys answers of its own",
+        file="planning/techniques/grey.py",
+        old="return on_text(base, answers=place.answers, teacher=teacher, generate=generate, loss=terms)",
+        new='return on_text(base, answers=place.answers + "-grey", teacher=teacher, generate=generate, loss=terms)',
+        oracles=(
+            "tests/verbs/test_compare_endpoint.py::test_hard_and_grey_learn_the_same_answers_which_are_bought_once",
+        ),
+    ),
+    Mutant(
+        id="M458",
+        what="a recipe for compare trains as if it had no teacher",
+        file="training/prepare.py",
+        old="teachers.require_answers(recipe)",
+        new="pass",
+        oracles=(
+            "tests/verbs/test_compare_endpoint.py::"
+            "test_only_compare_trains_such_a_recipe_and_nothing_is_asked_without_a_cap",
+        ),
+    ),
 )

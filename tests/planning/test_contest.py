@@ -127,7 +127,7 @@ def test_a_cache_takes_the_time_of_its_sample_once_more_and_no_operations():
 
 def test_dollars_are_hours_of_the_machine_and_what_an_endpoint_may_spend_once():
     def of(n, *, cap=3.0):
-        api = {"api": {"base_url": "http://127.0.0.1:1/v1"}}
+        api = {"api": {"base_url": "http://127.0.0.1:1/v1"}, "answers": "answers"}
         contest = made(("control", "hard"), equal_compute=False, budget_tokens=n)
         bought = [
             replace(a, recipe={**a.recipe, "teacher": api, "generate": {"budget_usd": cap}}) if a.work.answer else a

@@ -64,6 +64,8 @@ def base_of(recipe: Recipe, *, start: Tree | None) -> Tree:
     if recipe.data.held_out is None:
         raise ConfigError("CONFIG", "data.held_out is null: compare has nothing to measure on; give a share")
     tree: Tree = {**recipe.resolved(), "control": False}
+    if recipe.generate is not None and not recipe.generate.prompts:  # what it leaves open follows from the text
+        tree["generate"] = recipe.generate.model_dump(mode="json", exclude_defaults=True)
     if start is not None:
         tree["student"] = {**{k: v for k, v in tree["student"].items() if k not in COPIES}, **start}
     return tree
@@ -184,8 +186,8 @@ def seconds_of_all(contests: Sequence[tuple[Contest, Pace]]) -> list[dict[str, f
 
 
 def _endpoint_usd(contests: Sequence[Contest]) -> float:
-    """What endpoints may take at most: each technique's answers are bought once, under the recipe's own cap."""
-    asked = {arm.technique: arm for contest in contests for arm in contest.arms if _asks_endpoint(arm)}
+    """What endpoints may take at most: answers are bought once, under the recipe's own cap."""
+    asked = {arm.recipe["teacher"]["answers"]: arm for one in contests for arm in one.arms if _asks_endpoint(arm)}
     return sum(_may_spend(arm) for arm in asked.values())
 
 

@@ -216,7 +216,9 @@ class Generate(Section):
     """What `tutelage generate` asks teacher.api and writes to teacher.answers."""
 
     prompts: PromptSources = Field(
-        description="what is asked: prompts or conversations of JSON lines, or texts whose beginning is continued"
+        default=(),
+        description="what is asked: prompts or conversations of JSON lines, or texts whose beginning is continued; "
+        "where `compare` asks an endpoint, by default the beginnings of the training texts",
     )
     samples: Count = Field(default=1, description="answers to each prompt")
     max_tokens: Count = Field(default=512, description="tokens of an answer at most, reasoning included")

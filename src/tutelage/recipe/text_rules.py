@@ -27,6 +27,9 @@ def broken(tree: Tree) -> Iterator[Problem]:
         yield from _teacher(teacher, tree)
     if isinstance(generate, dict):
         writers = section_of(teacher, "writers") if isinstance(teacher, dict) else {}
+        if not generate.get("prompts") and not _is_compared(tree):
+            what = "what is asked: prompts or conversations of JSON lines, or texts whose beginning is continued"
+            yield Problem(("generate", "prompts"), f"is missing ({what})")
         yield from _generate(generate, n_teachers=max(1, len(writers)))
         data = section_of(tree, "data")
         if generate.get("top_logprobs") is not None and data.get("train_on", "answers") != "answers":
@@ -80,7 +83,10 @@ def _who_writes(teacher: Tree, generate: Tree) -> Iterator[Problem]:
 def _teacher(teacher: Tree, tree: Tree) -> Iterator[Problem]:
     api, writers = teacher.get("api"), teacher.get("writers")
     if (api is not None or writers is not None) and teacher.get("answers") is None:
-        yield Problem(("teacher", "answers"), "is missing: name the folder that generate writes and train reads")
+        if not _is_compared(tree):
+            yield Problem(("teacher", "answers"), "is missing: name the folder that generate writes and train reads")
+        else:
+            yield from _of_text(tree, asked=section_of(tree, "generate").get("top_logprobs") is not None)
     if isinstance(api, dict):
         yield from _api(api, ("teacher", "api"))
         if api.get("logprobs_temperature") not in (None, 1) and not section_of(tree, "generate").get("top_logprobs"):
@@ -143,20 +149,36 @@ def _answers(teacher: Tree, tree: Tree) -> Iterator[Problem]:
     if isinstance(sources, list) and not any(isinstance(s, dict) and s.get("answers") for s in sources):
         why = "none of them is {answers: …}; leave data.sources out, and the answers are the data"
         yield Problem(("data", "sources"), f"does not hold what teacher.answers is for: {why}")
-    if any(teacher.get(name) is not None for name in ("model", "memory", "cache", "ensemble", "config")):
-        return
+    if not any(teacher.get(name) is not None for name in ("model", "memory", "cache", "ensemble", "config")):
+        yield from _of_text(tree, asked=False)
+        for name in ("revision", "dtype", "device"):
+            if teacher.get(name) not in (None, "auto"):
+                yield Problem(("teacher", name), "has no effect with answers alone: no teacher runs; remove it")
+
+
+def _is_compared(tree: Tree) -> bool:
+    """An endpoint beside text of one's own: `compare` has it write, each technique in a folder of the comparison."""
+    teacher, sources = section_of(tree, "teacher"), section_of(tree, "data").get("sources")
+    own = isinstance(sources, list) and bool(sources)
+    return (
+        teacher.get("api") is not None
+        and teacher.get("answers") is None
+        and own
+        and not any(isinstance(source, dict) and source.get("answers") for source in sources or ())
+    )
+
+
+def _of_text(tree: Tree, *, asked: bool) -> Iterator[Problem]:
+    """What a teacher that only writes cannot give; with `asked` it is asked for its log-probabilities."""
     for path, student in all_students(tree):
         for name in (*COPIES, "config"):
             if student.get(name) is not None:
                 why = "text has no weights and no tokenizer"
                 yield Problem((*path, name), f"needs teacher.model: {why}; give {dotted((*path, 'model'))}")
-    for path, term in all_terms(tree):
+    for path, term in all_terms(tree) if not asked else ():
         if term.get("cross_entropy") != "ground_truth" and term.get("teacher") is None:
             ways = "use cross_entropy, or ask for generate.top_logprobs"
             yield Problem(path, f"needs a teacher that gives distributions; answers are text: {ways}")
-    for name in ("revision", "dtype", "device"):
-        if teacher.get(name) not in (None, "auto"):
-            yield Problem(("teacher", name), "has no effect with answers alone: no teacher runs; remove it")
 
 
 def _generate(generate: Tree, *, n_teachers: int) -> Iterator[Problem]:

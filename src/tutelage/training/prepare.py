@@ -73,6 +73,7 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
     What was measured for that run (compute path, layers) is taken from there, so that a resumed run is the same run.
     """
     _require_objects(recipe, memory)
+    teachers.require_answers(recipe)
     training = recipe.training
     recorded = (earlier or {}).get("compute", {})
     compute = choose_compute_path(

@@ -45,7 +45,7 @@ def tokenizer_of(recipe: Recipe) -> Any:
     if teacher is not None and teacher.ensemble is not None:
         return load.load_tokenizer(teacher.ensemble[0].model, revision=teacher.ensemble[0].revision)
     named = [learner.section for learner in recipe.learners.values() if learner.section.model is not None]
-    writes_text = teacher is not None and teacher.model is None and teacher.answers is not None
+    writes_text = teacher is not None and teacher.model is None and (teacher.answers or teacher.api) is not None
     section = teacher if teacher is not None and not writes_text else named[0] if named else None
     if section is None or section.model is None:
         raise ConfigError("CONFIG", "a model in memory needs its tokenizer: tutelage.train(…, tokenizer=tokenizer)")
@@ -62,6 +62,17 @@ def _require_soft(teacher: Teacher) -> None:
             "CACHE_ABSENT",
             f"{teacher.answers} holds text without log-probabilities; ask for them with generate.top_logprobs=5, or "
             "set loss=cross_entropy",
+        )
+
+
+def require_answers(recipe: Recipe) -> None:
+    """ConfigError where an endpoint is named and no folder for what it writes: only `compare` makes one itself."""
+    teacher = recipe.teacher
+    if teacher is not None and teacher.api is not None and teacher.answers is None:
+        raise ConfigError(
+            "CONFIG",
+            "teacher.answers is missing: name the folder that generate writes and train reads, and leave data.sources "
+            "out; only tutelage compare makes one itself",
         )
 
 
@@ -271,8 +282,10 @@ def _require_rows(recipe: Recipe, corpus: Corpus, cache: TeacherCache) -> None:
         _say_missing(cache, "training", n_missing=int((~here).sum()), n_rows=len(here), where=where, drop=drop)
         corpus.keep_training_rows(here)
     held_out = cache if given else held_out_of(cache)
+    own_text = recipe.data.held_out is not None and recipe.data.held_out.sources is not None
+    asked_once = own_text and recipe.training.evaluate_every is None  # at the end, and not for the loss
     for name, (store, rows) in corpus.measured_rows().items():
-        if given and name != HELD_OUT:
+        if given and (name != HELD_OUT or asked_once):
             continue  # such a teacher is in no table; its numbers serve the loss on held-out rows alone
         here = held_out.has(store.keys[rows]) if held_out is not None else np.zeros(len(rows), dtype=np.bool_)
         if not here.all():

@@ -18,6 +18,9 @@ def impossible(facts: Facts) -> str:
 
 
 def recipe(base: Tree, place: Place) -> Tree:
-    """The truth is the only term; the teacher stays, to measure how far from it this leads."""
-    kept = with_teacher(base) if base.get("teacher") is not None else base
+    """The truth is the only term; a teacher that is here stays, to measure how far from it this leads."""
+    teacher = base.get("teacher")
+    if teacher is not None and teacher.get("api") is not None:
+        return {**base, "teacher": None, "generate": None, "loss": [GROUND_TRUTH]}
+    kept = with_teacher(base) if teacher is not None else base
     return {**kept, "loss": [GROUND_TRUTH]}

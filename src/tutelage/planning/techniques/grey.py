@@ -1,5 +1,6 @@
 """Text that the teacher writes, with the log-probabilities of its likeliest tokens: soft labels from an endpoint."""
 
+from tutelage.errors import ConfigError
 from tutelage.planning.facts import Facts
 from tutelage.planning.techniques import hard
 from tutelage.planning.techniques._needs import a_teacher
@@ -32,8 +33,13 @@ def impossible(facts: Facts) -> str:
 
 
 def recipe(base: Tree, place: Place) -> Tree:
-    """As hard labels, with the log-probabilities that come with the text as soft ones."""
+    """As hard labels and of the same answers, with the log-probabilities that come with the text as soft ones."""
+    if base["training"].get("early_stop") is not None:
+        raise ConfigError(
+            "CONFIG", "the endpoint says nothing of the held-out text, whose loss training.early_stop follows"
+        )
     terms = [term for term in base["loss"] if asks_teacher(term)] or [{"divergence": "forward_kl"}]
     generate = hard.generate_of(base, place)
-    answers = f"{place.answers}-grey"
-    return on_text(base, answers=answers, teacher={"api": base["teacher"]["api"]}, generate=generate, loss=terms)
+    teacher = {"api": base["teacher"]["api"]}
+    base = {**base, "training": {**base["training"], "evaluate_every": None}}
+    return on_text(base, answers=place.answers, teacher=teacher, generate=generate, loss=terms)

@@ -7,7 +7,7 @@ Value = TypeVar("Value")
 TEACHER, STUDENT, FAMILY = "teacher", "student", "family"
 _BEFORE, _CONTROL = "before-", "control-"
 RESERVED = (TEACHER, STUDENT, "student_before", "control", FAMILY, "controls", "start", "trusted")
-PREFIXES, SUFFIXES = (_BEFORE, _CONTROL), ("-bfloat16", "-adapter")
+PREFIXES, SUFFIXES = (_BEFORE, _CONTROL), ("-bfloat16", "-adapter", "-codes")
 
 
 def before(student: str) -> str:

@@ -20,6 +20,7 @@ from tests.mutants.grey import GREY_BOX
 from tests.mutants.losses import DIVERGENCES, FUSED
 from tests.mutants.mutant import Mutant
 from tests.mutants.planning import PLANNING
+from tests.mutants.quantised import QUANTISED
 from tests.mutants.reach import REACH
 from tests.mutants.reports import REPORTS
 from tests.mutants.stored_targets import COMPILED_SAMPLED, STORED_TARGETS
@@ -54,4 +55,5 @@ MUTANTS: tuple[Mutant, ...] = (
     *RUNS,
     *REPORTS,
     *MADE,
+    *QUANTISED,
 )

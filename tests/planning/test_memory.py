@@ -91,6 +91,10 @@ def test_what_lies_where():
     narrow, away = parts(number_bytes=2), parts(on_host=False)
     assert (narrow["weights"], narrow["moments"], narrow["teacher"]) == (10e3, 8e3, 8e3)
     assert "program" not in away and away["weights"] == 4e3
+    size = replace(FACTS.students["student"], rounded=600)
+    step = Step(**{**{n: getattr(STEP, n) for n in Step.__dataclass_fields__}, "n_micro": 2})
+    of_rounded = memory_of(Work(student_training=1.0), replace(FACTS, students={"student": size}), step).parts
+    assert (of_rounded["weights"], of_rounded["gradients"]) == (8e3 + 2400, 4e3 + 2400)
     assert (parts(averaged=True)["average"], parts(closed_form=False)["loss"]) == (4e3, (256 + 6 * 128) * 4e3)
 
 

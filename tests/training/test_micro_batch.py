@@ -1,6 +1,7 @@
 """`training.micro_batch: auto`: the number that fits, found without touching the run, and the same when it goes on."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -77,6 +78,11 @@ def test_the_weights_of_a_step_are_counted_once_with_their_gradients_and_moments
     n = sum(p.numel() for p in model.parameters())
     assert fixed_bytes(probe(model)) == 16 * n
     assert fixed_bytes(probe(model, dtype=torch.bfloat16)) == 20 * n
+    (member,) = probe(model).members
+    n_rounded = sum(p.numel() for name, p in model.named_parameters() if ".layers." in name and p.ndim == 2)
+    rounded = replace(probe(model), members=[replace(member, quantize="int8")])
+    assert fixed_bytes(rounded) == 16 * n + 8 * n_rounded  # what is computed with, and its gradient
+    assert fixed_bytes(replace(rounded, compute=probe(model, dtype=torch.bfloat16).compute)) == 20 * n
 
 
 def test_what_is_free_is_shared_between_weights_and_windows():

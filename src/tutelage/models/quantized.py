@@ -81,7 +81,7 @@ def refuse_student(config: Any, *, name: str) -> None:
         raise ConfigError(
             "MODEL_LOAD",
             f"{name} is stored with rounded weights ({method}), which cannot be trained; name the model that it was "
-            "made from, in float32, bfloat16 or float16",
+            "made from, in float32, bfloat16 or float16, and let student.quantize round it while it trains",
         )
 
 

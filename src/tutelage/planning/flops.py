@@ -31,6 +31,8 @@ class Size:
     hidden: int
     vocabulary: int
     learned: int | None = None  # of those that multiply, those that training changes: adapters alone; None: all
+    rounded: int = 0  # weights on a grid of integers: each is kept as it learns and as it is rounded
+    packed_bytes: float | None = None  # of the model with these integers packed, and all else in two bytes
 
     def forward_flops(self, *, context: float, with_head: bool = True) -> float:
         """Of one token in a window of `context` tokens; without the head where logits are not asked for."""

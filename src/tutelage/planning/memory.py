@@ -2,8 +2,9 @@
 
 Of a model that trains, a parameter takes 4 bytes as a start weight, 4 as a master, 8 of AdamW's moments, 4 of a
 gradient, 4 of a moving average where there is one, and where the compute path is narrower than float32 the bytes of a
-working weight and of its gradient.  Of a frozen teacher: its weights on the compute path.  The peak is the end of a
-backward pass: the room of all activations, which gradients fill as it is freed, and the head's gradient beside it.
+working weight and of its gradient; so, in any dtype, where it is rounded to integers.  Of a frozen teacher: its weights
+on the compute path.  The peak is the end of a backward pass: the room of all activations, which gradients fill as it is
+freed, and the head's gradient beside it.
 
 Not covered: memory that the allocator keeps in pieces too small to be used, the loading of a model before the first
 step, measuring after the last one (which needs less than a step), and on a GPU what its driver takes (about 0.5 GB).
@@ -94,6 +95,9 @@ def _add_model(found: _Sum, size: Size, step: Step) -> None:
     learned = n if size.learned is None else size.learned
     wide = max(_WIDE, step.number_bytes)
     found.add("weights", n * ((wide if step.on_host else 0) + step.number_bytes) + learned * (wide if narrow else 0))
+    if not narrow:  # what is rounded is computed with beside what learns, with a gradient of its own for a moment
+        found.add("weights", size.rounded * wide)
+        found.add("gradients", size.rounded * wide if step.n_micro > 1 else 0)
     found.add("average", learned * wide if step.averaged else 0)
     found.add("moments", 2 * learned * wide)
     found.add("gradients", learned * (wide + (step.number_bytes if narrow and step.n_micro > 1 else 0)))

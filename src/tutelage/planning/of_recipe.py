@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from tutelage.cache.codec import Budget
 from tutelage.errors import ConfigError
-from tutelage.models import adapters, load, student, vocabulary, width
+from tutelage.models import adapters, grid, load, student, vocabulary, width
 from tutelage.planning.facts import Endpoint, Facts, Text
 from tutelage.planning.flops import Size, size_of, together
 from tutelage.planning.storage import Form
@@ -86,7 +86,7 @@ def _configs(recipe: Recipe, teacher: Any, *, n_vocabulary: int) -> dict[str, An
 
 def _sizes(recipe: Recipe, configs: dict[str, Any], *, n_vocabulary: int) -> dict[str, Size]:
     return {
-        name: _student_size(learner.section, configs[name], n_vocabulary=n_vocabulary)
+        name: _student_size(learner.section, configs[name], name=name, n_vocabulary=n_vocabulary)
         for name, learner in recipe.learners.items()
     }
 
@@ -150,8 +150,14 @@ def _teacher_size(recipe: Recipe, config: Any, *, n_vocabulary: int) -> Size | N
     return together([size_of(member, n_vocabulary=n_vocabulary) for member in members])
 
 
-def _student_size(section: StudentSection, config: Any, *, n_vocabulary: int) -> Size:
+def _student_size(section: StudentSection, config: Any, *, name: str, n_vocabulary: int) -> Size:
     size = size_of(config, n_vocabulary=n_vocabulary)
+    if section.quantize is not None:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        on_it = grid.rounding_of(model, section.quantize, name=name).inputs_first
+        n_rounded = sum(model.get_parameter(key).numel() for key in on_it)
+        return replace(size, rounded=n_rounded, packed_bytes=grid.packed_bytes(model, section.quantize))
     if section.lora is None:
         return size
     with torch.device("meta"):

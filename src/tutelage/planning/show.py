@@ -83,7 +83,8 @@ def _models(plan: Plan) -> list[str]:
     for name, size in facts.students.items():
         part = f", {size.parameters / facts.teacher.parameters:.2g} of the teacher" if facts.teacher is not None else ""
         learned = f", {parameters(size.learned)} beside them learn" if size.learned is not None else ""
-        found.append(f"{name} {parameters(size.parameters)} parameters{part}{learned}")
+        packed = f", {amount(size.packed_bytes, 'B')} once packed" if size.packed_bytes is not None else ""
+        found.append(f"{name} {parameters(size.parameters)} parameters{part}{learned}{packed}")
     return found
 
 

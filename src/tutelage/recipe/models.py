@@ -154,6 +154,11 @@ class Student(Section):
     lora: Annotated[Lora, BeforeValidator(short.lora, json_schema_input_type=int | bool | Lora)] | None = Field(
         default=None, description="train adapters alone; null: every weight"
     )
+    quantize: Literal["int8", "int4"] | None = Field(
+        default=None,
+        description="compute with its linear weights rounded to integers, in training and when measured, and save them "
+        "so (quantisation-aware training); null: as they are",
+    )
     config: dict[str, JsonValue] | None = Field(
         default=None,
         min_length=1,

@@ -131,8 +131,12 @@ def _student(tree: Tree) -> Iterator[Problem]:
         found = "found both" if given else "found none"
         yield Problem(("student",), f"is missing: one student, or students: several by name; {found}" if not given else
                       f"and students exclude each other; {found}")  # fmt: skip
+    smaller = section_of(tree, "training").get("save_dtype")
     for path, student in all_students(tree):
         yield from _one_student(student, path)
+        if smaller is not None and student.get("quantize") == "int8":
+            why = f"an int8 weight has up to 15 significant bits, and {smaller} keeps 8; leave one out, or take int4"
+            yield Problem((*path, "quantize"), f"and training.save_dtype exclude each other: {why}")
     yield from _students(tree)
 
 
@@ -145,6 +149,9 @@ def _one_student(student: Tree, path: Path) -> Iterator[Problem]:
     if student.get("config") is not None:
         for name in given_in(student, "init", "lora"):
             yield dead((*path, name), "with config: its weights are random, and all of them have to learn")
+    if student.get("lora") is not None and student.get("quantize") is not None:
+        why = "what is merged at the end would be rounded unseen; leave one out"
+        yield Problem((*path, "quantize"), f"and {dotted((*path, 'lora'))} exclude each other: {why}")
     model = student.get("model")
     if student.get("revision") is not None and not (isinstance(model, str) and not is_local(model)):
         yield dead((*path, "revision"), f"without a hub id in {dotted((*path, 'model'))}")

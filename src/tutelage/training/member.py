@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from tutelage.losses.schedules import constant
 from tutelage.losses.terms import Scale, Term, scale_of
 from tutelage.models.adapters import is_adapted
+from tutelage.models.grid import rounding_of
 from tutelage.training.optim import Optimizer, OptimizerSettings
 from tutelage.training.precision import ComputePath, MasterWeights
 from tutelage.types import CausalLM
@@ -24,6 +25,7 @@ class Member:
     terms: tuple[Term, ...]
     optimizer: OptimizerSettings
     first_step: int = 0
+    quantize: str | None = None  # the grid that its linear weights are rounded to in every forward pass
 
     @property
     def last_step(self) -> int:
@@ -64,7 +66,8 @@ class Peer:
         model = member.model.to(compute.device)
         if not is_adapted(model):
             model.requires_grad_(True)
-        self.masters = MasterWeights(model, weight_dtype=compute.weight_dtype)
+        rounding = rounding_of(model, member.quantize, name=self.name) if member.quantize is not None else None
+        self.masters = MasterWeights(model, weight_dtype=compute.weight_dtype, rounding=rounding)
         self.optimizer = Optimizer(self.masters.parameters, member.optimizer)
 
     def learning_rate(self, step: int) -> float:

@@ -19,7 +19,7 @@ import torch
 from tutelage import console
 from tutelage.data.loader import Loader
 from tutelage.errors import ResourceError
-from tutelage.models import adapters
+from tutelage.models import adapters, grid
 from tutelage.recipe import Recipe
 from tutelage.roles import TEACHER
 from tutelage.training.member import Member
@@ -158,6 +158,9 @@ def fixed_bytes(probe: Probe) -> int:
         learned = sum(p.numel() for p in adapters.learned_parameters(member.model).values())
         held = max(_WIDE, working) + (working if working < _WIDE else 0)
         total += each * learned + held * sum(p.numel() for p in member.model.parameters())
+        if member.quantize is not None and working >= _WIDE:  # rounded weights and their gradients, beside the masters
+            on_grid = grid.rounding_of(member.model, member.quantize).inputs_first
+            total += 2 * working * sum(member.model.get_parameter(name).numel() for name in on_grid)
     return total
 
 

@@ -133,7 +133,10 @@ def student_member(recipe: Recipe, name: str, model: CausalLM, *, n_steps: int) 
         recipe.training, n_steps=n_steps - learner.first_step, own={"learning_rate": learner.learning_rate}
     )
     terms = terms_of(learner.loss)
-    return Member(name=name, model=model, terms=terms, optimizer=settings, first_step=learner.first_step)
+    return Member(
+        name=name, model=model, terms=terms, optimizer=settings, first_step=learner.first_step,
+        quantize=learner.section.quantize,
+    )  # fmt: skip
 
 
 def teacher_member(recipe: Recipe, model: CausalLM, *, n_steps: int) -> Member:

@@ -2,6 +2,9 @@
 
 A student that computes in bfloat16 has bfloat16 working weights, like its teacher, and float32 masters that the
 optimizer updates: with autocast instead, teacher and student would differ by a KL of 5e-4 before any training.
+
+A student with `quantize` computes with masters rounded to a grid, in every dtype.  What back-propagation gives are then
+the gradients at the rounded weights, and they move the masters: the straight-through estimator.
 """
 
 import time
@@ -13,6 +16,7 @@ from torch import Tensor, nn
 from tutelage.errors import ConfigError
 from tutelage.models.adapters import learned_parameters
 from tutelage.models.cast import cast
+from tutelage.models.grid import Rounding
 
 _MEASURE_S = 1.0  # for each of two dtypes
 _MEASURE_SIZE = 768
@@ -81,46 +85,51 @@ def _bfloat16_speedup() -> float:
 
 
 class MasterWeights:
-    """The weights that an optimizer updates: the model's own if they are float32 or wider, else float32 copies.
+    """The weights that an optimizer updates: the model's own, or copies of those that it computes with rounded.
 
-    Of an adapted model they are its adapters alone.
+    These are all of them where it computes in less than float32, else those that lie on a grid of integers.  Of an
+    adapted model they are its adapters alone.
     """
 
-    def __init__(self, model: nn.Module, *, weight_dtype: torch.dtype) -> None:
-        """`model` holds the start weights in float32 or wider; afterwards it computes in `weight_dtype`."""
+    def __init__(self, model: nn.Module, *, weight_dtype: torch.dtype, rounding: Rounding | None = None) -> None:
+        """`model` holds the start weights in float32 or wider; afterwards it computes in `weight_dtype`, rounded."""
         self.model = model
-        self._separate = weight_dtype.itemsize < 4
-        if self._separate:
-            self.parameters = {
-                name: nn.Parameter(p.detach().to(torch.float32, copy=True))
-                for name, p in learned_parameters(model).items()
-            }
-            cast(model, weight_dtype)
-        else:
-            cast(model, weight_dtype)
-            self.parameters = learned_parameters(model)
+        self._rounding = rounding
+        wide, is_narrow = torch.promote_types(weight_dtype, torch.float32), weight_dtype.itemsize < 4
+        self._copies = {
+            name: nn.Parameter(p.detach().to(wide, copy=True))
+            for name, p in learned_parameters(model).items()
+            if is_narrow or (rounding is not None and name in rounding.inputs_first)
+        }
+        cast(model, weight_dtype)
+        self.parameters = learned_parameters(model)
+        self.parameters |= self._copies
+        self.publish()
 
     @torch.no_grad()
     def collect(self) -> None:
         """Add the gradients of one backward pass to the masters' and clear them on the model."""
-        if not self._separate:
-            return
-        for name, working in learned_parameters(self.model).items():
+        for name, working in self._working().items():
             if working.grad is None:
                 continue
-            master = self.parameters[name]
+            master = self._copies[name]
             if master.grad is None:
-                master.grad = working.grad.to(torch.float32)
+                master.grad = working.grad.to(master.dtype)
             else:
                 master.grad += working.grad
             working.grad = None
 
     @torch.no_grad()
     def publish(self) -> None:
-        """Copy the masters into the working weights, rounded to their dtype."""
-        if self._separate:
-            for name, working in learned_parameters(self.model).items():
-                working.copy_(self.parameters[name])
+        """Copy the masters into the working weights, rounded to their grid and dtype."""
+        for name, working in self._working().items():
+            master = self._copies[name]
+            working.copy_(self._rounding.of(name, master) if self._rounding is not None else master)
+
+    def _working(self) -> dict[str, nn.Parameter]:
+        """The model's own weights of which there are copies."""
+        learned = learned_parameters(self.model) if self._copies else {}
+        return {name: learned[name] for name in self._copies}
 
     def zero_grad(self) -> None:
         """Drop all gradients."""

@@ -13,10 +13,10 @@ from tutelage.data.loader import EvaluationBatch, Loader
 from tutelage.data.split import Rows
 from tutelage.data.store import Store
 from tutelage.errors import ConfigError
-from tutelage.models import load, packing, vocabulary
+from tutelage.models import adapters, grid, load, packing, vocabulary
 from tutelage.models.fingerprint import weights_fingerprint
 from tutelage.recipe import Recipe
-from tutelage.roles import STUDENT, TEACHER
+from tutelage.roles import STUDENT, TEACHER, control
 from tutelage.teachers.cached import CachedTeacher
 from tutelage.teachers.ensemble import EnsembleTeacher
 from tutelage.teachers.live import LiveTeacher
@@ -65,6 +65,15 @@ class Prepared:
     def start(self, name: str = STUDENT) -> CausalLM:
         """A fresh copy of a student's start."""
         return copy.deepcopy(self.students[name])
+
+    def quantize_of(self, name: str) -> str | None:
+        """The grid of a student's weights, and of its control's."""
+        learners = self.recipe.learners.items()
+        return next((one.section.quantize for own, one in learners if name in (own, control(own))), None)
+
+    def as_saved(self, model: CausalLM, name: str) -> CausalLM:
+        """A model with the weights of `name` as a plain one, adapters merged and weights rounded, perhaps in place."""
+        return grid.rounded(adapters.merged(model), self.quantize_of(name))
 
 
 def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | None = None) -> Prepared:

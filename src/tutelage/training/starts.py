@@ -10,7 +10,7 @@ from torch import nn
 
 from tutelage import console
 from tutelage.errors import ConfigError
-from tutelage.models import adapters, load, quantized, student
+from tutelage.models import adapters, grid, load, quantized, student
 from tutelage.models.cast import cast
 from tutelage.models.layers import decoder_layers
 from tutelage.models.width import Kept, narrowed, wanted_sizes
@@ -70,6 +70,10 @@ def start_of(makers: Makers, name: str, *, measured: Mapping[str, Any]) -> Start
         model = adapters.adapted(model, adapter_of(section.lora), seed=seed, name=name)
         n_learned = sum(p.numel() for p in adapters.learned_parameters(model).values())
         console.say(f"{name}: {n_learned:,} of {_size(model)} parameters are trained (rank {section.lora.rank})")
+    if section.quantize is not None:
+        on_it = grid.rounding_of(model, section.quantize, name=name).inputs_first
+        n_rounded = sum(model.get_parameter(key).numel() for key in on_it)
+        console.say(f"{name}: {n_rounded:,} of {_size(model)} parameters are rounded to {section.quantize}")
     return Start(model=model.eval(), layers=choice, width=kept)
 
 

@@ -16,7 +16,7 @@ from tutelage.models import load, vocabulary
 from tutelage.models.doctor import Report
 from tutelage.models.safety import Finding
 from tutelage.planning.of_recipe import student_sizes
-from tutelage.recipe import Recipe
+from tutelage.recipe import Recipe, Student
 from tutelage.roles import TEACHER
 from tutelage.training.plan import terms_of
 from tutelage.verbs.doctor_data import with_measured
@@ -46,7 +46,7 @@ def examine(target: "str | Path | Recipe", *, traffic: "str | Path | None" = Non
 
 def _with_students(report: Report, recipe: Recipe) -> Report:
     """How large those students will be that the recipe makes, or why one cannot be made."""
-    made = [n for n, one in recipe.learners.items() if one.section.copies_teacher or one.section.lora is not None]
+    made = [n for n, one in recipe.learners.items() if _is_made(one.section)]
     if not made or not report.ok:
         return report
     try:
@@ -58,8 +58,14 @@ def _with_students(report: Report, recipe: Recipe) -> Report:
     for name in made:
         size = sizes[name]
         learned = {"of adapters, which alone learn": size.learned} if size.learned is not None else {}
-        facts[f"{name}, as it will be made"] = {"parameters": size.parameters, **learned}
+        packed = {"bytes once packed": round(size.packed_bytes)} if size.packed_bytes is not None else {}
+        facts[f"{name}, as it will be made"] = {"parameters": size.parameters, **learned, **packed}
     return replace(report, facts=facts)
+
+
+def _is_made(student: Student) -> bool:
+    """Whether more becomes of it than the weights that it names."""
+    return student.copies_teacher or student.lora is not None or student.quantize is not None
 
 
 def _examine_cache(recipe: Recipe, folder: str) -> tuple[list[Finding], dict[str, io.Json]]:

@@ -20,7 +20,7 @@ from tutelage.evaluation.show import SHOWN, Prompt, Shown, render, show_models
 from tutelage.evaluation.speed import forward_rates
 from tutelage.evaluation.tasks import TaskResult
 from tutelage.evaluation.transfer import Transfer
-from tutelage.models import adapters, load
+from tutelage.models import load
 from tutelage.models.cast import cast
 from tutelage.recipe import load_recipe
 from tutelage.reports import further as further_results
@@ -202,7 +202,7 @@ def in_order(prepared: Prepared, trained: Mapping[str, nn.Module]) -> dict[str, 
         models[roles.TEACHER] = trained[roles.TEACHER]
     for name in prepared.students:
         if len(prepared.students) == 1:
-            models[roles.before(name)] = on_path(adapters.merged(prepared.start(name)), prepared)
+            models[roles.before(name)] = on_path(prepared.as_saved(prepared.start(name), name), prepared)
         models |= {each: trained[each] for each in (name, roles.control(name)) if each in trained}
     return models
 

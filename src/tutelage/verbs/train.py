@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tutelage import console, io, roles
 from tutelage.evaluation.show import Prompt
 from tutelage.evaluation.transfer import HELD_OUT
-from tutelage.models import adapters, load, save
+from tutelage.models import adapters, grid, load, save
 from tutelage.models.cast import cast
 from tutelage.recipe import Recipe
 from tutelage.reports.build import write_report
@@ -84,15 +84,16 @@ class Run:
         student = self.directory.student
         lines += [
             f"student: {student}  (transformers: AutoModelForCausalLM.from_pretrained)",
-            *self._adapters(),
+            *self._beside(),
             f'next:    tutelage show {self.path} "any beginning of a text"',
         ]
         return "\n".join(lines)
 
-    def _adapters(self) -> list[str]:
-        """Where a student's adapters lie alone."""
-        folder = self.directory.model(f"{self.summary['student']}-adapter")
-        return [f"adapter: {folder}  (peft: PeftModel.from_pretrained)"] if folder.is_dir() else []
+    def _beside(self) -> list[str]:
+        """Where a student's adapters lie alone, or the integers that it was rounded to."""
+        said = {"adapter": "(peft: PeftModel.from_pretrained)", "codes": "(integers and scales of its linear weights)"}
+        folders = {kind: self.directory.model(f"{self.summary['student']}-{kind}") for kind in said}
+        return [f"{f'{kind}:':<9}{folder}  {said[kind]}" for kind, folder in folders.items() if folder.is_dir()]
 
     def _repr_html_(self) -> str:
         measured = self.evaluation()
@@ -234,7 +235,7 @@ def _chosen(measured: Measured | None, students: Sequence[str]) -> str:
 
 def _wide(prepared: Prepared, name: str, weights: Mapping[str, Tensor]) -> CausalLM:
     """A plain model with trained weights, in the precision of its masters."""
-    return adapters.merged(_trained(prepared, name, weights))
+    return prepared.as_saved(_trained(prepared, name, weights), name)
 
 
 def _trained(prepared: Prepared, name: str, weights: Mapping[str, Tensor]) -> CausalLM:
@@ -277,6 +278,8 @@ def _train(
         model = _wide(prepared, model_name, weights)
         save.cut_padding(model, n_vocabulary=prepared.n_vocabulary)
         save.save_model(model, prepared.tokenizer, run.model(model_name))
+        if (kind := prepared.quantize_of(model_name)) is not None:
+            grid.save_codes(model, run.model(f"{model_name}-codes"), kind=kind)
         _save_adapter(prepared, model_name, weights, run=run)
     return fitted
 

@@ -62,8 +62,8 @@ class TokenView:
 class Batch:
     """One micro-batch: a view for each tokenizer fingerprint (one today), and the keys of its rows.
 
-    `row_visits` says how many epochs before this one saw each row (a cache with several draws gives another one each
-    time); empty: none.
+    `row_visits` says how many epochs came before this one, for each row (a cache with several draws gives another one
+    each time); empty: none.
     """
 
     views: dict[str, TokenView]

@@ -81,7 +81,7 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
         device=str(recorded.get("device", training.device)),
         threads=training.threads,
     )
-    teachers.require_one_device(recipe, compute)
+    teachers.device_of(recipe, compute)  # refuses one that is not there, before anything is read
     tokenizer = memory.tokenizer if memory.tokenizer is not None else teachers.tokenizer_of(recipe)
     stop_ids = _compare_with_students(recipe, tokenizer)
     n_vocabulary = vocabulary.real_vocabulary(tokenizer)

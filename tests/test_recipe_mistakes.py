@@ -38,8 +38,8 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"student": 3}, "student must be a mapping with layers, width, model, revision, init, lora, config, got 3"),
     (
         {"teacher": ["a"]},
-        "teacher must be a mapping with model, cache, api, writers, answers, terms, revision, dtype, quantize, device, device_map, "
-        "ensemble, config, tokenizer, train, got ['a']",
+        "teacher must be a mapping with model, cache, api, writers, answers, terms, revision, dtype, quantize, device, "
+        "device_map, ensemble, config, tokenizer, train, got ['a']",
     ),
     (
         {"student": {"layers": "twenty"}},

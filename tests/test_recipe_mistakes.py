@@ -39,7 +39,7 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     (
         {"teacher": ["a"]},
         "teacher must be a mapping with model, cache, api, writers, answers, terms, revision, dtype, quantize, device, "
-        "ensemble, config, tokenizer, train, got ['a']",
+        "device_map, ensemble, config, tokenizer, train, got ['a']",
     ),
     (
         {"student": {"layers": "twenty"}},
@@ -253,7 +253,7 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     (
         {"teacher": {"model": "a/b", "top_k": "x"}},
         "teacher.top_k is not in this version (0.1.0); it knows model, cache, api, writers, answers, terms, "
-        "revision, dtype, quantize, device, ensemble, config, tokenizer, train",
+        "revision, dtype, quantize, device, device_map, ensemble, config, tokenizer, train",
     ),
     (
         data(sources=[{"text": "a.txt", "split": "test"}]),

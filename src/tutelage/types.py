@@ -18,6 +18,11 @@ IGNORED = -100
 CausalLM: TypeAlias = Any
 
 
+def _moved(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The tensor on a device; a copy to the CPU is waited for, or the CPU would read what is not written yet."""
+    return tensor.to(device, non_blocking=torch.device(device).type != "cpu")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenView:
     """One batch as one tokenizer sees it.
@@ -50,11 +55,11 @@ class TokenView:
     def to(self, device: torch.device | str) -> "TokenView":
         """The same view on a device."""
         return TokenView(
-            ids_BT=self.ids_BT.to(device, non_blocking=True),
-            labels_BT=self.labels_BT.to(device, non_blocking=True),
-            positions_BT=self.positions_BT.to(device, non_blocking=True) if self.positions_BT is not None else None,
-            index_N=self.index_N.to(device, non_blocking=True),
-            next_ids_N=self.next_ids_N.to(device, non_blocking=True),
+            ids_BT=_moved(self.ids_BT, device),
+            labels_BT=_moved(self.labels_BT, device),
+            positions_BT=_moved(self.positions_BT, device) if self.positions_BT is not None else None,
+            index_N=_moved(self.index_N, device),
+            next_ids_N=_moved(self.next_ids_N, device),
         )
 
 
@@ -62,8 +67,8 @@ class TokenView:
 class Batch:
     """One micro-batch: a view for each tokenizer fingerprint (one today), and the keys of its rows.
 
-    `row_visits` says how many epochs before this one saw each row (a cache with several draws gives another one each
-    time); empty: none.
+    `row_visits` says how many epochs came before this one, for each row (a cache with several draws gives another one
+    each time); empty: none.
     """
 
     views: dict[str, TokenView]
@@ -101,6 +106,11 @@ class Head:
     scale: float = 1.0
     soft_cap: float | None = None
     fingerprint: str = ""
+
+    def to(self, device: torch.device | str) -> "Head":
+        """The same on a device: the same tensors where they lie there already."""
+        bias_V = self.bias_V.to(device) if self.bias_V is not None else None
+        return replace(self, weight_VD=self.weight_VD.to(device), bias_V=bias_V)
 
     def product(self, hidden_ND: Tensor, *, out_NV: Tensor | None = None) -> Tensor:
         """The bare product with the real rows, shape [N, V], in the dtype of the weight.
@@ -142,9 +152,7 @@ class DenseTargets:
 
     def to(self, device: torch.device | str) -> "DenseTargets":
         """The same on a device, the head too."""
-        bias_V = self.head.bias_V.to(device) if self.head.bias_V is not None else None
-        head = replace(self.head, weight_VD=self.head.weight_VD.to(device), bias_V=bias_V)
-        return DenseTargets(hidden_ND=self.hidden_ND.to(device, non_blocking=True), head=head)
+        return DenseTargets(hidden_ND=_moved(self.hidden_ND, device), head=self.head.to(device))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +163,7 @@ class LogitTargets:
 
     def to(self, device: torch.device | str) -> "LogitTargets":
         """The same on a device."""
-        return LogitTargets(logits_NV=self.logits_NV.to(device, non_blocking=True))
+        return LogitTargets(logits_NV=_moved(self.logits_NV, device))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,9 +203,9 @@ class SampledTargets:
     def to(self, device: torch.device | str) -> "SampledTargets":
         """The same on a device."""
         return SampledTargets(
-            ids_M=self.ids_M.to(device, non_blocking=True),
-            weights_M=self.weights_M.to(device, non_blocking=True),
-            offsets=self.offsets.to(device, non_blocking=True),
+            ids_M=_moved(self.ids_M, device),
+            weights_M=_moved(self.weights_M, device),
+            offsets=_moved(self.offsets, device),
             temperature=self.temperature,
         )
 
@@ -214,9 +222,9 @@ class TopKTargets:
     def to(self, device: torch.device | str) -> "TopKTargets":
         """The same on a device."""
         return TopKTargets(
-            ids_NK=self.ids_NK.to(device, non_blocking=True),
-            logp_NK=self.logp_NK.to(device, non_blocking=True),
-            tail_logp_N=self.tail_logp_N.to(device, non_blocking=True),
+            ids_NK=_moved(self.ids_NK, device),
+            logp_NK=_moved(self.logp_NK, device),
+            tail_logp_N=_moved(self.tail_logp_N, device),
             temperature=self.temperature,
         )
 

@@ -8,6 +8,7 @@ from tests.mutants.cache import CACHE
 from tests.mutants.cache_codecs import CODECS
 from tests.mutants.cache_threshold import THRESHOLD_CODEC
 from tests.mutants.codistillation import CODISTILLATION
+from tests.mutants.curriculum import CURRICULUM, PLACEMENT
 from tests.mutants.data_and_files import DATA, EVALUATION, FILES
 from tests.mutants.evaluation import NUMBERS
 from tests.mutants.families import FAMILY
@@ -52,6 +53,8 @@ MUTANTS: tuple[Mutant, ...] = (
     *GENERATION_TEACHERS,
     *PLANNING,
     *REACH,
+    *CURRICULUM,
+    *PLACEMENT,
     *RUNS,
     *REPORTS,
     *MADE,

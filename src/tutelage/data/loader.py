@@ -1,7 +1,8 @@
 """From the store to batches: the micro-batches of any optimizer step, as a pure function of data, settings and step.
 
 Step n holds the windows n * rows_per_step and on of an endless sequence of epochs: nothing has to be saved to resume,
-and the micro-batch size changes only how those windows are grouped.
+and the micro-batch size changes only how those windows are grouped.  With a curriculum the sequence begins with its
+windows.
 
 Shape legend: B windows of a micro-batch, T positions, N trained positions (B and T flattened).
 """
@@ -9,13 +10,16 @@ Shape legend: B windows of a micro-batch, T positions, N trained positions (B an
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tutelage.data import curriculum as curricula
 from tutelage.data import pack
+from tutelage.data.curriculum import Curriculum, Lead
 from tutelage.data.pack import Ints, Plan
 from tutelage.data.store import Store
 from tutelage.errors import IntegrityError
@@ -40,6 +44,7 @@ class Loader:
         weights: Sequence[float] = (),
         by_tokens: bool = False,
         packed: bool = True,
+        curriculum: Curriculum | None = None,
     ) -> None:
         """`rows_per_step` and `micro_batch` count windows; `weights` has one entry for each source of the store.
 
@@ -53,8 +58,10 @@ class Loader:
         assert not weights or len(weights) == len(store.source_names), "one weight for each source"
         self.shares = np.asarray(weights) / sum(weights) if by_tokens else None
         self.weights_of_rows = np.asarray(weights or [1.0] * len(store.source_names))[store.sources[rows]]
+        assert curriculum is None or self.shares is None, "recipe rules: a pool has no shares of tokens"
+        self._curriculum = curriculum
         self._plans: dict[int, Plan] = {}
-        self._first_windows = [0]  # of each epoch, counted from the first
+        self._first_windows: list[int] = []  # of each epoch that has an ordinary order
         if not (self.weights_of_rows * store.n_trained[rows]).any():
             raise IntegrityError("NO_TOKENS", "0 trainable tokens in the training data; check the sources' weights")
 
@@ -84,14 +91,31 @@ class Loader:
         return self._plans[epoch]
 
     def _make_plan(self, epoch: int) -> Plan:
-        keys = self.store.keys[self.rows]
-        if self.shares is not None:
-            n_times = self._turns(self.shares, epoch)
-        else:
-            n_times = pack.repeats(keys, self.weights_of_rows, seed=self.seed, epoch=epoch)
-        instances = np.repeat(self.rows, n_times)
+        instances = np.repeat(self.rows, self._n_times(epoch))
         order = pack.epoch_order(len(instances), seed=self.seed, epoch=epoch)
         return pack.pack(instances[order], self.store.lengths, max_length=self.max_length, packed=self.packed)
+
+    def _n_times(self, epoch: int) -> Ints:
+        """How often each training row appears in an epoch."""
+        if self.shares is not None:
+            return self._turns(self.shares, epoch)
+        return pack.repeats(self.store.keys[self.rows], self.weights_of_rows, seed=self.seed, epoch=epoch)
+
+    @cached_property
+    def _lead(self) -> Lead | None:
+        """What the curriculum shows before the first ordinary epoch."""
+        if self._curriculum is None:
+            return None
+        return curricula.lead(
+            self._curriculum,
+            rows_R=self.rows,
+            lengths=self.store.lengths,
+            n_times=self._n_times,
+            rows_per_step=self.rows_per_step,
+            max_length=self.max_length,
+            packed=self.packed,
+            seed=self.seed,
+        )
 
     def _turns(self, shares: npt.NDArray[np.float64], epoch: int) -> Ints:
         """How often each training row appears when sources are mixed by tokens."""
@@ -111,15 +135,26 @@ class Loader:
 
     def _window(self, position: int) -> Ints:
         """The rows of one window of the endless sequence."""
+        if self._lead is not None and position < len(self._lead.plan):
+            return self._lead.plan.window(position)
         epoch = self.epoch_of(position)
-        return self.plan(epoch).window(position - self._first_windows[epoch])
+        return self.plan(epoch).window(position - self._first_windows[epoch - self._first_epoch])
+
+    @property
+    def _first_epoch(self) -> int:
+        """The first epoch in the ordinary order."""
+        return self._lead.first_epoch if self._lead is not None else 0
 
     def epoch_of(self, position: int) -> int:
         """The epoch in which a window stands."""
-        while self._first_windows[-1] <= position:
-            epoch = len(self._first_windows) - 1
-            self._first_windows.append(self._first_windows[-1] + len(self.plan(epoch)))
-        return int(np.searchsorted(self._first_windows, position, side="right")) - 1
+        if self._lead is not None and position < len(self._lead.plan):
+            return int(self._lead.epochs[position])
+        firsts = self._first_windows
+        if not firsts:
+            firsts.append(len(self._lead.plan) if self._lead is not None else 0)
+        while firsts[-1] <= position:
+            firsts.append(firsts[-1] + len(self.plan(self._first_epoch + len(firsts) - 1)))
+        return self._first_epoch + int(np.searchsorted(firsts, position, side="right")) - 1
 
     @property
     def n_tokens(self) -> int:

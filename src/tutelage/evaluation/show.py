@@ -19,6 +19,7 @@ from tutelage import visible
 from tutelage.evaluation.written import end_ids
 from tutelage.models import vocabulary
 from tutelage.models.head import head_of, trunk
+from tutelage.models.placement import device_of
 from tutelage.types import TokenView
 
 SHOWN = "next_tokens.json"  # of a run's evaluation
@@ -159,7 +160,7 @@ def _generate(
 ) -> str:
     """The most likely token again and again, until the text ends or `new_tokens` are written."""
     ends = end_ids(model, tokenizer)
-    step_BT = ids_T[None].to(next(model.parameters()).device)
+    step_BT = ids_T[None].to(device_of(model))
     cache = None
     made: list[int] = []
     while len(made) < new_tokens:

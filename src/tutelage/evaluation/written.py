@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.models import vocabulary
+from tutelage.models.placement import device_of
 
 BATCH_TOKENS = 4_096  # of prompts and answers together, at most (one prompt may have more)
 
@@ -75,7 +76,7 @@ def _write(
     width = max(map(len, prompts))
     step_BT = torch.tensor([[0] * (width - len(ids)) + list(ids) for ids in prompts])
     mask_BT = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
-    device = next(model.parameters()).device
+    device = device_of(model)
     step_BT, mask_BT, ends = step_BT.to(device), mask_BT.to(device), ends.to(device)
     positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
     made: list[Tensor] = []

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tutelage.errors import ConfigError
 from tutelage.models.head import head_of
+from tutelage.models.placement import device_of
 from tutelage.types import CausalLM
 
 LOGIT_BYTES = 64 << 20  # of probabilities that are alive at once
@@ -55,7 +56,7 @@ class Decoder:
     def __init__(self, model: CausalLM, *, n_vocabulary: int, ends: frozenset[int]) -> None:
         self._model, self._ends = model, ends
         self._head = head_of(model, n_vocabulary=n_vocabulary)
-        self._device = next(model.parameters()).device
+        self._device = device_of(model)
 
     @torch.no_grad()
     def write(self, wishes: Sequence[Wish], *, on_step: Callable[[int], None] = lambda n: None) -> list[Written]:

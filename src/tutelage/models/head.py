@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tutelage import console
 from tutelage.errors import ConfigError, IntegrityError, NumericError
+from tutelage.models.placement import device_of
 from tutelage.types import CausalLM, Head, TokenView
 
 _PROBE_LENGTH = 8
@@ -28,12 +29,12 @@ def trunk(model: CausalLM, view: TokenView) -> Tensor:
     """Last hidden states [B, T, D] of a transformers causal LM, after its final norm, without the head.
 
     Documents packed in one row are kept apart by their restarting positions, from which transformers builds a
-    block-diagonal causal mask.
+    block-diagonal causal mask.  They lie where the view does, wherever the last part of the model computes.
     """
     # Without positions the argument is left out: a model that has no such argument (BLOOM, Mamba) needs no other way.
     positions = {"position_ids": view.positions_BT} if view.positions_BT is not None else {}
     hidden_BTD: Tensor = body(model)(input_ids=view.ids_BT, use_cache=False, **positions).last_hidden_state
-    return hidden_BTD
+    return hidden_BTD.to(view.ids_BT.device)
 
 
 def body(model: CausalLM) -> CausalLM:
@@ -91,7 +92,7 @@ def padding_mass(model: CausalLM, *, n_vocabulary: int) -> float:
     """The largest probability that the unmasked head puts on its rows beyond the tokenizer's vocabulary, on a probe."""
     if model.get_output_embeddings().weight.shape[0] == n_vocabulary:
         return 0.0
-    ids_BT = spread_ids(n_vocabulary).to(next(model.parameters()).device)
+    ids_BT = spread_ids(n_vocabulary).to(device_of(model))
     logits_BTR = model(input_ids=ids_BT, use_cache=False).logits.float()
     return float(torch.softmax(logits_BTR, -1)[..., n_vocabulary:].sum(-1).max())
 
@@ -136,8 +137,7 @@ def verify_head(model: CausalLM, *, n_vocabulary: int) -> None:
     something to its logits that `head_of` does not know, ConfigError[MODEL_LOAD] when it is no causal model, and
     NumericError[NONFINITE] for one that is broken before any training.
     """
-    device = next(model.parameters()).device
-    ids_BT = torch.arange(_PROBE_LENGTH, device=device)[None] % n_vocabulary
+    ids_BT = torch.arange(_PROBE_LENGTH, device=device_of(model))[None] % n_vocabulary
     own_NV = _own_logits(model, ids_BT, n_vocabulary=n_vocabulary)
     if own_NV.isnan().any():
         raise NumericError("NONFINITE", f"{type(model).__name__} gives NaN logits as it is loaded; get the model again")

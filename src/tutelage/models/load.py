@@ -19,8 +19,9 @@ from torch import nn
 from tutelage import io
 from tutelage.errors import ConfigError, IntegrityError, RemoteError, ResourceError, TutelageError
 from tutelage.home import home
-from tutelage.models import fetch, quantized
+from tutelage.models import fetch, placement, quantized
 from tutelage.models.conversion import folder_of_gguf
+from tutelage.models.placement import DeviceMap
 from tutelage.models.quiet import quiet_transformers
 from tutelage.models.safety import allows_code, read_safetensors_header, refuse_unsafe
 
@@ -153,21 +154,26 @@ def load_model(
     device: str = "cpu",
     code_revision: str | None = None,
     quantize: str | None = None,
+    device_map: DeviceMap | None = None,
 ) -> nn.Module:
     """The causal language model in eval mode, without gradients; `dtype` auto keeps the one it was saved in.
 
-    `quantize` rounds the weights while they load, see `models/quantized.py`; `dtype` is then what it computes in.
+    `quantize` rounds the weights while they load, see `models/quantized.py`; `dtype` is then what it computes in.  With
+    `device_map` it lies where that says (see `models/placement.py`), and `device` has no effect.
     """
     from transformers import AutoModelForCausalLM
 
     found = resolve(source, revision, code_revision=code_revision)
     wanted = "auto" if dtype == "auto" else getattr(torch, dtype)
-    rounded: dict[str, Any] = {}
+    lies: dict[str, Any] = {}
     if quantize is not None:
         assert isinstance(wanted, torch.dtype), "a rounded model is told what to compute in"
-        rounded = {"quantization_config": quantized.settings(quantize, dtype=wanted), "device_map": {"": device}}
+        lies = {"quantization_config": quantized.settings(quantize, dtype=wanted), "device_map": {"": device}}
     elif quantized.stored_as(_config(found.folder, source)) is not None:
-        rounded = {"device_map": {"": device}}  # rounded weights are packed for the device that they are loaded on
+        lies = {"device_map": {"": device}}  # rounded weights are packed for the device that they are loaded on
+    folder = placement.offload_folder()
+    if device_map is not None:
+        lies = {"device_map": device_map, "offload_folder": str(folder)}
     with _load_errors(source), quiet_transformers():
         model: nn.Module = AutoModelForCausalLM.from_pretrained(
             found.folder,
@@ -175,15 +181,19 @@ def load_model(
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=allows_code(code_revision),
-            **rounded,
+            **lies,
         )
-        return (model if quantized.is_quantized(model) else model.to(device)).eval().requires_grad_(False)
+        if device_map is not None:
+            placement.settle(model, folder)
+        stays = device_map is not None or quantized.is_quantized(model)
+        return (model if stays else model.to(device)).eval().requires_grad_(False)
 
 
 # What transformers says of a model that no repair of its folder would help, and what would.
 _ADVICE = {
     "does not recognize this architecture": "for a newer model run: pip install -U transformers",
     "Unrecognized configuration class": "name a causal language model, such as Llama, Qwen, Gemma or GPT-2",
+    "device_map provided does not give": "name every part in teacher.device_map, such as {'': disk}, or set it to auto",
     "No GPU found": "its weights are rounded for a GPU: name the model it was made from, with teacher.quantize=int8",
 }
 

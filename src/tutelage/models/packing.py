@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tutelage import console
 from tutelage.models.head import spread_ids, trunk
+from tutelage.models.placement import device_of
 from tutelage.types import CausalLM, TokenView
 
 _SECOND = 8  # positions of the second document of the probe
@@ -43,22 +44,22 @@ def difference(model: CausalLM, *, n_vocabulary: int) -> float:
     The document before is changed, and left out: the hidden states may not change.  Each hidden dimension is compared
     with its own size, since a few of them are a hundred times larger than all others in many models.
     """
-    some = next(model.parameters())
-    ids_BT = spread_ids(n_vocabulary).to(some.device)
+    device, roundings = device_of(model), torch.finfo(next(model.parameters()).dtype).eps
+    ids_BT = spread_ids(n_vocabulary).to(device)
     n_first = ids_BT.shape[1] - _SECOND
-    positions_BT = torch.cat([torch.arange(n_first), torch.arange(_SECOND)])[None].to(some.device)
+    positions_BT = torch.cat([torch.arange(n_first), torch.arange(_SECOND)])[None].to(device)
     changed_BT = torch.cat([(ids_BT[:, :n_first] + 1) % n_vocabulary, ids_BT[:, n_first:]], dim=1)
     behind, behind_other = (
         trunk(model, TokenView.of(ids, ids, positions_BT))[0, n_first:].float() for ids in (ids_BT, changed_BT)
     )
     seen = _relative(behind, behind_other).max().item()
-    if not seen <= max(_LEAST_SEEN, _SEEN_ROUNDINGS * torch.finfo(some.dtype).eps):
+    if not seen <= max(_LEAST_SEEN, _SEEN_ROUNDINGS * roundings):
         return seen
     second_BT = ids_BT[:, n_first:]
     alone = trunk(model, TokenView.of(second_BT, second_BT))[0].float()
     # The median: a rounding may send a position of a mixture to another expert.
     moved = _relative(alone, behind).median().item()
-    return moved if not moved <= max(_LEAST_ALONE, _ALONE_ROUNDINGS * torch.finfo(some.dtype).eps) else 0.0
+    return moved if not moved <= max(_LEAST_ALONE, _ALONE_ROUNDINGS * roundings) else 0.0
 
 
 def _relative(a_TD: Tensor, b_TD: Tensor) -> Tensor:

@@ -4,8 +4,9 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# transformers imports torchao wherever it is installed, and that says which of its GPU kernels do not fit here.
-for _noisy in ("torchao", "torch.utils._pytree"):
+# transformers imports torchao wherever it is installed, and that says which of its GPU kernels do not fit here;
+# accelerate says of each model with parts on the disk that it has some.
+for _noisy in ("torchao", "torch.utils._pytree", "accelerate.big_modeling"):
     logging.getLogger(_noisy).setLevel(logging.ERROR)
 
 

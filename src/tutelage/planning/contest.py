@@ -61,6 +61,9 @@ def base_of(recipe: Recipe, *, start: Tree | None) -> Tree:
     if any(source.answers is not None for source in recipe.data.sources):
         raise ConfigError("CONFIG", "compare needs text of your own in data.sources, found answers; hard labels are "
                           "made from it: leave teacher.answers out")  # fmt: skip
+    if recipe.data.curriculum is not None:
+        raise ConfigError("CONFIG", "compare shows all techniques the same rows in one order, and not all have the "
+                          "teacher's loss; leave data.curriculum out")  # fmt: skip
     if recipe.data.held_out is None:
         raise ConfigError("CONFIG", "data.held_out is null: compare has nothing to measure on; give a share")
     tree: Tree = {**recipe.resolved(), "control": False}

@@ -127,6 +127,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Interval = Annotated[float, AfterValidator(_interval), Field(gt=0)]
 Extent = Annotated[float, AfterValidator(_extent), Field(gt=0)]
 Device = Annotated[str, Field(pattern=DEVICE_PATTERN)]
+Place = Annotated[str, Field(pattern=r"^(cpu|disk|mps|cuda(:\d+)?)$")]  # of a part of a model
 DtypeAlias = BeforeValidator(_dtype)
 PathText = Annotated[str, Field(min_length=1), AfterValidator(_path)]
 PlaceText = Annotated[str, Field(min_length=1), AfterValidator(_place)]

@@ -5,7 +5,19 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, JsonValue
 
 from tutelage.recipe import short
-from tutelage.recipe.fields import Count, Device, DtypeAlias, Extent, Index, Listed, ModelText, PathText, Section, Share
+from tutelage.recipe.fields import (
+    Count,
+    Device,
+    DtypeAlias,
+    Extent,
+    Index,
+    Listed,
+    ModelText,
+    PathText,
+    Place,
+    Section,
+    Share,
+)
 from tutelage.recipe.generation import Api, TeacherName, TextTeacher
 from tutelage.recipe.sources import MEMORY
 from tutelage.recipe.terms import Loss
@@ -71,6 +83,11 @@ class Teacher(Section):
         '(needs pip install "tutelage[quantized]")',
     )
     device: Device = Field(default="auto", description="where it runs; auto: where the student trains")
+    device_map: Literal["auto"] | dict[str, Index | Place] | None = Field(
+        default=None,
+        description="where its parts lie, for one that does not fit: auto: GPUs first, then the CPU's memory, then the "
+        "disk; or a device, cpu or disk by the name of a part, '' for all; null: whole on `device`",
+    )
     ensemble: Annotated[tuple[EnsembleMember, ...], Listed, Field(min_length=2)] | None = Field(
         default=None, description="several models with one tokenizer, their probabilities averaged"
     )

@@ -28,6 +28,7 @@ def broken(tree: Tree) -> Iterator[Problem]:
     """Every problem that spans several fields of a recipe in its long form."""
     yield from broken_models(tree)
     yield from _data(section_of(tree, "data"))
+    yield from _curriculum(tree)
     yield from _loss(tree)
     yield from _training(tree)
     yield from _cache(tree)
@@ -53,6 +54,28 @@ def _data(data: Tree) -> Iterator[Problem]:
         yield Problem(("data", "train_on"), "answers needs a source with answers or messages; all have plain text")
     if data.get("chat_template") is not None:
         yield dead(("data", "chat_template"), "without a source that has answers or messages")
+
+
+def _curriculum(tree: Tree) -> Iterator[Problem]:
+    """Rows by the teacher's loss: somebody must have one that stays as it is, and a pool has no shares of tokens."""
+    data, teacher = section_of(tree, "data"), section_of(tree, "teacher")
+    if data.get("curriculum") is None:
+        return
+    path, otherwise = ("data", "curriculum"), "or leave it out"
+    if data.get("mix") == "tokens":
+        yield Problem(
+            path, "and data.mix: tokens exclude each other: a part of the rows has not their shares; use rows"
+        )
+    if teacher.get("train") is not None or teacher.get("config") is not None:
+        yield Problem(
+            path, f"and teacher.train exclude each other: its loss changes; name a fixed teacher, {otherwise}"
+        )
+    elif not given_in(teacher, "model", "memory", "cache", "ensemble"):
+        found = "the recipe has no teacher" if tree.get("teacher") is None else "text has none"
+        yield Problem(
+            path,
+            f"needs a teacher's loss on the rows, and {found}; name teacher.model or teacher.cache, {otherwise}",
+        )
 
 
 def _has_answers(source: Tree) -> bool:

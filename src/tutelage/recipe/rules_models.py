@@ -37,6 +37,7 @@ def _teacher(tree: Tree) -> Iterator[Problem]:
     yield from _trained_teacher(tree, teacher)
     yield from _ensemble(tree, teacher)
     yield from _quantized(tree, teacher)
+    yield from _spread(tree, teacher)
     if tree.get("teacher") is not None:
         return
     asking = [dotted(path) for path, term in all_terms(tree) if _asks_teacher(term)]
@@ -78,6 +79,28 @@ def _quantized(tree: Tree, teacher: Tree) -> Iterator[Problem]:
             )
 
 
+def _spread(tree: Tree, teacher: Tree) -> Iterator[Problem]:
+    """A teacher whose parts lie in several places answers, and that is all it can do."""
+    path = ("teacher", "device_map")
+    if teacher.get("device_map") is None:
+        return
+    if teacher.get("model") is None or teacher.get("answers") is not None:
+        yield dead(path, "but with a teacher.model that is asked for its distributions")
+    elif isinstance(teacher.get("train"), dict):
+        yield Problem(path, "and teacher.train exclude each other: a teacher that learns is whole on one device")
+    elif teacher.get("quantize") is not None:
+        yield Problem(path, "and teacher.quantize exclude each other: rounded weights lie on one device; choose one")
+    if teacher.get("device") not in (None, "auto"):
+        yield dead(("teacher", "device"), "with teacher.device_map: that says where the parts lie")
+    for student, section in all_students(tree):
+        for name in given_in(section, *COPIES):
+            yield Problem(
+                (*student, name),
+                "copies weights of the teacher, and with teacher.device_map they are not in memory; give "
+                f"{dotted((*student, 'model'))}, or make the student of it first with device_map left out",
+            )
+
+
 def _trained_teacher(tree: Tree, teacher: Tree) -> Iterator[Problem]:
     train, path = teacher.get("train"), ("teacher", "train")
     if teacher.get("config") is not None:
@@ -115,7 +138,7 @@ def _without_weights(tree: Tree, teacher: Tree) -> Iterator[Problem]:
                 ("teacher", "model"),
                 f"is missing: {why}; name the model beside the cache, or give {dotted((*path, 'model'))}",
             )
-    for name in given_in(teacher, "revision", "dtype", "device"):
+    for name in given_in(teacher, "revision", "dtype", "device"):  # device_map: see `_spread`
         if teacher[name] not in ("auto",):
             yield dead(("teacher", name), "with a cache alone: no teacher runs")
 

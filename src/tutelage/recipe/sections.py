@@ -51,6 +51,16 @@ class HeldOut(Section):
     )
 
 
+class Curriculum(Section):
+    """Easy rows first: the epochs are made of a pool of rows that grows.  Short form: teacher_loss."""
+
+    by: Literal["teacher_loss"] = Field(
+        default="teacher_loss", description="what is easy: the teacher's mean loss on a row's trained tokens is low"
+    )
+    start: float = Field(default=0.3, gt=0, lt=1, description="share of the rows, the easiest, that the pool begins as")
+    until: float = Field(default=0.5, gt=0, le=1, description="share of the run after which every row is in the pool")
+
+
 class Data(Section):
     """The text to train on, and the text that is kept to measure."""
 
@@ -66,6 +76,12 @@ class Data(Section):
         description="what a source's weight counts: tokens: its part of the trained tokens, against the other weights; "
         "rows: how often each of its rows appears in an epoch; null: rows",
     )
+    curriculum: (
+        Annotated[
+            Curriculum, BeforeValidator(short.curriculum, json_schema_input_type=Literal["teacher_loss"] | Curriculum)
+        ]
+        | None
+    ) = Field(default=None, description="rows that are easy for the teacher come first; null: the order is drawn")
     train_on: Literal["all", "answers"] = Field(
         default="all", description="answers: only what the assistant says is learned"
     )

@@ -75,6 +75,11 @@ def held_out(value: Any) -> Any:
     return {"sources": value} if isinstance(value, list | tuple) else value
 
 
+def curriculum(value: Any) -> Any:
+    """`teacher_loss` is `{by: teacher_loss}`."""
+    return {"by": value} if isinstance(value, str) else value
+
+
 def source(value: Any) -> Any:
     """`python_docs` is `{python_docs: true}`, as is `python_source`; columns beside `jsonl:` and the like move."""
     if value in ("python_docs", "python_source"):
@@ -370,7 +375,7 @@ def _select(value: Any) -> Any:
 def _data(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
-    value = _each(value, sources=sources, held_out=held_out)
+    value = _each(value, sources=sources, held_out=held_out, curriculum=curriculum)
     if isinstance(value.get("held_out"), dict):
         value["held_out"] = _each(value["held_out"], sources=sources)
     return value

@@ -9,24 +9,39 @@ from torch import nn
 from tutelage.errors import IntegrityError
 from tutelage.models.fingerprint import weights_fingerprint
 from tutelage.models.head import head_of, trained_hidden
-from tutelage.types import Batch, DenseTargets
+from tutelage.models.placement import device_of
+from tutelage.types import Batch, DenseTargets, Head
 
 
 class LiveTeacher:
     """A frozen model that answers with hidden states and its head; never in train mode, never with gradients."""
 
-    def __init__(self, model: nn.Module, *, n_vocabulary: int) -> None:
+    def __init__(self, model: nn.Module, *, n_vocabulary: int, answers_on: torch.device | str | None = None) -> None:
+        """`answers_on` is where the answers are moved to when the model lies elsewhere; None: they stay with it."""
         self.model = model.eval().requires_grad_(False)
         self._n_vocabulary = n_vocabulary
+        self._answers_on = answers_on
+        self._moved_head: Head | None = None
         self.fingerprint = weights_fingerprint(model)
 
     @torch.no_grad()
     def targets(self, batch: Batch) -> DenseTargets:
         """Hidden states [N, D] at the batch's trained positions, with the head; no graph."""
-        return DenseTargets(
-            hidden_ND=trained_hidden(self.model, batch.view),
-            head=head_of(self.model, n_vocabulary=self._n_vocabulary),
-        )
+        hidden_ND = trained_hidden(self.model, batch.view.to(device_of(self.model)))
+        answers = DenseTargets(hidden_ND=hidden_ND, head=self._head())
+        return answers.to(self._answers_on) if self._answers_on is not None else answers
+
+    def _head(self) -> Head:
+        """The head where the answers go; moved there once, since it stays as it is."""
+        if self._moved_head is not None:
+            return self._moved_head
+        head = head_of(self.model, n_vocabulary=self._n_vocabulary)
+        if self._answers_on is None:
+            return head
+        moved = head.to(self._answers_on)
+        if moved.weight_VD is not head.weight_VD:
+            self._moved_head = moved
+        return moved
 
     def stop_if_changed(self, *, step: int) -> None:
         """Raise IntegrityError[TEACHER_CHANGED] when a weight differs from when the teacher was handed over."""

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from tutelage import console, io
 from tutelage.data import build as store_builder
 from tutelage.data import split as splits
+from tutelage.data.curriculum import Curriculum
 from tutelage.data.loader import EvaluationBatch, Loader, evaluation_batches
 from tutelage.data.sources import SourceSpec
 from tutelage.data.store import Store
@@ -131,7 +132,13 @@ class Corpus:
         pad = self.tokenizer.pad_token_id
         return int(pad if pad is not None else self.tokenizer.eos_token_id or 0)
 
-    def loader(self, *, windows_per_step: int | None = None, micro_batch: int | None = None) -> Loader:
+    def loader(
+        self,
+        *,
+        windows_per_step: int | None = None,
+        micro_batch: int | None = None,
+        curriculum: Curriculum | None = None,
+    ) -> Loader:
         """Batches of the training rows, as the recipe says but for what is given."""
         training, max_length = self._recipe.training, self._recipe.data.max_length
         windows = windows_per_step or rows_per_step(training, max_length=max_length)
@@ -147,6 +154,7 @@ class Corpus:
             weights=[source.weight for source in self._recipe.data.sources],
             packed=self.packed,
             by_tokens=self._recipe.data.mix == "tokens",
+            curriculum=curriculum,
         )
 
     def keep_training_rows(self, chosen: npt.NDArray[np.bool_]) -> None:
@@ -195,9 +203,10 @@ class Corpus:
 
         return batches
 
-    def identity(self) -> io.Json:
-        """What the data were, for a resume to compare."""
-        return {"store": Path(self.store.path).name, "held_out": Path(self.held_out_store.path).name}
+    def identity(self, order: Curriculum | None) -> io.Json:
+        """What the data were and in which order they come, for a resume to compare."""
+        stores = {"store": Path(self.store.path).name, "held_out": Path(self.held_out_store.path).name}
+        return {**stores, "order": order.fingerprint} if order is not None else stores
 
 
 def _spread(rows: splits.Rows, limit: int | None) -> splits.Rows:

@@ -35,20 +35,18 @@ class ComputePath:
         return {"device": self.device, "weight_dtype": str(self.weight_dtype).split(".")[-1], "threads": self.threads}
 
 
-def choose_device(wanted: str) -> str:
-    """`wanted`, or for `auto` the first of cuda, mps, cpu; ConfigError when the device is not there."""
+def choose_device(wanted: str, *, field: str = "training.device") -> str:
+    """`wanted`, or for `auto` the first of cuda, mps, cpu; ConfigError[CONFIG] when what `field` names is not there."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":
         return next(name for name, there in available.items() if there)
     if not available.get(wanted.split(":")[0], False):
         there = ", ".join(name for name, yes in available.items() if yes)
-        raise ConfigError("CONFIG", f"training.device: '{wanted}' is not there; this machine has: {there}")
+        raise ConfigError("CONFIG", f"{field}: '{wanted}' is not there; this machine has: {there}")
     number = int(wanted.partition(":")[2] or 0)
     if wanted.startswith("cuda") and number >= torch.cuda.device_count():
         last = torch.cuda.device_count() - 1
-        raise ConfigError(
-            "CONFIG", f"training.device: '{wanted}' is not there; this machine has: cuda:0 to cuda:{last}"
-        )
+        raise ConfigError("CONFIG", f"{field}: '{wanted}' is not there; this machine has: cuda:0 to cuda:{last}")
     return wanted
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from tutelage import io
+from tutelage.data.curriculum import Curriculum
 from tutelage.data.loader import EvaluationBatch, Loader
 from tutelage.data.split import Rows
 from tutelage.data.store import Store
@@ -20,7 +21,7 @@ from tutelage.roles import STUDENT, TEACHER, control
 from tutelage.teachers.cached import CachedTeacher
 from tutelage.teachers.ensemble import EnsembleTeacher
 from tutelage.teachers.live import LiveTeacher
-from tutelage.training import micro_batch, starts, teachers, widths
+from tutelage.training import curriculum, micro_batch, starts, teachers, widths
 from tutelage.training.corpus import Corpus, Examples
 from tutelage.training.importance import LayerChoice
 from tutelage.training.plan import terms_of
@@ -90,7 +91,7 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
         device=str(recorded.get("device", training.device)),
         threads=training.threads,
     )
-    teachers.require_one_device(recipe, compute)
+    teachers.device_of(recipe, compute)  # refuses one that is not there, before anything is read
     tokenizer = memory.tokenizer if memory.tokenizer is not None else teachers.tokenizer_of(recipe)
     stop_ids = _compare_with_students(recipe, tokenizer)
     n_vocabulary = vocabulary.real_vocabulary(tokenizer)
@@ -121,6 +122,7 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
     )  # fmt: skip
     for name, ids in stop_ids.items():
         students[name].generation_config.eos_token_id = list(ids)
+    order = _curriculum(recipe, data, teacher=teacher, compute=compute)
     return Prepared(
         recipe=recipe,
         compute=compute,
@@ -130,10 +132,10 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
         teacher_start=teacher_start,
         students=students,
         layers={name: start.layers for name, start in made.items()},
-        loader=data.loader(),
+        loader=data.loader(curriculum=order),
         evaluation_sets=data.evaluation_sets(),
         measured_rows=data.measured_rows(),
-        provenance=_provenance(data, teacher=teacher_start or teacher, starts=made, compute=compute),
+        provenance=_provenance(data, teacher=teacher_start or teacher, starts=made, compute=compute, order=order),
     )
 
 
@@ -175,6 +177,21 @@ def _shape_batches(
         )
 
 
+def _curriculum(
+    recipe: Recipe,
+    data: Corpus,
+    *,
+    teacher: LiveTeacher | EnsembleTeacher | CachedTeacher | None,
+    compute: ComputePath,
+) -> Curriculum | None:
+    """In which order the training rows come, where the recipe does not leave it to chance."""
+    if recipe.data.curriculum is None:
+        return None
+    assert teacher is not None, "recipe rules: somebody's loss gives the order"
+    identity = _teacher_identity(teacher)
+    return curriculum.of_recipe(recipe, data, teacher=teacher, identity=identity, device=compute.device)
+
+
 def _running(teacher: LiveTeacher | EnsembleTeacher | CachedTeacher | None) -> list[CausalLM]:
     """The models that answer while others learn."""
     if isinstance(teacher, EnsembleTeacher):
@@ -200,10 +217,11 @@ def _provenance(
     teacher: CausalLM | LiveTeacher | EnsembleTeacher | CachedTeacher | None,
     starts: Mapping[str, Start],
     compute: ComputePath,
+    order: Curriculum | None,
 ) -> dict[str, io.Json]:
     """What identifies a run beside its recipe: a resumed run must have the same."""
     return {
-        "data": data.identity(),
+        "data": data.identity(order),
         "tokenizer": data.fingerprint,
         "template": vocabulary.template_fingerprint(data.tokenizer),
         "teacher": _teacher_identity(teacher),

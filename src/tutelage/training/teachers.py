@@ -1,7 +1,7 @@
 """The teacher of a recipe: its tokenizer, its weights, live on the compute path or read from its cache."""
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from tutelage.data.answers import SOFT, read_card
 from tutelage.errors import ConfigError, IntegrityError
 from tutelage.losses.stored import refuse_unservable
 from tutelage.losses.terms import Term
-from tutelage.models import load, quantized, student, vocabulary
+from tutelage.models import load, placement, quantized, student, vocabulary
 from tutelage.models.cast import cast
 from tutelage.models.fingerprint import weights_fingerprint
 from tutelage.models.head import refuse_padding_mass, refuse_too_long, verify_head
@@ -29,7 +29,7 @@ from tutelage.teachers.cached import CachedTeacher
 from tutelage.teachers.ensemble import EnsembleTeacher
 from tutelage.teachers.live import LiveTeacher
 from tutelage.training.corpus import Corpus
-from tutelage.training.precision import ComputePath
+from tutelage.training.precision import ComputePath, choose_device
 from tutelage.types import CausalLM
 
 
@@ -76,15 +76,25 @@ def require_answers(recipe: Recipe) -> None:
         )
 
 
-def require_one_device(recipe: Recipe, compute: ComputePath) -> None:
-    """ConfigError when the teacher is to run elsewhere than the student."""
-    wanted = recipe.teacher.device if recipe.teacher is not None else "auto"
-    if wanted not in ("auto", compute.device):
+def device_of(recipe: Recipe, compute: ComputePath) -> str:
+    """Where the teacher runs; ConfigError for a device that is not there, and for a teacher that learns elsewhere."""
+    section = recipe.teacher
+    if section is None:
+        return compute.device
+    if isinstance(section.device_map, Mapping):
+        for place in section.device_map.values():
+            if place != "disk":
+                choose_device(f"cuda:{place}" if isinstance(place, int) else place, field="teacher.device_map")
+    if section.device == "auto":
+        return compute.device
+    wanted = choose_device(section.device, field="teacher.device")
+    if recipe.trains_teacher and wanted != compute.device:
         raise ConfigError(
             "CONFIG",
-            f"teacher.device: {wanted}, and the student trains on {compute.device}; in this version both share one: "
-            "set training.device, leave teacher.device out",
+            f"teacher.device: {wanted}, and its students train on {compute.device}; who learns together shares a "
+            "device: set training.device, leave teacher.device out",
         )
+    return wanted
 
 
 def weights_of(recipe: Recipe, in_memory: nn.Module | None, *, compute: ComputePath) -> nn.Module | None:
@@ -97,18 +107,33 @@ def weights_of(recipe: Recipe, in_memory: nn.Module | None, *, compute: ComputeP
     if recipe.teacher is None or recipe.teacher.model is None:
         return None
     source, revision, quantize = recipe.teacher.model, recipe.teacher.revision, recipe.teacher.quantize
+    dtype, device = _dtype(recipe, compute), device_of(recipe, compute)
+    name = str(dtype).removeprefix("torch.")
+    if recipe.teacher.device_map is not None:
+        model = load.load_model(source, revision=revision, dtype=name, device_map=recipe.teacher.device_map)
+        console.tell(f"teacher: {placement.summary(model)}")
+        return model
     if quantize is None:
         rounded = quantized.stored_as(load.load_config(source, revision)) is not None
-        return load.load_model(source, revision=revision, dtype="auto", device=compute.device if rounded else "cpu")
-    dtype = _dtype(recipe, compute)
-    quantized.require(quantize, device=compute.device, dtype=dtype)
-    name = str(dtype).removeprefix("torch.")
-    return load.load_model(source, revision=revision, dtype=name, device=compute.device, quantize=quantize)
+        return load.load_model(source, revision=revision, dtype="auto", device=device if rounded else "cpu")
+    quantized.require(quantize, device=device, dtype=dtype)
+    return load.load_model(source, revision=revision, dtype=name, device=device, quantize=quantize)
+
+
+def saved_fingerprint(recipe: Recipe, model: nn.Module) -> str:
+    """What the teacher's weights are known by as they were saved; one with a device map is read in its own dtype."""
+    section = recipe.teacher
+    if section is None or section.model is None or section.device_map is None:
+        return weights_fingerprint(model)
+    own = load.load_model(section.model, revision=section.revision, dtype="auto", device_map=section.device_map)
+    return weights_fingerprint(own)
 
 
 def on_cpu(section: Teacher) -> nn.Module:
-    """The teacher on the CPU outside of a run, as it was saved, its weights rounded if the recipe says so."""
+    """The teacher outside of a run, as it was saved, its weights rounded or spread if the recipe says so."""
     assert section.model is not None, "who calls has asked"
+    if section.device_map is not None:
+        return load.load_model(section.model, revision=section.revision, device_map=section.device_map)
     if section.quantize is None:
         return load.load_model(section.model, revision=section.revision, dtype="auto", device="cpu")
     quantized.require(section.quantize, device="cpu", dtype=torch.float32)
@@ -176,10 +201,11 @@ def live(
     """The teacher on the compute path, or in the dtype that the recipe names; a lent one stays as its owner has it."""
     if model is None or recipe.teacher is None:
         return None
-    if quantized.is_quantized(model):  # it lies where it was loaded
-        return LiveTeacher(model, n_vocabulary=n_vocabulary)
+    if quantized.is_quantized(model) or recipe.teacher.device_map is not None:  # it lies where it was loaded
+        return LiveTeacher(model, n_vocabulary=n_vocabulary, answers_on=compute.device)
     own = _on_same_weights(model) if lent else model
-    return LiveTeacher(cast(own, _dtype(recipe, compute), device=compute.device), n_vocabulary=n_vocabulary)
+    placed = cast(own, _dtype(recipe, compute), device=device_of(recipe, compute))
+    return LiveTeacher(placed, n_vocabulary=n_vocabulary, answers_on=compute.device)
 
 
 def _on_same_weights(model: CausalLM) -> CausalLM:

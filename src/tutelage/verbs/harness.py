@@ -17,6 +17,7 @@ from torch import nn
 from tutelage import console
 from tutelage.errors import ConfigError, IntegrityError, ResourceError, TutelageError
 from tutelage.evaluation.harness import Answer
+from tutelage.models.placement import device_of
 
 _BATCH = 8
 
@@ -41,7 +42,7 @@ def ask(
         found = []
         for name, model in models.items():
             console.say(f"asking {name}: {', '.join(tasks)}")
-            device = str(next(model.parameters()).device)
+            device = str(device_of(model))
             wrapped = model_type(pretrained=model, tokenizer=tokenizer, batch_size=_BATCH, device=device)
             result = _evaluated(evaluator, wrapped, tasks=tasks, manager=manager, limit=limit)
             found += [one for task, of_task in result["samples"].items() for one in _answers(task, name, of_task)]

@@ -15,13 +15,12 @@ from tutelage.cache.rows import RowSet
 from tutelage.cache.writer import Written, write
 from tutelage.errors import ConfigError
 from tutelage.models import packing, quantized, vocabulary
-from tutelage.models.fingerprint import weights_fingerprint
 from tutelage.models.save import save_start
 from tutelage.recipe import Recipe
 from tutelage.teachers.live import LiveTeacher
 from tutelage.training import teachers
 from tutelage.training.corpus import Corpus
-from tutelage.training.precision import ComputePath, choose_compute_path
+from tutelage.training.precision import ComputePath, choose_compute_path, choose_device
 from tutelage.verbs.given import given_objects
 
 
@@ -88,16 +87,16 @@ def label(
     manifests.require_ours(folder)
     compute = choose_compute_path(
         _precision(checked, earlier=_recorded(folder) if not force else None),
-        device=checked.training.device,
+        device=_device(checked),
         threads=checked.training.threads,
     )
-    teachers.require_one_device(checked, compute)
+    teachers.device_of(checked, compute)  # refuses one that is not there, before anything is read
     tokenizer = memory.tokenizer if memory.tokenizer is not None else teachers.tokenizer_of(checked)
     n_vocabulary = vocabulary.real_vocabulary(tokenizer)
     corpus = Corpus(checked, tokenizer, examples=memory.examples)
     model = teachers.weights_of(checked, memory.teacher, compute=compute)
     assert model is not None, "_folder has asked for it"
-    saved_weights = weights_fingerprint(model)
+    saved_weights = teachers.saved_fingerprint(checked, model)
     live = teachers.live(checked, model, compute=compute, n_vocabulary=n_vocabulary, lent=memory.teacher is not None)
     assert live is not None
     teachers.verify_teacher(live.model, n_vocabulary=n_vocabulary, max_length=checked.data.max_length)
@@ -133,6 +132,13 @@ def _folder(recipe: Recipe) -> Path:
             f"label runs the teacher, and the recipe names only its cache {teacher.cache}; add teacher.model=…",
         )
     return Path(teacher.cache)
+
+
+def _device(recipe: Recipe) -> str:
+    """Where the teacher runs: only it does."""
+    assert recipe.teacher is not None, "_folder has asked for it"
+    named = recipe.teacher.device
+    return choose_device(named, field="teacher.device") if named != "auto" else recipe.training.device
 
 
 def _precision(recipe: Recipe, *, earlier: TeacherRecord | None) -> str:

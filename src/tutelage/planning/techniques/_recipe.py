@@ -7,7 +7,7 @@ from tutelage.errors import ConfigError
 Tree = dict[str, Any]
 
 GROUND_TRUTH: Tree = {"cross_entropy": "ground_truth", "weight": 1.0}
-_OF_WEIGHTS = ("model", "memory", "revision", "dtype", "device", "ensemble", "config", "tokenizer")
+_OF_WEIGHTS = ("model", "memory", "revision", "dtype", "device", "device_map", "ensemble", "config", "tokenizer")
 
 
 def asks_teacher(term: Tree) -> bool:

@@ -104,9 +104,9 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"loss": [{"divergence": "forward_kl", "cross_entropy": "ground_truth"}]},
-        "loss[0] needs exactly one of divergence, cross_entropy; found divergence and cross_entropy",
+        "loss[0] needs exactly one of divergence, cross_entropy, features; found divergence and cross_entropy",
     ),
-    ({"loss": [{"weight": 1.0}]}, "loss[0] needs exactly one of divergence, cross_entropy; found none"),
+    ({"loss": [{"weight": 1.0}]}, "loss[0] needs exactly one of divergence, cross_entropy, features; found none"),
     (
         {"loss": ["forward_kl", {"forward_kl": 0.5}]},
         "loss[1] repeats loss[0] (forward_kl); one term with the sum of the weights is the same",

@@ -6,13 +6,14 @@ section's own check names the mistake.
 
 from typing import Any  # a recipe before its check is whatever the user wrote
 
-from tutelage.losses.names import DIVERGENCES
+from tutelage.losses.names import DIVERGENCES, FEATURES
 
 TARGETS = ("ground_truth", "teacher_argmax")
 WITH_COLUMNS = ("jsonl", "parquet", "hub")  # kinds of source
 _COLUMNS = ("text", "prompt", "answer", "messages", "conversations", "chosen", "tools")
 TRAINED_TEACHER_WARMUP = 0.2  # of the run; no measurement chose it yet: docs/results.md
 _PARAMETER_DEFAULTS = {"beta": 0.5, "alpha": 0.1}
+_FEATURE_DEFAULTS = {"distance": "cosine", "projection": False, "relation_heads": "auto"}
 
 
 def teacher(value: Any) -> Any:
@@ -170,16 +171,23 @@ def schedule(value: Any) -> Any:
 
 
 def term(value: Any) -> Any:
-    """`forward_kl` is `{divergence: forward_kl}`; `{forward_kl: 0.9}` says the weight too; so with `ground_truth`."""
+    """`forward_kl` is `{divergence: forward_kl}`; `{forward_kl: 0.9}` says the weight too; so with other kinds."""
     if isinstance(value, dict) and len(value) == 1:
         ((name, weight),) = value.items()
-        if name in DIVERGENCES or name in TARGETS:
+        if name in DIVERGENCES or name in FEATURES or name in TARGETS:
             return {**term(name), "weight": weight}
     if not isinstance(value, str):
         return value
     if value in ("cross_entropy", *TARGETS):
         return {"cross_entropy": "ground_truth" if value == "cross_entropy" else value}
-    return {"divergence": value}
+    return {"features" if value in FEATURES else "divergence": value}
+
+
+def layer_pairs(value: Any) -> Any:
+    """`{3: 5}` is `[[3, 5]]`: the student's layer and the teacher's; keys of JSON are text."""
+    if not isinstance(value, dict):
+        return value
+    return [[int(own) if isinstance(own, str) and own.isdecimal() else own, its] for own, its in value.items()]
 
 
 def loss(value: Any) -> Any:
@@ -190,8 +198,11 @@ def loss(value: Any) -> Any:
 
 
 def complete_term(value: Any) -> Any:
-    """A term with the defaults that depend on its kind: a temperature, beta, alpha."""
+    """A term with the defaults that depend on its kind: a temperature, beta, alpha, layers."""
     value = term(value)
+    if isinstance(value, dict) and isinstance(value.get("features"), str):
+        own = {name: _FEATURE_DEFAULTS[name] for name in FEATURES.get(value["features"], ())}
+        return {"layers": "auto", **own, **{k: v for k, v in value.items() if v is not None}}
     if not isinstance(value, dict) or not isinstance(value.get("divergence"), str):
         return value
     filled = {name: _PARAMETER_DEFAULTS[name] for name in DIVERGENCES.get(value["divergence"], ())}
@@ -276,7 +287,9 @@ def _loss(value: Any) -> Any:
     value = loss(value)
     if not isinstance(value, list):
         return value
-    return [_each(t, weight=schedule, temperature=schedule) if isinstance(t, dict) else t for t in value]
+    return [
+        _each(t, weight=schedule, temperature=schedule, layers=layer_pairs) if isinstance(t, dict) else t for t in value
+    ]
 
 
 def _warmed(tree: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from tutelage.data.loader import EvaluationBatch, Loader
 from tutelage.data.split import Rows
 from tutelage.data.store import Store
 from tutelage.errors import ConfigError
+from tutelage.losses.terms import Term
 from tutelage.models import load, packing, vocabulary
 from tutelage.models.fingerprint import weights_fingerprint
 from tutelage.recipe import Recipe
@@ -20,7 +21,7 @@ from tutelage.roles import STUDENT, TEACHER
 from tutelage.teachers.cached import CachedTeacher
 from tutelage.teachers.ensemble import EnsembleTeacher
 from tutelage.teachers.live import LiveTeacher
-from tutelage.training import micro_batch, starts, teachers, widths
+from tutelage.training import features, micro_batch, starts, teachers, widths
 from tutelage.training.corpus import Corpus, Examples
 from tutelage.training.importance import LayerChoice
 from tutelage.training.plan import terms_of
@@ -52,6 +53,7 @@ class Prepared:
     teacher: LiveTeacher | EnsembleTeacher | CachedTeacher | None  # None also where it trains
     teacher_start: CausalLM | None  # of one that trains: float32, on the CPU; copy before training
     students: dict[str, CausalLM]  # the start weights by name, likewise
+    terms: dict[str, tuple[Term, ...]]  # of each student's loss, those that compare layers settled
     layers: dict[str, LayerChoice | None]
     loader: Loader
     evaluation_sets: dict[str, Callable[[], list[EvaluationBatch]]]
@@ -105,9 +107,10 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
         )
     teaching = teacher.model if isinstance(teacher, LiveTeacher) else teacher_start
     teachers.verify_all(students.values(), teaching, n_vocabulary=n_vocabulary, max_length=recipe.data.max_length)
+    terms = _terms(recipe, made, teacher=teacher)
     _shape_batches(
         data, recipe, students=students, teacher=teacher, teacher_start=teacher_start, compute=compute,
-        n_vocabulary=n_vocabulary, earlier=earlier or {},
+        n_vocabulary=n_vocabulary, earlier=earlier or {}, terms=terms,
     )  # fmt: skip
     for name, ids in stop_ids.items():
         students[name].generation_config.eos_token_id = list(ids)
@@ -119,12 +122,24 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
         teacher=teacher,
         teacher_start=teacher_start,
         students=students,
+        terms=terms,
         layers={name: start.layers for name, start in made.items()},
         loader=data.loader(),
         evaluation_sets=data.evaluation_sets(),
         measured_rows=data.measured_rows(),
         provenance=_provenance(data, teacher=teacher_start or teacher, starts=made, compute=compute),
     )
+
+
+def _terms(
+    recipe: Recipe, starts: Mapping[str, Start], *, teacher: LiveTeacher | EnsembleTeacher | CachedTeacher | None
+) -> dict[str, tuple[Term, ...]]:
+    """What each student learns, with the layers that are compared."""
+    live = teacher.model if isinstance(teacher, LiveTeacher) else None
+    return {
+        name: features.settled(terms_of(recipe.learners[name].loss), student=start.model, teacher=live, kept=start.kept)
+        for name, start in starts.items()
+    }
 
 
 def _cached(recipe: Recipe, data: Corpus, *, model: nn.Module | None, compute: ComputePath) -> CachedTeacher | None:
@@ -152,6 +167,7 @@ def _shape_batches(
     compute: ComputePath,
     n_vocabulary: int,
     earlier: Mapping[str, Any],
+    terms: Mapping[str, tuple[Term, ...]],
 ) -> None:
     """Whether a row may hold several documents, and how many rows fit at once: as in the run that goes on, or found."""
     learning = {**({TEACHER: teacher_start} if teacher_start is not None else {}), **students}
@@ -161,8 +177,9 @@ def _shape_batches(
     data.packed = bool(packed)
     if recipe.training.micro_batch == "auto":
         data.micro_batch = at_once or micro_batch.of_recipe(
-            recipe, data.loader(), starts=learning, teacher=teacher, compute=compute, n_vocabulary=n_vocabulary
-        )
+            recipe, data.loader(), starts=learning, teacher=teacher, compute=compute, n_vocabulary=n_vocabulary,
+            terms=terms,
+        )  # fmt: skip
 
 
 def _running(teacher: LiveTeacher | EnsembleTeacher | CachedTeacher | None) -> list[CausalLM]:

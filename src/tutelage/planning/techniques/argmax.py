@@ -2,7 +2,7 @@
 
 from tutelage.planning.facts import Facts
 from tutelage.planning.techniques._needs import weights as impossible
-from tutelage.planning.techniques._recipe import Tree, asks_teacher, taught
+from tutelage.planning.techniques._recipe import Tree, asks_teacher, taught, without_features
 from tutelage.planning.work import Place, Work
 
 __all__ = ["TITLE", "impossible", "recipe", "work"]
@@ -17,7 +17,7 @@ def work(facts: Facts) -> Work:
 
 def recipe(base: Tree, place: Place) -> Tree:
     """Each term that asks for the teacher's distribution asks for its first choice, with the same weight."""
-    tree = taught(base)
+    tree = taught(without_features(base))
     first = [
         {"cross_entropy": "teacher_argmax", "weight": term["weight"]} for term in tree["loss"] if asks_teacher(term)
     ]

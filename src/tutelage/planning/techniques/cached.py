@@ -3,7 +3,7 @@
 from tutelage.cache.calibrate import SAMPLE_LEAST, SAMPLE_MOST, SAMPLE_SHARE
 from tutelage.planning.facts import Facts
 from tutelage.planning.techniques._needs import one_teacher
-from tutelage.planning.techniques._recipe import Tree, taught, with_teacher
+from tutelage.planning.techniques._recipe import Tree, taught, with_teacher, without_features
 from tutelage.planning.work import Place, Work
 
 __all__ = ["TITLE", "impossible", "recipe", "work"]
@@ -35,4 +35,4 @@ def impossible(facts: Facts) -> str:
 
 def recipe(base: Tree, place: Place) -> Tree:
     """The recipe's own loss, and its own way to store, or the default."""
-    return {**with_teacher(taught(base), cache=place.cache), "cache": base.get("cache") or {}}
+    return {**with_teacher(taught(without_features(base)), cache=place.cache), "cache": base.get("cache") or {}}

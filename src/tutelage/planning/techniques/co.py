@@ -2,7 +2,7 @@
 
 from tutelage.planning.facts import Facts
 from tutelage.planning.techniques._needs import one_teacher as impossible
-from tutelage.planning.techniques._recipe import Tree, taught, with_teacher
+from tutelage.planning.techniques._recipe import Tree, taught, with_teacher, without_features
 from tutelage.planning.work import Place, Work
 
 __all__ = ["TITLE", "impossible", "recipe", "work"]
@@ -17,4 +17,4 @@ def work(facts: Facts) -> Work:
 
 def recipe(base: Tree, place: Place) -> Tree:
     """The recipe's own loss, and a teacher that learns the text beside the student."""
-    return with_teacher(taught(base), train=(base.get("teacher") or {}).get("train") or {})
+    return with_teacher(taught(without_features(base)), train=(base.get("teacher") or {}).get("train") or {})

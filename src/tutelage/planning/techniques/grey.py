@@ -3,7 +3,7 @@
 from tutelage.planning.facts import Facts
 from tutelage.planning.techniques import hard
 from tutelage.planning.techniques._needs import a_teacher
-from tutelage.planning.techniques._recipe import Tree, asks_teacher, on_text
+from tutelage.planning.techniques._recipe import Tree, asks_teacher, on_text, without_features
 from tutelage.planning.work import Place, Work
 
 TITLE = "text with the log-probabilities of an endpoint"
@@ -33,7 +33,7 @@ def impossible(facts: Facts) -> str:
 
 def recipe(base: Tree, place: Place) -> Tree:
     """As hard labels, with the log-probabilities that come with the text as soft ones."""
-    terms = [term for term in base["loss"] if asks_teacher(term)] or [{"divergence": "forward_kl"}]
+    terms = [term for term in without_features(base)["loss"] if asks_teacher(term)] or [{"divergence": "forward_kl"}]
     generate = hard.generate_of(base, place)
     answers = f"{place.answers}-grey"
     return on_text(base, answers=answers, teacher={"api": base["teacher"]["api"]}, generate=generate, loss=terms)

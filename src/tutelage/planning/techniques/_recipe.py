@@ -25,13 +25,6 @@ def taught(tree: Tree) -> Tree:
     return with_teacher(tree)
 
 
-def without_features(tree: Tree) -> Tree:
-    """The recipe as it is; ConfigError where its loss compares layers, which only a live teacher shows."""
-    if any(term.get("features") is not None for term in tree.get("loss") or ()):
-        raise ConfigError("CONFIG", "has no layers to compare, and loss has terms with features; leave them out")
-    return tree
-
-
 def with_teacher(tree: Tree, **more: Any) -> Tree:
     """The teacher's weights alone (no cache, no answers, no training), and what is given."""
     teacher = {name: value for name, value in tree["teacher"].items() if name in _OF_WEIGHTS and value is not None}

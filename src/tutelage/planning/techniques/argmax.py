@@ -1,8 +1,8 @@
 """The teacher's first choice at each token as the label: hard labels without generation."""
 
 from tutelage.planning.facts import Facts
-from tutelage.planning.techniques._needs import weights as impossible
-from tutelage.planning.techniques._recipe import Tree, asks_teacher, taught, without_features
+from tutelage.planning.techniques._needs import no_layers, weights
+from tutelage.planning.techniques._recipe import Tree, asks_teacher, taught
 from tutelage.planning.work import Place, Work
 
 __all__ = ["TITLE", "impossible", "recipe", "work"]
@@ -15,9 +15,14 @@ def work(facts: Facts) -> Work:
     return Work(student_training=facts.text.trained, teacher_forward=facts.text.trained)
 
 
+def impossible(facts: Facts) -> str:
+    """First choices alone: nothing else of the teacher is followed."""
+    return weights(facts) or no_layers(facts)
+
+
 def recipe(base: Tree, place: Place) -> Tree:
     """Each term that asks for the teacher's distribution asks for its first choice, with the same weight."""
-    tree = taught(without_features(base))
+    tree = taught(base)
     first = [
         {"cross_entropy": "teacher_argmax", "weight": term["weight"]} for term in tree["loss"] if asks_teacher(term)
     ]

@@ -2,8 +2,8 @@
 
 from tutelage.planning.facts import Facts
 from tutelage.planning.techniques import hard
-from tutelage.planning.techniques._needs import a_teacher
-from tutelage.planning.techniques._recipe import Tree, asks_teacher, on_text, without_features
+from tutelage.planning.techniques._needs import a_teacher, no_layers
+from tutelage.planning.techniques._recipe import Tree, asks_teacher, on_text
 from tutelage.planning.work import Place, Work
 
 TITLE = "text with the log-probabilities of an endpoint"
@@ -28,12 +28,12 @@ def impossible(facts: Facts) -> str:
         return "is for a teacher behind an endpoint; this one gives whole distributions: soft, cached"
     if not facts.endpoint.top_logprobs:
         return "needs log-probabilities from the endpoint; where it gives them, set generate.top_logprobs"
-    return ""
+    return no_layers(facts)
 
 
 def recipe(base: Tree, place: Place) -> Tree:
     """As hard labels, with the log-probabilities that come with the text as soft ones."""
-    terms = [term for term in without_features(base)["loss"] if asks_teacher(term)] or [{"divergence": "forward_kl"}]
+    terms = [term for term in base["loss"] if asks_teacher(term)] or [{"divergence": "forward_kl"}]
     generate = hard.generate_of(base, place)
     answers = f"{place.answers}-grey"
     return on_text(base, answers=answers, teacher={"api": base["teacher"]["api"]}, generate=generate, loss=terms)

@@ -2,10 +2,10 @@
 
 FitNets (arXiv:1412.6550) draws a layer through a learned regressor to the teacher's by squared error; TinyBERT
 (arXiv:1909.10351) does so with every layer and one linear map each, DistilBERT (arXiv:1910.01108) takes the cosine,
-Minitron (arXiv:2407.14679) the squared error of states after their norm.  The default here is the cosine, which is half
-the squared error of states that are both normalised to length 1: the blocks of a decoder normalise what they read, so
-its direction is what they get, and a few positions with states a hundred times longer than the others (the first of a
-row, in most models) count as much as any.  `mse` follows lengths too, in units of the teacher's own.
+Minitron (arXiv:2407.14679) states after their norm.  The default here is the cosine, which is half the squared error
+of states that are both normalised to length 1: the blocks of a decoder normalise what they read, so its direction is
+what they get, and a few positions with states a hundred times longer than the others (the first of a row, in most
+models) count as much as any.  `mse` follows lengths too, in units of the teacher's own.
 
 Shape legend: B rows, T positions, N trained positions, W width of the student's states, U of the teacher's.
 """

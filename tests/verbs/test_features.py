@@ -37,6 +37,7 @@ def test_each_term_is_logged_under_its_name_and_held_out_text_is_measured_with_i
         parts = [row[f"student/{name}"] for name in ("forward_kl", "hidden_states", "attention_relations")]
         assert all(part > 0 for part in parts)
         assert row["student/total"] == pytest.approx(0.8 * parts[0] + 0.1 * parts[1] + 0.1 * parts[2], rel=1e-5)
+    assert steps[0]["student/hidden_states"] < 0.75  # its channels begin where they were taken; a random map gives 0.9
     held_out = [row for row in whole.metrics if "student/held_out/hidden_states" in row]
     assert held_out
     assert all(row["student/held_out/attention_relations"] > 0 for row in held_out)

@@ -23,6 +23,8 @@ class Feature:
     layers: tuple[tuple[int, int], ...] | None = None  # (student's, teacher's); None: chosen when both are there
     learned: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # shapes of what is learned beside the student
 
+    channels: tuple[int, ...] = ()  # of the teacher's residual stream, that the student's are; empty: others of its own
+
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
         """The layers that are compared, (student's, teacher's)."""

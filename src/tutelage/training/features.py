@@ -21,14 +21,22 @@ from tutelage.types import CausalLM
 
 
 def settled(
-    terms: Sequence[Term], *, student: CausalLM, teacher: CausalLM | None, kept: Sequence[int] | None
+    terms: Sequence[Term],
+    *,
+    student: CausalLM,
+    teacher: CausalLM | None,
+    kept: Sequence[int] | None,
+    channels: Sequence[int] = (),
 ) -> tuple[Term, ...]:
-    """The terms with layers and shapes chosen; `kept`: the teacher's layers that the student was made of, if it was.
+    """The terms with layers and shapes chosen.
 
+    `kept`, `channels`: the teacher's layers, and channels of its residual stream, that the student was made of.
     Raises ConfigError[FEATURES] for layers or states that one of the models does not have.
     """
     return tuple(
-        term if term.feature is None else replace(term, feature=_settled(term, student, teacher, kept=kept))
+        term
+        if term.feature is None
+        else replace(term, feature=replace(_settled(term, student, teacher, kept=kept), channels=tuple(channels)))
         for term in terms
     )
 
@@ -66,21 +74,24 @@ def _auto(n_own: int, n_teachers: int, *, kept: Sequence[int] | None, every: boo
 def learned_of(
     terms: Sequence[Term], *, seed: int, name: str, dtype: torch.dtype, device: str
 ) -> dict[str, nn.Parameter]:
-    """The start of every matrix that a model's terms learn, by `feature_sums.key`: drawn by the seed and its name.
+    """The start of every matrix that a model's terms learn, by `feature_sums.key`.
 
-    The identity where it is square, else semi-orthogonal, which keeps lengths and angles as far as it can.
+    Of a student that was narrowed, its channels at their places among the teacher's; else the identity where it is
+    square; else drawn by the seed and its name, semi-orthogonal, which keeps lengths and angles as far as it can.
     """
     made = {}
     for term in feature_sums.features_of(terms):
         assert term.feature is not None
         for own, shape in term.feature.learned.items():
             key = feature_sums.key(term, own)
-            start = _start(shape, seed=derive_seed(seed, "learned beside", name, key))
+            start = _start(shape, seed=derive_seed(seed, "learned beside", name, key), channels=term.feature.channels)
             made[key] = nn.Parameter(start.to(device=device, dtype=torch.promote_types(dtype, torch.float32)))
     return made
 
 
-def _start(shape: tuple[int, int], *, seed: int) -> Tensor:
+def _start(shape: tuple[int, int], *, seed: int, channels: tuple[int, ...]) -> Tensor:
+    if len(channels) == shape[1]:
+        return torch.eye(shape[0], dtype=torch.float64)[:, list(channels)]
     if shape[0] == shape[1]:
         return torch.eye(shape[0], dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)

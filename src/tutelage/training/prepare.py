@@ -137,7 +137,13 @@ def _terms(
     """What each student learns, with the layers that are compared."""
     live = teacher.model if isinstance(teacher, LiveTeacher) else None
     return {
-        name: features.settled(terms_of(recipe.learners[name].loss), student=start.model, teacher=live, kept=start.kept)
+        name: features.settled(
+            terms_of(recipe.learners[name].loss),
+            student=start.model,
+            teacher=live,
+            kept=start.kept,
+            channels=start.width.hidden if start.width is not None else (),
+        )
         for name, start in starts.items()
     }
 

@@ -35,7 +35,10 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ),
     (training(learning_rate="1e-3"), "training.learning_rate must be a number > 0, got '1e-3'"),
     (training(betas=[0.9]), "training.betas[1] is missing"),
-    ({"student": 3}, "student must be a mapping with layers, width, model, revision, init, lora, quantize, config, got 3"),
+    (
+        {"student": 3},
+        "student must be a mapping with layers, width, model, revision, init, lora, quantize, config, got 3",
+    ),
     (
         {"teacher": ["a"]},
         "teacher must be a mapping with model, cache, api, writers, answers, terms, revision, dtype, quantize, device, "
@@ -104,9 +107,9 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"loss": [{"divergence": "forward_kl", "cross_entropy": "ground_truth"}]},
-        "loss[0] needs exactly one of divergence, cross_entropy; found divergence and cross_entropy",
+        "loss[0] needs exactly one of divergence, cross_entropy, features; found divergence and cross_entropy",
     ),
-    ({"loss": [{"weight": 1.0}]}, "loss[0] needs exactly one of divergence, cross_entropy; found none"),
+    ({"loss": [{"weight": 1.0}]}, "loss[0] needs exactly one of divergence, cross_entropy, features; found none"),
     (
         {"loss": ["forward_kl", {"forward_kl": 0.5}]},
         "loss[1] repeats loss[0] (forward_kl); one term with the sum of the weights is the same",

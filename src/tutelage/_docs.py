@@ -10,7 +10,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any  # annotations are whatever Python allows
 
@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from tutelage import errors, io
-from tutelage.losses.names import DIVERGENCES
+from tutelage.losses.names import DIVERGENCES, FEATURES
 from tutelage.recipe import json_schema
 from tutelage.recipe.fields import Section
 from tutelage.recipe.problems import limits, sections_of
@@ -80,12 +80,13 @@ def recipe_page() -> str:
     parts = [_RECIPE_HEAD]
     for section, path in _sections():
         parts.append(f"## {path or 'The whole recipe'}\n\n{_one_line(section.__doc__)}\n\n{_fields(section)}\n")
-    parts.append(f"## Divergences\n\n{_divergences()}\n")
+    parts.append(f"## Divergences\n\n{_with_own_fields(DIVERGENCES)}\n")
+    parts.append(f"## Features\n\n{_with_own_fields(FEATURES)}\n")
     return "\n".join(parts)
 
 
-def _divergences() -> str:
-    rows = [(f"`{name}`", ", ".join(f"`{p}`" for p in parameters) or "–") for name, parameters in DIVERGENCES.items()]
+def _with_own_fields(named: Mapping[str, tuple[str, ...]]) -> str:
+    rows = [(f"`{name}`", ", ".join(f"`{field}`" for field in fields) or "–") for name, fields in named.items()]
     return _table(("name", "its own fields"), *rows)
 
 

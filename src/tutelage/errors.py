@@ -92,6 +92,7 @@ CODES: dict[str, str] = {
     "OVERLAP": "training and held-out data share rows",
     "TEACHER_LOSS": "whether the teacher predicts the data better than the student before training",
     "TRAFFIC": "how much of a sample of real traffic the training data do not cover",
+    "FEATURES": "a feature loss asks for layers or states that a model does not have",
     "CODEC_CANNOT": "a cache does not hold what the loss needs; another codec does",
     "JOURNAL_CORRUPT": "the journal of paid answers is damaged",
     "BUDGET": "the cap on money or requests is reached",

@@ -6,8 +6,9 @@ positions one after the other.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -140,19 +141,33 @@ class Head:
         return self.finish(self.product(hidden_ND))
 
 
+Part: TypeAlias = Literal["output", "query", "key", "value"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tap:
+    """A place inside a model: what decoder layer `layer` puts out, or its attention's queries, keys or values."""
+
+    layer: int
+    part: Part = "output"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DenseTargets:
     """The teacher's whole distribution at each trained position, as hidden states and a head.
 
-    Logits are made chunk by chunk inside the loss, never whole.
+    Logits are made chunk by chunk inside the loss, never whole.  `features` are what a live teacher has at the places
+    that it was asked for, [B, T, width] each.
     """
 
     hidden_ND: Tensor
     head: Head
+    features: Mapping[Tap, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> "DenseTargets":
         """The same on a device, the head too."""
-        return DenseTargets(hidden_ND=_moved(self.hidden_ND, device), head=self.head.to(device))
+        features = {tap: _moved(tensor, device) for tap, tensor in self.features.items()}
+        return DenseTargets(hidden_ND=_moved(self.hidden_ND, device), head=self.head.to(device), features=features)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

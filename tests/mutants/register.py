@@ -12,6 +12,7 @@ from tests.mutants.curriculum import CURRICULUM, PLACEMENT
 from tests.mutants.data_and_files import DATA, EVALUATION, FILES
 from tests.mutants.evaluation import NUMBERS
 from tests.mutants.families import FAMILY
+from tests.mutants.features import FEATURES
 from tests.mutants.further import FURTHER
 from tests.mutants.generation import GENERATION
 from tests.mutants.generation_given import GIVEN_AND_LATER
@@ -46,6 +47,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *NUMBERS,
     *FURTHER,
     *FAMILY,
+    *FEATURES,
     *GENERATION,
     *SELECTION,
     *GREY_BOX,

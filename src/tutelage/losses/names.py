@@ -1,4 +1,7 @@
-"""The names of the divergences and of their parameters, without importing torch: the recipe's list of options."""
+"""The names of the divergences and of their parameters, without importing torch: the recipe's list of options.
+
+Those of the feature losses too, which are files of `losses/features`.
+"""
 
 DIVERGENCES: dict[str, tuple[str, ...]] = {
     "forward_kl": (),
@@ -7,4 +10,8 @@ DIVERGENCES: dict[str, tuple[str, ...]] = {
     "skew_kl": ("alpha",),
     "skew_reverse_kl": ("alpha",),
     "total_variation": (),
+}
+FEATURES: dict[str, tuple[str, ...]] = {
+    "attention_relations": ("relation_heads",),
+    "hidden_states": ("distance", "projection"),
 }

@@ -98,6 +98,8 @@ def check(
     if hidden_ND.ndim != 2 or next_ids_N.shape != hidden_ND.shape[:1]:
         found = f"{tuple(hidden_ND.shape)} with next tokens {tuple(next_ids_N.shape)}"
         raise ValueError(f"hidden states {found}, expected [N, D] with [N]: the trained positions alone")
+    if inside := [term.name for term in terms if term.feature is not None]:
+        raise ValueError(f"{inside[0]} compares layers, expected terms on the vocabulary: see feature_losses for it")
     if not names or len(set(names)) < len(names):
         raise ValueError(f"terms {names}, expected at least one and no name twice: add the weights of equal terms")
     if missing := [name for name in names if name not in scales]:

@@ -1,5 +1,6 @@
 """The terms of a loss, and the one place where a scale is made: weight * T**k / count."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -9,16 +10,35 @@ from tutelage.losses.divergences import temperature_power
 from tutelage.losses.schedules import Schedule, constant
 from tutelage.roles import TEACHER
 
-TermKind = Literal["divergence", "ground_truth", "teacher_argmax"]
+TermKind = Literal["divergence", "ground_truth", "teacher_argmax", "feature"]
 Trust = Literal["always", "progress", "per_token"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Feature:
+    """What a term of kind "feature" compares inside student and teacher; see `losses/features`."""
+
+    name: str  # a file of losses/features
+    settings: Mapping[str, str | int | bool]  # the fields of the recipe that are its own
+    layers: tuple[tuple[int, int], ...] | None = None  # (student's, teacher's); None: chosen when both are there
+    learned: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # shapes of what is learned beside the student
+
+    channels: tuple[int, ...] = ()  # of the teacher's residual stream, that the student's are; empty: others of its own
+
+    @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """The layers that are compared, (student's, teacher's)."""
+        assert self.layers is not None, "training/features.py settles them before any step"
+        return self.layers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Term:
-    """One term: a divergence to the teacher, or cross-entropy on the truth or on the teacher's most likely token."""
+    """One term: a divergence to the teacher, cross-entropy on the truth or the teacher's first choice, a feature."""
 
     kind: TermKind
     divergence: str = ""  # a name of losses/names.py when kind is "divergence"
+    feature: Feature | None = None  # what is compared when kind is "feature"
     parameters: dict[str, float] = field(default_factory=dict)
     weight: Schedule = field(default_factory=lambda: constant(1.0))
     temperature: Schedule = field(default_factory=lambda: constant(1.0))
@@ -27,9 +47,10 @@ class Term:
 
     @property
     def name(self) -> str:
-        """The name in metrics: the divergence's own, `cross_entropy` or `cross_entropy_argmax`, and `.NAME` of whom."""
+        """The name in metrics: a divergence's or feature's own, `cross_entropy`, …, and `.NAME` of whom."""
         name = {
             "divergence": self.divergence,
+            "feature": self.feature.name if self.feature is not None else "",
             "ground_truth": "cross_entropy",
             "teacher_argmax": "cross_entropy_argmax",
         }[self.kind]

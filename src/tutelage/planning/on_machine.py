@@ -7,10 +7,11 @@ from typing import Any  # configs of transformers are untyped
 import torch
 
 from tutelage.losses import closed_form
+from tutelage.losses.terms import Term
 from tutelage.planning import activations
 from tutelage.planning.memory import Step
 from tutelage.planning.of_recipe import Known
-from tutelage.recipe import Recipe
+from tutelage.recipe import LossTerm, Recipe
 from tutelage.roles import TEACHER
 from tutelage.training.plan import rows_per_step, terms_of
 
@@ -46,12 +47,17 @@ def step_of(recipe: Recipe, known: Known, *, dtype: torch.dtype, on_host: bool) 
         chunk=training.chunk,
         number_bytes=dtype.itemsize,
         closed_form=not capped
-        and all(closed_form.serves(terms_of(learner.loss), heads=()) for learner in recipe.learners.values()),
+        and all(closed_form.serves(_soft(learner.loss), heads=()) for learner in recipe.learners.values()),
         activations={name: n_bytes for name, n_bytes in counted.items() if n_bytes is not None},
         whole=None not in counted.values(),
         averaged=training.ema is not None,
         on_host=on_host,
     )
+
+
+def _soft(loss: tuple[LossTerm, ...]) -> list[Term]:
+    """The terms that are computed on the vocabulary."""
+    return [term for term in terms_of(loss) if term.feature is None]
 
 
 def memory_here(device: str) -> float | None:

@@ -109,6 +109,12 @@ def _template(text: str, info: ValidationInfo) -> str:
     return text if "{{" in text or "{%" in text else _path(text, info)
 
 
+def shown(value: Any) -> str:
+    """What was found, on one short line."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 def one_of(names: tuple[str, ...]) -> Callable[[str], str]:
     """A validator for names that a table elsewhere holds."""
 

@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from tutelage import __version__
-from tutelage.recipe.fields import DEVICE_PATTERN, Section
+from tutelage.recipe.fields import DEVICE_PATTERN, Section, shown
 from tutelage.recipe.models import Teacher
 from tutelage.recipe.sections import Evaluation, Recipe
 
@@ -64,12 +64,6 @@ def dotted(path: Path) -> str:
     names = [part if isinstance(part, int) or re.fullmatch(r"[\w-]+", part) else repr(part) for part in path]
     text = "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in names)
     return text.removeprefix(".") or "recipe"
-
-
-def shown(value: Any) -> str:
-    """What was found, on one short line."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def nearest(name: str, known: tuple[str, ...]) -> str | None:
@@ -217,7 +211,7 @@ def _problem(detail: ErrorDetails) -> Problem:
             allowed = "letters, digits, - and _, beginning with a letter"
             return Problem(path[:-1] if path[-1:] == ("[key]",) else path, f"must be {allowed}, got {shown(found)}")
         return Problem(path, f"must be auto, cpu, mps, cuda or cuda:N, got {shown(found)}")
-    if kind in ("interval", "extent"):
+    if kind in ("interval", "extent", "layers"):
         return Problem(path, detail["msg"])
     return Problem(path, _wrong_value(path, kind=kind, found=found, message=detail["msg"]))
 

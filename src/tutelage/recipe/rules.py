@@ -10,6 +10,7 @@ from typing import Any  # a recipe before its check is whatever the user wrote
 from tutelage.losses.names import DIVERGENCES
 from tutelage.recipe import short, text_rules
 from tutelage.recipe.problems import Path, Problem, dotted, is_finite
+from tutelage.recipe.rules_features import broken_feature, broken_features
 from tutelage.recipe.rules_models import broken_models
 from tutelage.recipe.tree import (
     Tree,
@@ -128,6 +129,7 @@ def _loss(tree: Tree) -> Iterator[Problem]:
         yield from _terms(items_of(student, "loss"), (*path, "loss"))
     for path, term in all_terms(tree):
         yield from _source(tree, term, path)
+    yield from broken_features(tree)
     terms = all_terms(tree)
     if tree.get("control") is True and terms and all(t.get("cross_entropy") == "ground_truth" for _, t in terms):
         yield dead(("control",), "when the loss is cross-entropy on ground truth: this run is the control")
@@ -138,13 +140,17 @@ def _learns_truth(tree: Tree, student: Any) -> bool:
     return any(term.get("cross_entropy") == "ground_truth" for _, term in items_of(own, "loss"))
 
 
+_KINDS_OF_TERM = ("divergence", "cross_entropy", "features")
+
+
 def _terms(terms: list[tuple[int, Tree]], path: Path) -> Iterator[Problem]:
     seen: dict[tuple[str, str], int] = {}
     for i, term in terms:
         here = (*path, i)
-        yield from exactly_one(term, "divergence", "cross_entropy", path=here)
+        yield from exactly_one(term, *_KINDS_OF_TERM, path=here)
         yield from _term(term, here)
-        name, source = term.get("divergence") or term.get("cross_entropy"), str(term.get("teacher"))
+        yield from broken_feature(term, here)
+        name, source = next((term[kind] for kind in given_in(term, *_KINDS_OF_TERM)), None), str(term.get("teacher"))
         if isinstance(name, str) and seen.setdefault((name, source), i) != i:
             first = dotted((*path, seen[name, source]))
             yield Problem(here, f"repeats {first} ({name}); one term with the sum of the weights is the same")
@@ -159,7 +165,7 @@ def _source(tree: Tree, term: Tree, path: Path) -> Iterator[Problem]:
     trains = isinstance(section_of(tree, "teacher").get("train"), dict)
     if source is not None and not isinstance(source, str):
         return  # its own field says what is wrong
-    if source is not None:
+    if source is not None and term.get("features") is None:
         known = ", ".join(students) or "there are none"
         if term.get("cross_entropy") == "ground_truth":
             yield dead((*path, "teacher"), "with ground_truth")
@@ -170,8 +176,8 @@ def _source(tree: Tree, term: Tree, path: Path) -> Iterator[Problem]:
     trust = term.get("trust", "always")
     if trust == "always":
         return
-    if term.get("cross_entropy") is not None:
-        yield dead((*path, "trust"), "with cross_entropy")
+    if others := given_in(term, "cross_entropy", "features"):
+        yield dead((*path, "trust"), f"with {others[0]}")
     elif trust == "progress" and source is None and not trains:
         yield dead((*path, "trust"), "with a teacher that does not train: its progress is none")
     elif trust == "progress" and source in students and not _learns_truth(tree, students[source]):

@@ -6,13 +6,11 @@ section's own check names the mistake.
 
 from typing import Any  # a recipe before its check is whatever the user wrote
 
-from tutelage.losses.names import DIVERGENCES
+from tutelage.recipe.short_terms import complete_decay, layer_pairs, loss, schedule
 
-TARGETS = ("ground_truth", "teacher_argmax")
 WITH_COLUMNS = ("jsonl", "parquet", "hub")  # kinds of source
 _COLUMNS = ("text", "prompt", "answer", "messages", "conversations", "chosen", "tools")
 TRAINED_TEACHER_WARMUP = 0.2  # of the run; no measurement chose it yet: docs/results.md
-_PARAMETER_DEFAULTS = {"beta": 0.5, "alpha": 0.1}
 
 
 def teacher(value: Any) -> Any:
@@ -167,54 +165,6 @@ def has_columns(source: dict[str, Any]) -> bool:
     return any(source.get(kind) is not None for kind in WITH_COLUMNS)
 
 
-def schedule(value: Any) -> Any:
-    """A number is constant."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return {"schedule": "constant", "start": value}
-    return value
-
-
-def term(value: Any) -> Any:
-    """`forward_kl` is `{divergence: forward_kl}`; `{forward_kl: 0.9}` says the weight too; so with `ground_truth`."""
-    if isinstance(value, dict) and len(value) == 1:
-        ((name, weight),) = value.items()
-        if name in DIVERGENCES or name in TARGETS:
-            return {**term(name), "weight": weight}
-    if not isinstance(value, str):
-        return value
-    if value in ("cross_entropy", *TARGETS):
-        return {"cross_entropy": "ground_truth" if value == "cross_entropy" else value}
-    return {"divergence": value}
-
-
-def loss(value: Any) -> Any:
-    """One term is a list of one."""
-    if isinstance(value, str | dict):
-        value = [value]
-    return [term(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def complete_term(value: Any) -> Any:
-    """A term with the defaults that depend on its kind: a temperature, beta, alpha."""
-    value = term(value)
-    if not isinstance(value, dict) or not isinstance(value.get("divergence"), str):
-        return value
-    filled = {name: _PARAMETER_DEFAULTS[name] for name in DIVERGENCES.get(value["divergence"], ())}
-    return {"temperature": 1.0, **filled, **{k: v for k, v in value.items() if v is not None}}
-
-
-def complete_decay(value: Any) -> Any:
-    """Whatever follows warm-up, stable, decay: the last fifth decays unless something else is said."""
-    if isinstance(value, dict) and value.get("schedule", "") == "wsd" and value.get("decay") is None:
-        return {**value, "decay": 0.2}
-    return value
-
-
-def complete_schedule(value: Any) -> Any:
-    """A number is constant, and `wsd` has a decay."""
-    return complete_decay(schedule(value))
-
-
 def complete_training(value: Any) -> Any:
     """The learning rate's schedule is `wsd` unless something else is said."""
     return complete_decay({"schedule": "wsd", **_tracked(value)}) if isinstance(value, dict) else value
@@ -281,7 +231,9 @@ def _loss(value: Any) -> Any:
     value = loss(value)
     if not isinstance(value, list):
         return value
-    return [_each(t, weight=schedule, temperature=schedule) if isinstance(t, dict) else t for t in value]
+    return [
+        _each(t, weight=schedule, temperature=schedule, layers=layer_pairs) if isinstance(t, dict) else t for t in value
+    ]
 
 
 def _warmed(tree: dict[str, Any]) -> dict[str, Any]:

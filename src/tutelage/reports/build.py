@@ -31,6 +31,8 @@ _TERMS = {
     "forward_kl": "Forward KL to the teacher",
     "soft_cross_entropy": "Cross-entropy on a stored sample of the teacher",
     "reverse_kl": "Reverse KL to the teacher",
+    "hidden_states": "Distance of hidden states to the teacher’s (no unit)",
+    "attention_relations": "KL of attention relations to the teacher’s",
 }
 _SLICED = ("kl_to_teacher", "held_out_loss")  # the first one that was measured is drawn
 

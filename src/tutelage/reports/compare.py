@@ -259,7 +259,10 @@ def _runs_table(parts: Sequence[_Part]) -> Listed:
 
 def _loss_of(recipe: Mapping[str, Any]) -> str:
     terms = recipe.get("loss") or ()
-    return " + ".join(str(term.get("divergence") or f"cross-entropy ({term.get('cross_entropy')})") for term in terms)
+    return " + ".join(
+        str(term.get("divergence") or term.get("features") or f"cross-entropy ({term.get('cross_entropy')})")
+        for term in terms
+    )
 
 
 def path_of_comparison(runs: Sequence[RunDirectory]) -> Path:

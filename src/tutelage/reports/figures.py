@@ -81,6 +81,9 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
 
 
+_WITHOUT_UNIT = ("hidden_states",)
+
+
 def _curves(term: str, curves: Sequence[Curve], *, models: Sequence[str], x_label: str) -> Panel:
     def draw(axes: Any) -> None:  # Any: matplotlib is untyped here
         for curve in curves:
@@ -91,7 +94,8 @@ def _curves(term: str, curves: Sequence[Curve], *, models: Sequence[str], x_labe
         axes.xaxis.set_major_formatter(lambda value, _: compact(value))
 
     said = [
-        f"{model_name(c.model)}{', held-out' if c.held_out else ''} from {c.y[0]:.2f} to {c.y[-1]:.2f} nats"
+        f"{model_name(c.model)}{', held-out' if c.held_out else ''} from {c.y[0]:.2f} to {c.y[-1]:.2f}"
+        + ("" if term in _WITHOUT_UNIT else " nats")
         for c in curves
     ]
     shown = {c.model for c in curves}

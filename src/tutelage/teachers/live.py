@@ -3,6 +3,9 @@
 Shape legend: N trained positions, D hidden size.
 """
 
+import copy
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
@@ -10,7 +13,8 @@ from tutelage.errors import IntegrityError
 from tutelage.models.fingerprint import weights_fingerprint
 from tutelage.models.head import head_of, trained_hidden
 from tutelage.models.placement import device_of
-from tutelage.types import Batch, DenseTargets, Head
+from tutelage.models.taps import tapped
+from tutelage.types import Batch, DenseTargets, Head, Tap
 
 
 class LiveTeacher:
@@ -23,12 +27,20 @@ class LiveTeacher:
         self._answers_on = answers_on
         self._moved_head: Head | None = None
         self.fingerprint = weights_fingerprint(model)
+        self._taps: tuple[Tap, ...] = ()
+
+    def showing(self, taps: Iterable[Tap]) -> "LiveTeacher":
+        """The same teacher, whose targets also hold what it computes at these places."""
+        shown = copy.copy(self)
+        shown._taps = tuple(taps)
+        return shown
 
     @torch.no_grad()
     def targets(self, batch: Batch) -> DenseTargets:
-        """Hidden states [N, D] at the batch's trained positions, with the head; no graph."""
-        hidden_ND = trained_hidden(self.model, batch.view.to(device_of(self.model)))
-        answers = DenseTargets(hidden_ND=hidden_ND, head=self._head())
+        """Hidden states [N, D] at the batch's trained positions, with the head and the features shown; no graph."""
+        with tapped(self.model, self._taps) as found:
+            hidden_ND = trained_hidden(self.model, batch.view.to(device_of(self.model)))
+        answers = DenseTargets(hidden_ND=hidden_ND, head=self._head(), features=found)
         return answers.to(self._answers_on) if self._answers_on is not None else answers
 
     def _head(self) -> Head:

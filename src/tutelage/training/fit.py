@@ -21,6 +21,7 @@ from tutelage.training.trainer import StepStats, Trainer
 from tutelage.types import Batch
 
 _TENSORS = {"weights": "masters", "optimizer": "optimizer"}  # of a model in a checkpoint, and where a peer has them
+_BESIDE = "beside"  # likewise, what its feature terms learn with it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +94,7 @@ class _Fit:
         self.callbacks = callbacks
         self.folder = run.checkpoints / trainer.name
         self.parts = (*(_part(name, kind) for name in trainer.peers for kind in _TENSORS), "progress", "running")
+        self.parts += tuple(_part(name, _BESIDE) for name, peer in trainer.peers.items() if peer.beside is not None)
         self.progress = Progress()
         self.saved_step: int | None = None
         self.last_held_out: dict[str, float] = {}
@@ -230,7 +232,8 @@ class _Fit:
                 _part(name, kind): getattr(peer, home).state()
                 for name, peer in trainer.peers.items()
                 for kind, home in _TENSORS.items()
-            },
+            }
+            | {_part(n, _BESIDE): peer.beside.state() for n, peer in trainer.peers.items() if peer.beside is not None},
             state={"progress": dict(self._progress_json()), "running": dict(trainer.running)},
             required=self.parts,
         )
@@ -251,6 +254,8 @@ class _Fit:
         for name, peer in self.trainer.peers.items():
             peer.masters.load(found.tensors[_part(name, "weights")])
             peer.optimizer.load(found.tensors[_part(name, "optimizer")])
+            if peer.beside is not None:
+                peer.beside.load(found.tensors[_part(name, _BESIDE)])
         self.trainer.running = dict(found.state["running"])
         self.trainer.step = self.saved_step = found.step
         self.progress = Progress(**found.state["progress"])

@@ -3,10 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import torch
+from torch import Tensor, nn
+
 from tutelage.losses.schedules import constant
 from tutelage.losses.terms import Scale, Term, scale_of
 from tutelage.models.adapters import is_adapted
 from tutelage.models.grid import rounding_of
+from tutelage.training.features import learned_of
 from tutelage.training.optim import Optimizer, OptimizerSettings
 from tutelage.training.precision import ComputePath, MasterWeights
 from tutelage.types import CausalLM
@@ -56,10 +60,40 @@ class Member:
         return {term.name: scale_of(term, step=own, n_steps=n_steps, count=1) for term in settled}
 
 
+class Beside:
+    """What a model's feature terms learn with it, and the optimizer that they have for themselves."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], settings: OptimizerSettings) -> None:
+        self.parameters = dict(parameters)
+        self.optimizer = Optimizer(self.parameters, replace(settings, ema=None))
+
+    def state(self) -> dict[str, Tensor]:
+        """Matrices and moments, for a checkpoint."""
+        own = {f"weight/{name}": parameter.detach() for name, parameter in self.parameters.items()}
+        return own | self.optimizer.state()
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a `state`."""
+        for name, parameter in self.parameters.items():
+            parameter.copy_(state[f"weight/{name}"])
+        self.optimizer.load(state)
+
+    def update(self, step: int) -> None:
+        """One optimizer step."""
+        self.optimizer.update(step)
+        self.zero_grad()
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+
 class Peer:
     """A member in the course of its training: master weights and optimizer."""
 
-    def __init__(self, member: Member, *, compute: ComputePath) -> None:
+    def __init__(self, member: Member, *, compute: ComputePath, seed: int = 0) -> None:
         """Takes the member's model over: it computes on the compute path from here on."""
         self.member = member
         self.name = member.name
@@ -69,6 +103,8 @@ class Peer:
         rounding = rounding_of(model, member.quantize, name=self.name) if member.quantize is not None else None
         self.masters = MasterWeights(model, weight_dtype=compute.weight_dtype, rounding=rounding)
         self.optimizer = Optimizer(self.masters.parameters, member.optimizer)
+        learned = learned_of(member.terms, seed=seed, name=self.name, dtype=compute.weight_dtype, device=compute.device)
+        self.beside = Beside(learned, member.optimizer) if learned else None
 
     def learning_rate(self, step: int) -> float:
         """At a step of the run; 0 outside its own steps."""
@@ -79,3 +115,5 @@ class Peer:
         self.optimizer.update(step - self.member.first_step)
         self.masters.publish()
         self.masters.zero_grad()
+        if self.beside is not None:
+            self.beside.update(step - self.member.first_step)

@@ -19,9 +19,11 @@ import torch
 from tutelage import console
 from tutelage.data.loader import Loader
 from tutelage.errors import ResourceError
+from tutelage.losses.terms import Term
 from tutelage.models import adapters, grid
 from tutelage.recipe import Recipe
 from tutelage.roles import TEACHER
+from tutelage.training import features
 from tutelage.training.member import Member
 from tutelage.training.plan import n_steps_of, student_member, teacher_member
 from tutelage.training.precision import ComputePath
@@ -65,14 +67,18 @@ def of_recipe(
     teacher: Teacher | None,
     compute: ComputePath,
     n_vocabulary: int,
+    terms: Mapping[str, tuple[Term, ...]],
 ) -> int:
-    """As many windows of a step of the recipe as fit at once; `starts` are the models that train, by name."""
+    """As many windows of a step of the recipe as fit at once; `starts` are the models that train, by name.
+
+    `terms` are those of each student.
+    """
     training = recipe.training
     n_steps = n_steps_of(training, loader)
     members = [
         teacher_member(recipe, model, n_steps=n_steps)
         if name == TEACHER
-        else student_member(recipe, name, model, n_steps=n_steps)
+        else student_member(recipe, name, model, n_steps=n_steps, terms=terms[name])
         for name, model in starts.items()
     ]
     probe = Probe(
@@ -161,6 +167,7 @@ def fixed_bytes(probe: Probe) -> int:
         if member.quantize is not None and working >= _WIDE:  # rounded weights and their gradients, beside the masters
             on_grid = grid.rounding_of(member.model, member.quantize).inputs_first
             total += 2 * working * sum(member.model.get_parameter(name).numel() for name in on_grid)
+        total += 4 * max(_WIDE, working) * features.n_learned(member.terms)
     return total
 
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 from tutelage.data.loader import Loader
 from tutelage.errors import ConfigError
-from tutelage.losses.names import DIVERGENCES
+from tutelage.losses.names import DIVERGENCES, FEATURES
 from tutelage.losses.schedules import Schedule
-from tutelage.losses.terms import Term
+from tutelage.losses.terms import Feature, Term
 from tutelage.recipe import Recipe
 from tutelage.recipe.sections import Training
 from tutelage.recipe.terms import LossTerm
@@ -45,6 +45,8 @@ def terms_of(loss: tuple[LossTerm, ...]) -> tuple[Term, ...]:
 
 def _term(section: LossTerm) -> Term:
     weight, source = schedule_of(section.weight), section.teacher or TEACHER
+    if section.features is not None:
+        return Term(kind="feature", feature=_feature(section), weight=weight)
     if section.divergence is None:
         return Term(kind=section.cross_entropy or "ground_truth", weight=weight, source=source)
     parameters = {
@@ -60,6 +62,15 @@ def _term(section: LossTerm) -> Term:
         temperature=temperature,
         source=source,
         trust=section.trust,
+    )
+
+
+def _feature(section: LossTerm) -> Feature:
+    assert section.features is not None
+    return Feature(
+        name=section.features,
+        settings={name: getattr(section, name) for name in FEATURES[section.features]},
+        layers=section.layers if isinstance(section.layers, tuple) else None,
     )
 
 
@@ -120,8 +131,13 @@ def _steps(interval: float, training: Training, *, n_steps: int) -> int:
     return max(1, round(interval * n_steps if interval < 1 else interval / training.batch_tokens))
 
 
-def student_member(recipe: Recipe, name: str, model: CausalLM, *, n_steps: int) -> Member:
-    """One student of the recipe; ConfigError when it would start after the run."""
+def student_member(
+    recipe: Recipe, name: str, model: CausalLM, *, n_steps: int, terms: tuple[Term, ...] | None = None
+) -> Member:
+    """One student of the recipe; ConfigError when it would start after the run.
+
+    `terms`: those of its loss, after `training/features.py` has settled them; needed where one compares layers.
+    """
     learner = recipe.learners[name]
     if learner.first_step >= n_steps:
         raise ConfigError(
@@ -132,7 +148,7 @@ def student_member(recipe: Recipe, name: str, model: CausalLM, *, n_steps: int) 
     settings = optimizer_settings(
         recipe.training, n_steps=n_steps - learner.first_step, own={"learning_rate": learner.learning_rate}
     )
-    terms = terms_of(learner.loss)
+    terms = terms_of(learner.loss) if terms is None else terms
     return Member(
         name=name, model=model, terms=terms, optimizer=settings, first_step=learner.first_step,
         quantize=learner.section.quantize,

@@ -14,6 +14,7 @@ from tutelage.data.loader import EvaluationBatch, Loader
 from tutelage.data.split import Rows
 from tutelage.data.store import Store
 from tutelage.errors import ConfigError
+from tutelage.losses.terms import Term
 from tutelage.models import adapters, grid, load, packing, vocabulary
 from tutelage.models.fingerprint import weights_fingerprint
 from tutelage.recipe import Recipe
@@ -21,7 +22,7 @@ from tutelage.roles import STUDENT, TEACHER, control
 from tutelage.teachers.cached import CachedTeacher
 from tutelage.teachers.ensemble import EnsembleTeacher
 from tutelage.teachers.live import LiveTeacher
-from tutelage.training import curriculum, micro_batch, starts, teachers, widths
+from tutelage.training import curriculum, features, micro_batch, starts, teachers, widths
 from tutelage.training.corpus import Corpus, Examples
 from tutelage.training.importance import LayerChoice
 from tutelage.training.plan import terms_of
@@ -53,6 +54,7 @@ class Prepared:
     teacher: LiveTeacher | EnsembleTeacher | CachedTeacher | None  # None also where it trains
     teacher_start: CausalLM | None  # of one that trains: float32, on the CPU; copy before training
     students: dict[str, CausalLM]  # the start weights by name, likewise
+    terms: dict[str, tuple[Term, ...]]  # of each student's loss, those that compare layers settled
     layers: dict[str, LayerChoice | None]
     loader: Loader
     evaluation_sets: dict[str, Callable[[], list[EvaluationBatch]]]
@@ -84,14 +86,7 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
     """
     _require_objects(recipe, memory)
     teachers.require_answers(recipe)
-    training = recipe.training
-    recorded = (earlier or {}).get("compute", {})
-    compute = choose_compute_path(
-        str(recorded.get("weight_dtype", training.precision)),
-        device=str(recorded.get("device", training.device)),
-        threads=training.threads,
-    )
-    teachers.device_of(recipe, compute)  # refuses one that is not there, before anything is read
+    compute = _compute_path(recipe, earlier or {})
     tokenizer = memory.tokenizer if memory.tokenizer is not None else teachers.tokenizer_of(recipe)
     stop_ids = _compare_with_students(recipe, tokenizer)
     n_vocabulary = vocabulary.real_vocabulary(tokenizer)
@@ -116,9 +111,10 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
         )
     teaching = teacher.model if isinstance(teacher, LiveTeacher) else teacher_start
     teachers.verify_all(students.values(), teaching, n_vocabulary=n_vocabulary, max_length=recipe.data.max_length)
+    terms = _terms(recipe, made, teacher=teacher)
     _shape_batches(
         data, recipe, students=students, teacher=teacher, teacher_start=teacher_start, compute=compute,
-        n_vocabulary=n_vocabulary, earlier=earlier or {},
+        n_vocabulary=n_vocabulary, earlier=earlier or {}, terms=terms,
     )  # fmt: skip
     for name, ids in stop_ids.items():
         students[name].generation_config.eos_token_id = list(ids)
@@ -131,12 +127,42 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
         teacher=teacher,
         teacher_start=teacher_start,
         students=students,
+        terms=terms,
         layers={name: start.layers for name, start in made.items()},
         loader=data.loader(curriculum=order),
         evaluation_sets=data.evaluation_sets(),
         measured_rows=data.measured_rows(),
         provenance=_provenance(data, teacher=teacher_start or teacher, starts=made, compute=compute, order=order),
     )
+
+
+def _compute_path(recipe: Recipe, earlier: Mapping[str, Any]) -> ComputePath:
+    """That of the run that goes on, or the one asked for; refuses a device that is not there, the teacher's too."""
+    training, recorded = recipe.training, earlier.get("compute", {})
+    compute = choose_compute_path(
+        str(recorded.get("weight_dtype", training.precision)),
+        device=str(recorded.get("device", training.device)),
+        threads=training.threads,
+    )
+    teachers.device_of(recipe, compute)
+    return compute
+
+
+def _terms(
+    recipe: Recipe, starts: Mapping[str, Start], *, teacher: LiveTeacher | EnsembleTeacher | CachedTeacher | None
+) -> dict[str, tuple[Term, ...]]:
+    """What each student learns, with the layers that are compared."""
+    live = teacher.model if isinstance(teacher, LiveTeacher) else None
+    return {
+        name: features.settled(
+            terms_of(recipe.learners[name].loss),
+            student=start.model,
+            teacher=live,
+            kept=start.kept,
+            channels=start.width.hidden if start.width is not None else (),
+        )
+        for name, start in starts.items()
+    }
 
 
 def _cached(recipe: Recipe, data: Corpus, *, model: nn.Module | None, compute: ComputePath) -> CachedTeacher | None:
@@ -164,6 +190,7 @@ def _shape_batches(
     compute: ComputePath,
     n_vocabulary: int,
     earlier: Mapping[str, Any],
+    terms: Mapping[str, tuple[Term, ...]],
 ) -> None:
     """Whether a row may hold several documents, and how many rows fit at once: as in the run that goes on, or found."""
     learning = {**({TEACHER: teacher_start} if teacher_start is not None else {}), **students}
@@ -173,8 +200,9 @@ def _shape_batches(
     data.packed = bool(packed)
     if recipe.training.micro_batch == "auto":
         data.micro_batch = at_once or micro_batch.of_recipe(
-            recipe, data.loader(), starts=learning, teacher=teacher, compute=compute, n_vocabulary=n_vocabulary
-        )
+            recipe, data.loader(), starts=learning, teacher=teacher, compute=compute, n_vocabulary=n_vocabulary,
+            terms=terms,
+        )  # fmt: skip
 
 
 def _curriculum(

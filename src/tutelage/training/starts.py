@@ -32,6 +32,7 @@ class Start:
     model: CausalLM
     layers: LayerChoice | None = None
     width: Kept | None = None
+    kept: tuple[int, ...] | None = None  # the teacher's layers that it has, where it is made of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +53,9 @@ def start_of(makers: Makers, name: str, *, measured: Mapping[str, Any]) -> Start
     `measured`: what an unfinished run has recorded of `layers` and `widths`; it is taken from there.
     """
     section = makers.recipe.learners[name].section
-    choice = kept = None
+    choice = kept = layers = None
     if section.copies_teacher:
-        model, choice = _copied(makers, section, measured=measured.get("layers"))
+        model, layers, choice = _copied(makers, section, measured=measured.get("layers"))
     else:
         model = _own(makers, section, name=name)
     model = wide(model, makers.compute)
@@ -74,7 +75,7 @@ def start_of(makers: Makers, name: str, *, measured: Mapping[str, Any]) -> Start
         on_it = grid.rounding_of(model, section.quantize, name=name).inputs_first
         n_rounded = sum(model.get_parameter(key).numel() for key in on_it)
         console.say(f"{name}: {n_rounded:,} of {_size(model)} parameters are rounded to {section.quantize}")
-    return Start(model=model.eval(), layers=choice, width=kept)
+    return Start(model=model.eval(), layers=choice, width=kept, kept=layers)
 
 
 def adapter_of(section: Lora) -> adapters.Adapter:
@@ -113,13 +114,13 @@ def _own(makers: Makers, section: StudentSection, *, name: str) -> CausalLM:
 # --- depth ---
 def _copied(
     makers: Makers, section: StudentSection, *, measured: Mapping[str, Any] | None
-) -> tuple[CausalLM, LayerChoice | None]:
-    """The teacher with the layers that the recipe keeps: all of them where it narrows alone."""
+) -> tuple[CausalLM, tuple[int, ...] | None, LayerChoice | None]:
+    """The teacher with the layers that the recipe keeps, and which they are: None, all, where it narrows alone."""
     assert makers.teacher is not None, "recipe rules: a copy needs a teacher"
     if section.layers is None:
-        return copy.deepcopy(makers.teacher), None
+        return copy.deepcopy(makers.teacher), None, None
     layers, choice = _layers(makers, section.layers, makers.teacher, measured=measured)
-    return student.from_layers(makers.teacher, layers), choice
+    return student.from_layers(makers.teacher, layers), tuple(sorted(layers)), choice
 
 
 def _layers(

@@ -11,14 +11,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import log
-from typing import Protocol
+from typing import Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from tutelage.errors import IntegrityError, NumericError
+from tutelage.errors import ConfigError, IntegrityError, NumericError
 from tutelage.losses.chunked import CHUNK_POSITIONS
 from tutelage.losses.family import Family
+from tutelage.losses.feature_sums import teachers_taps
 from tutelage.losses.stored import metric_name
 from tutelage.losses.terms import Scale, Term
 from tutelage.randomness import derive_seed
@@ -26,11 +27,12 @@ from tutelage.roles import FAMILY, STUDENT, TEACHER, figure_name, figures_of, mo
 from tutelage.training.member import Member, Peer
 from tutelage.training.optim import OptimizerSettings
 from tutelage.training.precision import ComputePath
-from tutelage.types import Batch, CausalLM, LossSums, Targets
+from tutelage.types import Batch, CausalLM, LossSums, Tap, Targets
 
 _NEGATIVE_KL = -1e-6
 _CROSS_ENTROPIES = ("cross_entropy", "cross_entropy_argmax", "soft_cross_entropy")
 _REMEMBERED = 0.95  # of a running loss, by each step
+_BESIDE = " beside"  # after a model's name: what its feature terms learn with it
 
 
 class Teacher(Protocol):
@@ -38,6 +40,15 @@ class Teacher(Protocol):
 
     def targets(self, batch: Batch) -> Targets:
         """Targets at the batch's trained positions, on the batch's device."""
+        ...
+
+
+@runtime_checkable
+class ShowingTeacher(Protocol):
+    """A teacher whose targets can hold what it computes inside."""
+
+    def showing(self, taps: Iterable[Tap]) -> Teacher:
+        """The same teacher, with `features` at these places in its targets."""
         ...
 
 
@@ -80,7 +91,7 @@ class Trainer:
         `microbatches(step)` is a pure function of the step: so data resume exactly.
         """
         self.compute = compute
-        self.peers = {member.name: Peer(member, compute=compute) for member in members}
+        self.peers = {member.name: Peer(member, compute=compute, seed=seed) for member in members}
         assert len(self.peers) == len(members), "two members have one name"
         self.name = next(iter(self.peers)) if len(members) == 1 else name
         self.step = 0
@@ -91,12 +102,14 @@ class Trainer:
             {member.name: member.terms for member in members},
             n_vocabulary=n_vocabulary,
             chunk_positions=chunk_positions,
+            learned={peer.name: peer.beside.parameters for peer in self.peers.values() if peer.beside is not None},
         )
         if gradient_checkpointing:
             for member in members:
                 member.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         self._sources = {t.source for member in members for t in member.terms if t.needs_teacher}
-        self._teacher = teacher if TEACHER in self._sources - {*self.peers} else None
+        asked = teacher if TEACHER in self._sources - {*self.peers} else None
+        self._teacher = _showing(asked, teachers_taps(term for member in members for term in member.terms))
         self.microbatches = microbatches
         self._n_vocabulary = n_vocabulary
         self._seed = seed
@@ -132,6 +145,7 @@ class Trainer:
             sums = loss_sums.detach() if sums is None else sums + loss_sums.detach()
         assert sums is not None
         norms = {peer.name: peer.optimizer.clip() for peer in training}
+        norms |= {peer.name + _BESIDE: peer.beside.optimizer.clip() for peer in training if peer.beside is not None}
         stats = self._stats(sums, scales=scales, norms=norms, microbatches=microbatches)
         self._stop_if_not_possible(stats, microbatches)
         for peer in training:  # after every backward: nobody learns from weights of the next step
@@ -245,9 +259,9 @@ class Trainer:
         return StepStats(
             step=self.step + 1,
             losses={n: v / sums.counts[n] for n, v in plain.items()},
-            totals={n: _weighted(plain, n, self.peers[n].member.terms, scales[n]) for n in norms},
+            totals={n: _weighted(plain, n, self.peers[n].member.terms, scales[n]) for n in scales},
             gradient_norms=dict(zip(norms, values, strict=False)),
-            learning_rates={n: self.peers[n].learning_rate(self.step) for n in norms},
+            learning_rates={n: self.peers[n].learning_rate(self.step) for n in scales},
             n_tokens=sum(batch.view.ids_BT.numel() for batch in microbatches),
             n_trained=next(iter(sums.counts.values())),
             seconds=0.0,
@@ -277,11 +291,28 @@ class Trainer:
     def _lower(self, bad: Sequence[str]) -> str:
         if len(self.peers) == 1:
             return "lower training.learning_rate"
-        return f"lower the learning rate of {', '.join(dict.fromkeys(name.split('/', 1)[0] for name in bad))}"
+        return f"lower the learning rate of {', '.join(dict.fromkeys(_whose(name) for name in bad))}"
 
     def _drop_gradients(self) -> None:
         for peer in self.peers.values():
             peer.masters.zero_grad()
+            if peer.beside is not None:
+                peer.beside.zero_grad()
+
+
+def _can_show(teacher: object) -> TypeGuard[ShowingTeacher]:
+    return isinstance(teacher, ShowingTeacher)
+
+
+def _showing(teacher: Teacher | None, taps: Sequence[Tap]) -> Teacher | None:
+    """The teacher, whose targets hold what it computes at these places where there are any."""
+    if not taps:
+        return teacher
+    if not _can_show(teacher):
+        raise ConfigError(
+            "FEATURES", "terms with features need one live teacher; give teacher.model, or leave them out"
+        )
+    return teacher.showing(taps)
 
 
 def one_model(
@@ -313,6 +344,10 @@ def _weighted(losses: Mapping[str, float], model: str, terms: Sequence[Term], sc
         names = (figure_name(model, metric_name(term, kind=kind)) for kind in (None, "sample"))
         total += scales[term.name].factor * next(losses[name] for name in names if name in losses)
     return total
+
+
+def _whose(figure: str) -> str:
+    return model_and_term(figure)[0].removesuffix(_BESIDE)
 
 
 def _timed(stats: StepStats, *, seconds: float) -> StepStats:

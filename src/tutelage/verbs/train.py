@@ -215,7 +215,10 @@ def _members(prepared: Prepared) -> list[Member]:
     n_steps = n_steps_of(recipe.training, prepared.loader)
     teacher = prepared.teacher_start
     members = [teacher_member(recipe, copy.deepcopy(teacher), n_steps=n_steps)] if teacher is not None else []
-    students = [student_member(recipe, name, prepared.start(name), n_steps=n_steps) for name in prepared.students]
+    students = [
+        student_member(recipe, name, prepared.start(name), n_steps=n_steps, terms=prepared.terms[name])
+        for name in prepared.students
+    ]
     return members + students
 
 

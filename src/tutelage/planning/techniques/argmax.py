@@ -1,7 +1,7 @@
 """The teacher's first choice at each token as the label: hard labels without generation."""
 
 from tutelage.planning.facts import Facts
-from tutelage.planning.techniques._needs import weights as impossible
+from tutelage.planning.techniques._needs import no_layers, weights
 from tutelage.planning.techniques._recipe import Tree, asks_teacher, taught
 from tutelage.planning.work import Place, Work
 
@@ -13,6 +13,11 @@ TITLE = "the teacher's first choice at each token"
 def work(facts: Facts) -> Work:
     """As soft labels from a live teacher."""
     return Work(student_training=facts.text.trained, teacher_forward=facts.text.trained)
+
+
+def impossible(facts: Facts) -> str:
+    """First choices alone: nothing else of the teacher is followed."""
+    return weights(facts) or no_layers(facts)
 
 
 def recipe(base: Tree, place: Place) -> Tree:

@@ -2,7 +2,7 @@
 
 from tutelage.cache.calibrate import SAMPLE_LEAST, SAMPLE_MOST, SAMPLE_SHARE
 from tutelage.planning.facts import Facts
-from tutelage.planning.techniques._needs import one_teacher
+from tutelage.planning.techniques._needs import no_layers, one_teacher
 from tutelage.planning.techniques._recipe import Tree, taught, with_teacher
 from tutelage.planning.work import Place, Work
 
@@ -28,8 +28,10 @@ def _sample(n: float) -> float:
 
 
 def impossible(facts: Facts) -> str:
-    """`label` asks one teacher; the caches of several are merged."""
+    """`label` asks one teacher, for distributions; the caches of several are merged."""
     reason = one_teacher(facts)
+    if not reason:
+        return no_layers(facts)
     return f"{reason}; label each by itself, then tutelage cache merge" if reason and facts.members > 1 else reason
 
 

@@ -3,7 +3,7 @@
 from tutelage.errors import ConfigError
 from tutelage.planning.facts import Facts
 from tutelage.planning.techniques import hard
-from tutelage.planning.techniques._needs import a_teacher
+from tutelage.planning.techniques._needs import a_teacher, no_layers
 from tutelage.planning.techniques._recipe import Tree, asks_teacher, on_text
 from tutelage.planning.work import Place, Work
 
@@ -29,7 +29,7 @@ def impossible(facts: Facts) -> str:
         return "is for a teacher behind an endpoint; this one gives whole distributions: soft, cached"
     if not facts.endpoint.top_logprobs:
         return "needs log-probabilities from the endpoint; where it gives them, set generate.top_logprobs"
-    return ""
+    return no_layers(facts)
 
 
 def recipe(base: Tree, place: Place) -> Tree:

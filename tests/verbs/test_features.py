@@ -1,0 +1,74 @@
+"""Terms that compare layers, in whole runs: trained, killed, continued, planned."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+import tutelage
+from tests.verbs.tiny_runs import assert_same_outcome, command_in_fork, recipe, wait
+from tutelage import io
+from tutelage.recipe import load_recipe
+
+LOSS = [{"forward_kl": 0.8}, {"hidden_states": 0.1}, {"features": "attention_relations", "weight": 0.1}]
+
+
+@pytest.fixture(scope="module")
+def path(base: Path, tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("features") / "recipe.yaml"
+    whole = recipe(base, loss=LOSS, student={"layers": {"listed": [0, 2]}, "width": {"hidden": 8}})
+    whole["training"] |= {"steps": 3, "evaluate_every": 0.5}
+    file.write_text(json.dumps(whole))
+    return file
+
+
+@pytest.fixture(scope="module")
+def whole(path: Path) -> tutelage.Run:
+    """The run that nobody interrupted."""
+    return tutelage.train(path, run_dir=path.parent / "whole")
+
+
+def test_each_term_is_logged_under_its_name_and_held_out_text_is_measured_with_it(whole):
+    steps = [row for row in whole.metrics if "student/total" in row]
+    assert len(steps) == 3
+    for row in steps:
+        parts = [row[f"student/{name}"] for name in ("forward_kl", "hidden_states", "attention_relations")]
+        assert all(part > 0 for part in parts)
+        assert row["student/total"] == pytest.approx(0.8 * parts[0] + 0.1 * parts[1] + 0.1 * parts[2], rel=1e-5)
+    assert steps[0]["student/hidden_states"] < 0.75  # its channels begin where they were taken; a random map gives 0.9
+    held_out = [row for row in whole.metrics if "student/held_out/hidden_states" in row]
+    assert held_out
+    assert all(row["student/held_out/attention_relations"] > 0 for row in held_out)
+
+
+def test_what_is_learned_beside_the_student_is_in_its_checkpoints_and_not_in_the_model(whole):
+    saved = whole.path / "checkpoints/student/step-000003/student.beside.safetensors"
+    assert b"hidden_states_projection_1" in saved.read_bytes()
+    assert not any("projection" in name for name, _ in whole.student().named_parameters())
+
+
+def killed_after_the_first_step() -> None:
+    """In a process that is a fork of the tests'."""
+
+    def die_there(operation) -> None:
+        if "step-000002" in str(operation.path):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    io.FAULTS = die_there
+
+
+def test_a_run_that_was_killed_ends_in_the_same_bits(path, whole, tmp_path):
+    run = tmp_path / "run"
+    pid = command_in_fork("train", path, "--run-dir", run, log=tmp_path / "log", before=killed_after_the_first_step)
+    assert wait(pid) == -signal.SIGKILL
+    tutelage.train(path, run_dir=run)
+    assert_same_outcome(run, whole.path)
+
+
+def test_plan_and_doctor_know_such_a_loss(path):
+    plan = tutelage.plan(path, calibration=False).plan
+    assert {e.name for e in plan.estimates if "features" in e.impossible} == {"argmax", "cached", "co"}
+    assert next(e for e in plan.estimates if e.name == "soft").flops is not None
+    assert tutelage.doctor(load_recipe(path), measured=False).ok

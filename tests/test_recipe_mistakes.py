@@ -35,7 +35,10 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ),
     (training(learning_rate="1e-3"), "training.learning_rate must be a number > 0, got '1e-3'"),
     (training(betas=[0.9]), "training.betas[1] is missing"),
-    ({"student": 3}, "student must be a mapping with layers, width, model, revision, init, lora, quantize, config, got 3"),
+    (
+        {"student": 3},
+        "student must be a mapping with layers, width, model, revision, init, lora, quantize, config, got 3",
+    ),
     (
         {"teacher": ["a"]},
         "teacher must be a mapping with model, cache, api, writers, answers, terms, revision, dtype, quantize, device, "

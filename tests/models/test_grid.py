@@ -1,6 +1,7 @@
 """Weights on a grid of integers: nearest, exact, unchanged when rounded again; what learns on it, and what cannot."""
 
 import copy
+from typing import get_args
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from tutelage.losses.schedules import Schedule
 from tutelage.losses.terms import Term
 from tutelage.models import student
 from tutelage.models.grid import GRIDS, coded, on_grid, packed_bytes, rounded, rounding_of
+from tutelage.recipe import Student
 from tutelage.teachers.live import LiveTeacher
 from tutelage.training.member import Member
 from tutelage.training.optim import OptimizerSettings
@@ -22,6 +24,12 @@ from tutelage.training.trainer import Trainer
 
 KINDS = sorted(GRIDS)
 EXACT_IN = {"int8": (torch.float32, torch.float64), "int4": (torch.float32, torch.bfloat16, torch.float64)}
+
+
+def kinds_of_a_recipe() -> list[str]:
+    (kinds, none) = get_args(Student.model_fields["quantize"].annotation)
+    assert none is type(None)
+    return sorted(get_args(kinds))
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
@@ -115,6 +123,10 @@ def test_what_cannot_lie_on_a_grid_is_refused_with_what_can():
         ConfigError, match="a.quantize: int8 rounds linear layers, and MixtralExperts .* leave quantize"
     ):
         rounding_of(student.empty(FAMILIES["mixtral"](), dtype=torch.float32), "int8", name="a")
+
+
+def test_every_grid_can_be_asked_for_and_no_other():
+    assert kinds_of_a_recipe() == KINDS
 
 
 def test_packed_a_rounded_model_takes_its_integers_two_bytes_a_scale_and_two_for_all_else():

@@ -50,7 +50,7 @@ def live_of(model, *, answers_on):
     """A teacher without a fingerprint: fake weights have no bytes."""
     teacher = LiveTeacher.__new__(LiveTeacher)
     teacher.model, teacher._n_vocabulary = model, 48
-    teacher._answers_on, teacher._moved_head = answers_on, None
+    teacher._answers_on, teacher._moved_head, teacher._taps = answers_on, None, ()
     return teacher
 
 

@@ -38,6 +38,7 @@ LOSSES: dict[str, tuple[dict[str, Any], list[Any]]] = {  # student, terms beside
     "hidden-mse": (DEPTH, [hidden(0.1, distance="mse")]),
     "hidden-last": (DEPTH, [hidden(0.1, layers={19: 29})]),
     "relations": (DEPTH, [RELATIONS]),
+    "relations-0.01": (DEPTH, [{**RELATIONS, "weight": 0.01}]),
     "both": (DEPTH, [hidden(0.1), RELATIONS]),
     "narrow-soft": (NARROW, []),
     "narrow-hidden": (NARROW, [hidden(0.1)]),

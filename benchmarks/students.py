@@ -23,7 +23,7 @@ METRICS = ("kl_to_teacher", "held_out_loss", "top1_agreement", "ece")
 WAYS: dict[str, dict[str, Any]] = {
     "depth": {"layers": 20},
     "width": {"width": {"mlp": 1024, "heads": 6}},
-    "channels": {"width": {"hidden": 424}},
+    "channels": {"width": {"hidden": 432}},
     "both": {"layers": 24, "width": {"mlp": 1184}},
     "depth-partly-random": {"layers": 20, "init": {"random": 0.3}},
     "depth-lora": {"layers": 20, "lora": {"rank": 16}},

@@ -167,7 +167,8 @@ def test_what_was_kept_survives_json():
     ("asked", "expected"),
     [
         ({"hidden": 0.5, "mlp": 0.5, "heads": 0.5}, (16, 24, 4, 2)),  # 12, 20 and 3 in steps of 8, 8 and 2
-        ({"hidden": 20}, (20, 40, 6, 3)),
+        ({"hidden": 18}, (18, 40, 6, 3)),
+        ({"hidden": 0.7}, (18, 40, 6, 3)),  # 16 in steps of 8, which 6 heads do not divide
         ({"heads": 4}, (24, 40, 4, 2)),
         ({"heads": 3, "key_value_heads": 3}, (24, 40, 3, 3)),
         ({"key_value_heads": 1}, (24, 40, 2, 1)),
@@ -187,6 +188,7 @@ def test_what_a_recipe_asks_in_numbers(asked, expected):
         ({"heads": 4, "key_value_heads": 3}, "give at most 3 key_value_heads, and heads that are 1 to 2 times as many"),
         ({"key_value_heads": 4}, "the teacher has 6 on 3"),
         ({"heads": 5, "key_value_heads": 1}, "the teacher has 6 on 3"),
+        ({"hidden": 20}, "LlamaConfig takes no 20 channels and 6 heads together; give hidden=18 or 24"),
     ],
 )
 def test_more_than_the_teacher_has_or_uneven_groups_are_refused(asked, said):

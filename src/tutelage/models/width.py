@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from tutelage.errors import ConfigError
@@ -50,9 +51,40 @@ def wanted_sizes(
 ) -> Sizes:
     """The widths that a recipe asks of a teacher with this config; below 1 a number is a share.
 
-    Without `key_value_heads` whole groups of heads are kept, with it as many heads of each group.  Raises
-    ConfigError[WIDTH] for more than the teacher has, or heads that make no equal groups.
+    Without `key_value_heads` whole groups of heads are kept, with it as many heads of each group.  A share of the
+    channels becomes one that the heads divide where the family asks for that.  Raises ConfigError[WIDTH] for more than
+    the teacher has, heads that make no equal groups, and widths that its family's config refuses.
     """
+    return _as_saved(config, _asked_sizes(config, hidden, mlp, heads, key_value_heads), hidden=hidden)
+
+
+def _as_saved(config: Any, asked: Sizes, *, hidden: float | None) -> Sizes:
+    """Sizes that transformers saves: of most families the heads divide the channels, though their own width stays."""
+    if _is_valid(config, asked):
+        return asked
+    own, _ = sizes_of(config)
+    others = [n for n in range(asked.heads, own.hidden + 1, asked.heads) if _is_valid(config, replace(asked, hidden=n))]
+    is_share = hidden is not None and hidden < 1
+    wanted = own.hidden * hidden if hidden is not None and is_share else asked.hidden
+    others.sort(key=lambda n: (abs(n - wanted), n % ROUNDED_TO))
+    if others and is_share:
+        return replace(asked, hidden=others[0])
+    way = f"hidden={' or '.join(str(n) for n in sorted(others[:2]))}" if others else "other heads"
+    found = f"{asked.hidden} channels and {asked.heads} heads"
+    raise ConfigError("WIDTH", f"student.width: {type(config).__name__} takes no {found} together; give {way}")
+
+
+def _is_valid(config: Any, sizes: Sizes) -> bool:
+    try:
+        narrow_config(config, sizes).validate()
+    except StrictDataclassError:
+        return False
+    return True
+
+
+def _asked_sizes(
+    config: Any, hidden: float | None, mlp: float | None, heads: float | None, key_value_heads: int | None
+) -> Sizes:
     own, _ = sizes_of(config)
     per_group = own.heads // own.groups
     step = per_group if key_value_heads is None else key_value_heads

@@ -69,7 +69,7 @@ def test_a_share_outside_of_0_to_1_is_refused_with_the_divergence_to_use(name, s
 def test_the_code_of_the_page_about_losses_runs():
     page = (Path(__file__).parents[2] / "docs" / "losses.md").read_text(encoding="utf-8")
     blocks = page.split("```python\n")[1:]
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     found: dict[str, object] = {}
     for block in blocks:
         exec(block.split("```")[0], found)

@@ -118,4 +118,41 @@ REACH = (
         new='return cast(BinaryIO, self.system.open(path=self.url, mode="rb"))',
         oracles=(PLACES + "test_a_store_that_is_read_by_ranges_gives_the_same_lines",),
     ),
+    Mutant(
+        id="M459",
+        what="of StereoSet's own file only the place in the list is known, not the list",
+        file="evaluation/pairs.py",
+        old='yield from ((f"{path}:{kind}[{i}]", row) for i, row in enumerate(rows))',
+        new='yield from ((f"{path}:[{i}]", row) for i, row in enumerate(rows))',
+        oracles=(
+            "tests/evaluation/test_probes.py::test_stereosets_own_file_and_a_list_are_read_and_lines_by_that_name_too",
+        ),
+    ),
+    Mutant(
+        id="M463",
+        what="a width that cannot be saved is trained",
+        file="models/width.py",
+        old="if _is_valid(config, asked):",
+        new="if True:",
+        oracles=("tests/models/test_width.py::test_more_than_the_teacher_has_or_uneven_groups_are_refused",),
+    ),
+    Mutant(
+        id="M464",
+        what="a share of the channels that the heads do not divide is refused, not moved",
+        file="models/width.py",
+        old="if others and is_share:",
+        new="if False:",
+        oracles=("tests/models/test_width.py::test_what_a_recipe_asks_in_numbers",),
+    ),
+    Mutant(
+        id="M465",
+        what="numbers of held-out text demanded of an endpoint that never saw it",
+        file="training/teachers.py",
+        old="asked_once = own_text and recipe.training.evaluate_every is None  # at the end, and not for the loss",
+        new="asked_once = False",
+        oracles=(
+            "tests/verbs/test_compare_endpoint.py::"
+            "test_what_an_endpoint_writes_is_compared_with_the_text_that_it_went_on_from",
+        ),
+    ),
 )

@@ -11,16 +11,15 @@ stopped goes on.
 """
 
 import argparse
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any  # recipes and results are JSON
 
 import tutelage
+from benchmarks import cells as table
 from benchmarks import measure
 
 TEACHER = "package:smollm2-135m-instruct"
-METRICS = ("kl_to_teacher", "held_out_loss", "top1_agreement", "ece")
 DEPTH: dict[str, Any] = {"layers": {"evenly": 20}}
 NARROW: dict[str, Any] = {**DEPTH, "width": {"hidden": 432}}
 RELATIONS: dict[str, Any] = {"features": "attention_relations", "weight": 0.1}
@@ -65,19 +64,13 @@ def recipe_of(name: str, *, seed: int, tokens: int, teacher: str, documents: int
 def cell(name: str, recipe: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Train, or take up what is there, and read what was measured."""
     run = tutelage.train(recipe, run_dir=folder)
-    found = run.as_json()
-    measured = found["evaluation"]["sets"]["held_out"]["estimates"]
     last = [row for row in run.metrics if "student/total" in row][-1]
     return {
         "name": name,
         "loss": recipe["loss"],
         "student": recipe["student"],
         "seed": recipe["training"]["seed"],
-        "tokens": found["tokens"],
-        "training_s": found["training_s"]["student"],
-        **{f"{metric}_{when}": measured[model][metric]["value"]
-           for metric in METRICS for when, model in (("before", "student_before"), ("after", "student"))},
-        "stderr": {metric: measured["student"][metric]["stderr"] for metric in METRICS},
+        **table.measured(run),
         "last_step": {key: value for key, value in last.items() if key.startswith("student/")},
     }  # fmt: skip
 
@@ -88,9 +81,7 @@ def conclusions(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]
     for name in LOSSES:
         own = [one for one in cells if one["name"] == name]
         if own:
-            keys = ["training_s", *(f"{metric}_{when}" for metric in METRICS for when in ("before", "after"))]
-            means = {key: statistics.mean(one[key] for one in own) for key in keys}
-            rows[name] = {"seeds": [one["seed"] for one in own], **means}
+            rows[name] = table.means(own)
     return rows
 
 

@@ -10,16 +10,15 @@ rows.  `depth` and `width` have 99.1 M parameters, `channels` and `both` within 
 """
 
 import argparse
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any  # recipes and results are JSON
 
 import tutelage
+from benchmarks import cells as table
 from benchmarks import measure
 
 TEACHER = "package:smollm2-135m-instruct"
-METRICS = ("kl_to_teacher", "held_out_loss", "top1_agreement", "ece")
 WAYS: dict[str, dict[str, Any]] = {
     "depth": {"layers": 20},
     "width": {"width": {"mlp": 1024, "heads": 6}},
@@ -52,8 +51,6 @@ def recipe_of(way: str, *, seed: int, tokens: int, teacher: str, documents: int,
 def cell(way: str, recipe: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Train, or take up what is there, and read what was measured."""
     run = tutelage.train(recipe, run_dir=folder)
-    found = run.as_json()
-    measured = found["evaluation"]["sets"]["held_out"]["estimates"]
     size = tutelage.plan(recipe).plan.facts.students["student"]
     return {
         "way": way,
@@ -61,11 +58,7 @@ def cell(way: str, recipe: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "seed": recipe["training"]["seed"],
         "parameters": size.parameters,
         "learned": size.learned if size.learned is not None else size.parameters,
-        "tokens": found["tokens"],
-        "training_s": found["training_s"]["student"],
-        **{f"{name}_{when}": measured[model][name]["value"]
-           for name in METRICS for when, model in (("before", "student_before"), ("after", "student"))},
-        "stderr": {name: measured["student"][name]["stderr"] for name in METRICS},
+        **table.measured(run),
     }  # fmt: skip
 
 
@@ -75,10 +68,7 @@ def conclusions(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]
     for way in WAYS:
         own = [one for one in cells if one["way"] == way]
         if own:
-            names = [f"{name}_{when}" for name in METRICS for when in ("before", "after")]
-            rows[way] = {"seeds": [one["seed"] for one in own], "parameters": own[0]["parameters"],
-                         "learned": own[0]["learned"], "training_s": statistics.mean(o["training_s"] for o in own),
-                         **{name: statistics.mean(one[name] for one in own) for name in names}}  # fmt: skip
+            rows[way] = {"parameters": own[0]["parameters"], "learned": own[0]["learned"], **table.means(own)}
     return rows
 
 

@@ -70,7 +70,7 @@ def arms_of(recipe: dict[str, Any], folder: Path, planned: Planned, *, names: Se
         beginnings=write_beginnings(base, folder / "texts"),
     )
     contest = contest_of(
-        base_of(base, layers=None), planned.plan.facts, names=names, seeds=1, place=place, equal_compute=False
+        base_of(base, start=None), planned.plan.facts, names=names, seeds=1, place=place, equal_compute=False
     )
     return contest.arms
 

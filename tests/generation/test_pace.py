@@ -1,31 +1,63 @@
 """The pace: found by measuring, lowered by what tells of overload, and never above what the recipe allows."""
 
+import asyncio
+
 import pytest
 
 from tests.generation.asking import generate
 from tests.instruments.endpoint import Action, error
 from tutelage.generation.budget import Budget, Price, Usage
 from tutelage.generation.ledger import PICO, Ledger
-from tutelage.generation.pace import Pace, backoff_s
+from tutelage.generation.pace import FIRST, Pace, backoff_s
 
 
-def limit_found(capacity: int, *, most: int = 64, n: int = 4000) -> list[float]:
-    """The limit after each reply of an endpoint that works on `capacity` requests at once, a tenth of a second each."""
+def limit_found(capacity: int, *, together: int = 1, most: int = 64, n: int = 4000) -> list[float]:
+    """The limit after each reply of an endpoint that works on `capacity` requests at once, a tenth of a second each.
+
+    Up to `together` replies come, and are taken in and leave, before anybody else is served.
+    """
     now, limits = 0.0, []
     pace = Pace(most=most, clock=lambda: now)
-    for _ in range(n):
-        pace.n_under_way = int(pace.limit)  # there is always more to ask
-        now += 0.1 / min(pace.n_under_way, capacity)
-        pace.answered()
-        limits.append(pace.limit)
+
+    async def ask() -> None:
+        while True:  # there is always more to ask
+            await pace.slot()
+
+    async def answer() -> None:
+        nonlocal now
+        asking = asyncio.create_task(ask())
+        while len(limits) < n:
+            await asyncio.sleep(0)
+            coming = min(together, pace.n_under_way)
+            now += coming * 0.1 / min(pace.n_under_way, capacity)
+            for _ in range(coming):
+                pace.answered()
+                pace.leave()
+                limits.append(pace.limit)
+            await asyncio.sleep(0)
+        asking.cancel()
+
+    asyncio.run(answer())
     return limits
 
 
+@pytest.mark.parametrize("together", [1, 6])
 @pytest.mark.parametrize("capacity", [1, 4, 8, 30, 100])
-def test_the_number_settles_where_more_does_not_help(capacity):
-    limits = limit_found(capacity)
+def test_the_number_settles_where_more_does_not_help(capacity, together):
+    limits = limit_found(capacity, together=together)
     settled = limits[len(limits) // 2 :]
     assert all(min(capacity, 64) * 0.85 <= limit <= max(8, 2.2 * capacity) and limit <= 64 for limit in settled)
+
+
+def test_where_there_is_nothing_more_to_ask_the_number_stays():
+    now = 0.0
+    pace = Pace(most=64, clock=lambda: now)
+    for _ in range(400):  # one at a time, as prompts that come slowly
+        asyncio.run(pace.slot())
+        now += 0.1
+        pace.answered()
+        pace.leave()
+    assert pace.limit == FIRST
 
 
 def test_overload_halves_the_number_once_for_all_that_were_under_way():

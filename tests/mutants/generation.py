@@ -144,6 +144,22 @@ GENERATION = (
         oracles=(PACE + "test_what_a_request_can_cost_at_most_is_never_below_what_it_costs",),
     ),
     Mutant(
+        id="M466",
+        what="replies that leave together keep the number of requests where it is",
+        file="generation/pace.py",
+        old="if self._was_full:",
+        new="if self.n_under_way >= int(self.limit):",
+        oracles=(PACE + "test_the_number_settles_where_more_does_not_help[30-6]",),
+    ),
+    Mutant(
+        id="M467",
+        what="more requests at once although there is nothing more to ask",
+        file="generation/pace.py",
+        old="if self._was_full:",
+        new="if True:",
+        oracles=(PACE + "test_where_there_is_nothing_more_to_ask_the_number_stays",),
+    ),
+    Mutant(
         id="M310",
         what="a request known by its prompt alone",
         file="generation/request.py",

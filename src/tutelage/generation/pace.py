@@ -48,6 +48,7 @@ class Pace:
         self._most, self._clock = most, clock
         self.limit = float(min(FIRST, most))
         self.n_under_way = 0
+        self._n_waiting, self._was_full = 0, False  # callers of `slot`; whether one had to wait in this round
         self._doubling = True
         self._best_limit, self._best_rate = self.limit, 0.0
         self._n_round, self._round_began, self._rounds_at_best = 0, clock(), 0
@@ -61,9 +62,14 @@ class Pace:
 
     async def slot(self) -> None:
         """Waits until one more may be under way, and takes its place; `leave` gives it back."""
-        while not self.is_free:
-            self._changed.clear()
-            await self._changed.wait()
+        self._n_waiting += 1
+        try:
+            while not self.is_free:
+                self._was_full = True
+                self._changed.clear()
+                await self._changed.wait()
+        finally:
+            self._n_waiting -= 1
         self.n_under_way += 1
 
     def leave(self) -> None:
@@ -87,14 +93,15 @@ class Pace:
         self._begin_round()
 
     def answered(self) -> None:
-        """One more reply came; at the end of a round the number changes."""
+        """One more reply came; at the end of a round in which somebody waited for a place the number changes.
+
+        Whether places are free at this moment says nothing: replies that come together leave together.
+        """
         self._n_round += 1
-        if self.n_under_way < int(self.limit):  # not the endpoint sets the rate: there was nothing more to send
-            return self._begin_round()
         if self._n_round >= max(_ROUND, 2 * int(self.limit)):
-            self._end_round(self._n_round / max(1e-9, self._clock() - self._round_began))
+            if self._was_full:
+                self._end_round(self._n_round / max(1e-9, self._clock() - self._round_began))
             self._begin_round()
-        return None
 
     def _end_round(self, rate: float) -> None:
         if rate > self._best_rate * _HELPS:
@@ -113,3 +120,4 @@ class Pace:
 
     def _begin_round(self) -> None:
         self._n_round, self._round_began = 0, self._clock()
+        self._was_full = self._n_waiting > 0

@@ -187,7 +187,7 @@ GENERATION = (
         id="M313",
         what="a proxy of the environment used",
         file="generation/client.py",
-        old="response = await self._http.handle_async_request(asked)",
+        old="response = await connection.handle_async_request(asked)",
         new="response = await httpx2.AsyncClient().send(asked, stream=True)",
         oracles=(FAULTS + "test_the_environment_adds_no_proxy",),
     ),

@@ -40,16 +40,14 @@ class Sender:
         return work.n_sent
 
     async def _run(self, requests: Iterable[Request], journal: Journal, ledger: Ledger) -> Work:
-        api, most = self.api, self.api.concurrency
-        async with Client(
-            self.endpoint, timeout_s=api.timeout_s, most_connections=most, limit_field=api.limit_field
-        ) as client:
+        api = self.api
+        async with Client(self.endpoint, timeout_s=api.timeout_s, limit_field=api.limit_field) as client:
             work = Work(
                 committer=Committer(journal, ledger),
                 ledger=ledger,
                 budget=self.budget,
                 client=client,
-                pace=Pace(most=most),
+                pace=Pace(most=api.concurrency),
                 host=self.endpoint.host,
                 total=self.total,
                 retries=api.retries,

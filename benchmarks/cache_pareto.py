@@ -33,7 +33,7 @@ from tutelage.cache.codec import CODECS, Budget, Sample
 from tutelage.cache.codecs import _row
 from tutelage.cache.error import Accumulator, Probe, probe, unigram
 from tutelage.home import home
-from tutelage.types import Targets
+from tutelage.types import CachedTargets
 
 TEACHER = "package:smollm2-135m-instruct"
 POSITIONS, FITTED_POSITIONS, FALL_POSITIONS = 20_480, 8192, 102_400  # fitted on as many as `tutelage label` asks for
@@ -156,7 +156,7 @@ def other(bench: Bench, *, name: str) -> Cell:
     return {**errors(stored.targets, bench.probe), "bytes_per_token": stored.bytes_per_token}
 
 
-def errors(targets: Targets, at: Probe) -> Cell:
+def errors(targets: CachedTargets, at: Probe) -> Cell:
     sums = Accumulator()
     sums.add(targets, probe=at)
     found = sums.result()

@@ -90,12 +90,14 @@ def train(prepared: Prepared, way: Way, *, seed: int) -> tuple[Any, float, int]:
     """(trained student in the precision it was trained in, seconds, optimizer steps)."""
     training = prepared.recipe.training
     teacher: Any = prepared.teacher
+    loss = prepared.recipe.loss
+    assert loss is not None  # one student has one
     if way.drawn:
         assert isinstance(teacher, LiveTeacher)
         teacher = DrawnTeacher(teacher, n_draws=way.drawn, seed=seed)
     n_steps = n_steps_of(training, prepared.loader)
     trainer = one_model(
-        prepared.start(), terms=terms_of(prepared.recipe.loss), teacher=teacher, microbatches=prepared.loader.step,
+        prepared.start(), terms=terms_of(loss), teacher=teacher, microbatches=prepared.loader.step,
         compute=prepared.compute, optimizer=optimizer_settings(training, n_steps=n_steps),
         n_vocabulary=prepared.n_vocabulary, seed=seed,
     )  # fmt: skip

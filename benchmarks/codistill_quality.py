@@ -49,7 +49,7 @@ SIZES = {
     "student": {"hidden_size": 192, "num_hidden_layers": 6, "intermediate_size": 512, "num_attention_heads": 3},
 }
 TRUTH = {"cross_entropy": "ground_truth", "weight": 0.5}
-KL = {"divergence": "forward_kl", "weight": {"schedule": "constant", "start": 0.5, "warmup": 0.0}}
+KL: dict[str, Any] = {"divergence": "forward_kl", "weight": {"schedule": "constant", "start": 0.5, "warmup": 0.0}}
 ARMS: dict[str, list[dict[str, Any]]] = {
     "alone": [{"cross_entropy": "ground_truth"}],
     "constant": [KL, TRUTH],
@@ -136,7 +136,7 @@ def run_arms(seed: int, *, prose: Path, tokens: int, batch: int, folder: Path) -
     co = tutelage.train(recipe(**common, tokens=tokens, teacher=teacher, students=students), run_dir=here / "co")
 
     def distilled(name: str, taught_by: Path, n: int) -> Path:
-        asked = {"teacher": str(taught_by), "student": str(start["student"]), "loss": ARMS["constant"]}
+        asked: dict[str, Any] = {"teacher": str(taught_by), "student": str(start["student"]), "loss": ARMS["constant"]}
         return tutelage.train(recipe(**common, tokens=n, **asked), run_dir=here / name).path
 
     finished = distilled("finished", co.path / "models" / "teacher", tokens)
@@ -182,7 +182,7 @@ def hours(tokens: int) -> float:
     n = parameters()
     teacher, student = n["teacher"] + n["teacher head"], n["student"] + n["student head"]
     fewer = share_of_tokens()
-    flops = tokens * (6 * teacher + 6 * len(ARMS) * student + 2 * teacher + 6 * student)
+    flops = 1.0 * tokens * (6 * teacher + 6 * len(ARMS) * student + 2 * teacher + 6 * student)
     flops += tokens * fewer * (6 * teacher + 2 * teacher + 6 * student)
     a, done, started = torch.ones(768, 768, dtype=torch.bfloat16), 0, time.perf_counter()
     while time.perf_counter() - started < 1.0:

@@ -14,7 +14,6 @@ Claim: evaluate / forward at most 1.3, by process time, paired in each round.
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -115,4 +114,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

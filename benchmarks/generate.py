@@ -154,7 +154,7 @@ def asking_alone(folder: Path, url: str, *, n: int, **generate: Any) -> tuple[fl
 
 def rate(arguments: argparse.Namespace) -> dict[str, Any]:
     """Pairs of the bare loop and ours, alternating which is first."""
-    n, rows = arguments.requests, []
+    n, rows = arguments.requests, list[dict[str, Any]]()
     with serving() as url, tempfile.TemporaryDirectory(dir=arguments.folder) as place:
         task = open_task(load_recipe(recipe(Path(place), url, n=n)))
         bodies = [request.as_body() for request in task.sound()]

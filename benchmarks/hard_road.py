@@ -133,7 +133,7 @@ class Road:
 
     def __init__(self, arguments: argparse.Namespace, config: dict[str, Any]) -> None:
         self.arguments, self.config = arguments, config
-        self.folder = arguments.folder / f"{Path(arguments.teacher).stem}-{arguments.seed}"
+        self.folder: Path = arguments.folder / f"{Path(arguments.teacher).stem}-{arguments.seed}"
         self.problems, self.held_out = written_problems(self.folder, arguments)
         path = measure.RESULTS / f"{NAME}.json"
         self.roads: dict[str, Any] = json.loads(path.read_text())["roads"] if path.is_file() else {}
@@ -222,7 +222,7 @@ class Road:
         verified = self.train("verified", first)
         gguf = self.folder / "second-teacher.gguf"
         if not gguf.is_file():
-            write_like(packaged_model(STUDENT.removeprefix("package:")), tutelage.Run(verified).student(), gguf)  # type: ignore[arg-type]
+            write_like(packaged_model(STUDENT.removeprefix("package:")), tutelage.Run(verified).student(), gguf)
         second = self.ask(SECOND, str(gguf), soft=True)
         self.train("second_text", second)
         self.train("second_soft", second, loss=SOFT_LOSS)

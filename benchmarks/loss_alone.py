@@ -13,16 +13,17 @@ Shape legend: N positions, V vocabulary, D student's width, E teacher's width.
 
 import argparse
 import importlib.util
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from benchmarks import measure
-from tutelage.losses.chunked import CHUNK_POSITIONS, GROUP_POSITIONS, Workspace, chunked_loss
+from tutelage.losses.chunked import CHUNK_POSITIONS, GROUP_POSITIONS, chunked_loss
+from tutelage.losses.gradients import Workspace
 from tutelage.losses.terms import Scale, Term
 from tutelage.types import DenseTargets, Head
 
@@ -179,9 +180,9 @@ def contenders(problem: Problem) -> dict[str, Callable[[], object]]:
         "floor_fresh": Floor(reuse=False),
         "floor_grouped": Floor(chunks_per_group=GROUP_POSITIONS // CHUNK_POSITIONS),
     }
-    calls: dict[str, Callable[[], object]] = {name: lambda f=f: f(problem) for name, f in floors.items()}
+    calls: dict[str, Callable[[], object]] = {name: partial(f, problem) for name, f in floors.items()}
     for name, loss in losses().items():
-        calls[name] = lambda loss=loss: problem.gradients(loss)
+        calls[name] = partial(problem.gradients, loss)
     return calls
 
 
@@ -194,7 +195,12 @@ def main() -> None:
     problem = Problem.random(arguments.positions, torch.bfloat16)
     if arguments.memory:
         call = contenders(problem)[arguments.memory]
-        print(measure.memory_above(lambda: None, lambda: [call() for _ in range(2)] and None))
+
+        def twice() -> None:
+            call()
+            call()
+
+        print(measure.memory_above(lambda: None, twice))
         return
     config = {
         "n_positions": arguments.positions,
@@ -221,4 +227,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -149,7 +149,7 @@ def contenders(start: Setup) -> dict[str, Callable[[], Step]]:
     }
     if rivals.has_trl():
         # Copies of the teacher too: accelerate wraps the forward of the model that it is given.
-        options = {"ids_BT": start.ids_BT, "learning_rate": LEARNING_RATE}
+        options: dict[str, Any] = {"ids_BT": start.ids_BT, "learning_rate": LEARNING_RATE}
         made["trl_gkd"] = lambda: rivals.gkd(*copy.deepcopy((start.student, start.teacher)), **options)
         made["trl_distill"] = lambda: rivals.distillation(*copy.deepcopy((start.student, start.teacher)), **options)
     return made

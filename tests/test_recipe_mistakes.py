@@ -15,6 +15,8 @@ from tests.recipe_trees import (
     training,
 )
 
+CACHED = {"model": "/teacher", "cache": "x"}
+
 BROKEN: list[tuple[dict[str, Any], str]] = [
     # E1: unknown and misspelt keys
     (loss(temprature=2.0), "loss[0].temprature unknown (temperature?)"),
@@ -243,6 +245,15 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"cache": {"threshold": 0.3}}, "cache.threshold must be in [0.0025, 0.25], got 0.3"),
     ({"cache": {"draws": 0}}, "cache.draws must be >= 1, got 0"),
     (data(missing_soft="drop"), "data.missing_soft has no effect without teacher.cache; remove it"),
+    (
+        {"teacher": CACHED, "cache": {"rows": "run"}, **data(missing_soft="drop")},
+        "cache.rows run and data.missing_soft: drop exclude each other: without the dropped rows others are read",
+    ),
+    (
+        {"teacher": CACHED, "cache": {"rows": "run"}, **data(curriculum="teacher_loss")},
+        "cache.rows run and data.curriculum exclude each other: the order needs the teacher's loss on all rows",
+    ),
+    ({"teacher": CACHED, "cache": {"rows": "all"}}, "cache.rows 'all' unknown; known: run"),
     (
         {"teacher": {"cache": "x"}, "student": {"layers": 3}},
         "teacher.model is missing: student.layers copies layers of the teacher, and a cache holds no weights; name the "

@@ -69,6 +69,18 @@ def test_the_layout_is_whole_rows_restarting_positions_and_no_label_on_a_first_t
             assert labels == [IGNORED, *masked[1:]]
 
 
+@settings(max_examples=30)
+@given(st.integers(0, 9), st.integers(1, 4), st.integers(1, 40), st.booleans(), st.booleans())
+def test_the_rows_that_a_run_reads_are_those_of_its_batches(seed, per_step, n_steps, packed, weighted):
+    store = random_store(seed=seed % 3)
+    rows = np.arange(3, len(store))
+    made = loader_of(store, rows=rows, seed=seed, rows_per_step=per_step, packed=packed, weights=[0.4] * weighted)
+    keys = {key for step in range(n_steps) for batch in made.step(step) for key in batch.row_keys}
+    read = made.rows_read(n_steps)
+    assert read.tolist() == sorted(set(read.tolist())) and set(read.tolist()) <= set(rows.tolist())
+    assert {store.keys[n].tobytes().hex() for n in read} == keys
+
+
 def test_an_epoch_holds_every_row_once():
     store = random_store()
     loader = loader_of(store, rows_per_step=1)

@@ -83,4 +83,32 @@ CACHE = (
             + "test_its_error_is_measured_against_the_average_of_the_live_teachers[topk-True]",
         ),
     ),
+    Mutant(
+        id="M468",
+        what="the rows of whole epochs taken for those that a run reads",
+        file="data/loader.py",
+        old="found.append(np.unique(plan.rows[: plan.begins[n_windows]]))",
+        new="found.append(np.unique(plan.rows))",
+        oracles=("tests/data/test_loader.py::test_the_rows_that_a_run_reads_are_those_of_its_batches",),
+    ),
+    Mutant(
+        id="M469",
+        what="a run starts although its rows are not in a cache that need hold no others",
+        file="training/teachers.py",
+        old="if isinstance(teacher, CachedTeacher) and _is_for_run(recipe):",
+        new="if isinstance(teacher, EnsembleTeacher) and _is_for_run(recipe):",
+        oracles=(
+            "tests/verbs/test_label.py::test_a_cache_of_the_rows_that_a_run_reads_teaches_it_as_the_teacher_would",
+        ),
+    ),
+    Mutant(
+        id="M470",
+        what="a short run of a comparison pays for a cache of the whole text",
+        file="planning/contest.py",
+        old="return technique.work(replace(facts, text=text, caches_run=True))",
+        new="return technique.work(replace(facts, text=text))",
+        oracles=(
+            "tests/planning/test_contest.py::test_a_short_run_caches_the_rows_that_it_reads_at_the_price_of_asking_live",
+        ),
+    ),
 )

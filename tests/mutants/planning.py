@@ -20,7 +20,7 @@ PLANNING: tuple[Mutant, ...] = (
         id="M456",
         what="a cache is asked again in every epoch",
         file="planning/techniques/cached.py",
-        old="teacher_forward=text.unique + text.held_out,",
+        old="teacher_forward=asked + text.held_out,",
         new="teacher_forward=text.trained,",
         oracles=(PLAN + "test_every_technique_is_its_tokens_times_the_formula",),
     ),

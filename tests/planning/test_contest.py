@@ -125,6 +125,20 @@ def test_a_cache_takes_the_time_of_its_sample_once_more_and_no_operations():
     assert without_teacher_first(work) == replace(work, teacher_forward=0.0, stored=0.0, sampled=0.0)
 
 
+def test_a_short_run_caches_the_rows_that_it_reads_at_the_price_of_asking_live():
+    found = made(("control", "soft", "cached"), budget_tokens=64 * 1024)
+    arms = {(arm.technique, view): arm for arm in found.arms for view in arm.views if arm.seed == 0}
+    assert ("cached", "") not in found.refused
+    for view in ("tokens", "compute"):
+        cached, soft = arms["cached", view], arms["soft", view]
+        assert cached.recipe["cache"]["rows"] == "run" and cached.work.stored == cached.tokens == soft.tokens
+        assert cached.flops == soft.flops and cached.work.teacher_forward == cached.tokens + FACTS.text.held_out
+    seconds = seconds_of(found, PACE)
+    assert seconds["cached-65536-seed0"] == seconds["cached-65536-seed1"] > seconds["soft-65536-seed1"]
+    whole = made(("soft", "cached"), budget_tokens=3 * 10**6).arms[1]
+    assert whole.technique == "cached" and whole.work.stored == FACTS.text.unique
+
+
 def test_dollars_are_hours_of_the_machine_and_what_an_endpoint_may_spend_once():
     def of(n, *, cap=3.0):
         api = {"api": {"base_url": "http://127.0.0.1:1/v1"}, "answers": "answers"}

@@ -173,6 +173,28 @@ def test_rows_that_were_not_labelled_are_refused_or_left_out_by_name(tmp_path, c
     tutelage.train(grown, run_dir=tmp_path / "grown")
 
 
+def test_a_cache_of_the_rows_that_a_run_reads_teaches_it_as_the_teacher_would(tmp_path, capsys):
+    """Another seed reads other rows: it is told to label them, and then both are there."""
+    written = recipe(tmp_path, cache={"rows": "run"}, training={"steps": 1})
+    labelled = tutelage.label(written)
+    n_read, n_all = labelled.manifest.n_rows, tutelage.label(recipe(tmp_path / "all")).manifest.n_rows
+    assert 0 < n_read < n_all and f"reads {n_read} of {n_all} training rows" in capsys.readouterr().err
+    assert tutelage.label(written).written.n_positions == 0
+    cached = tutelage.train(written, run_dir=tmp_path / "cached")
+    present = tutelage.train(live(written), run_dir=tmp_path / "live")
+    expected = torch.tensor(metrics(present, "forward_kl"))
+    torch.testing.assert_close(torch.tensor(metrics(cached, "forward_kl")), expected, rtol=1e-10, atol=1e-12)
+
+    other = {**written, "training": {**written["training"], "seed": 5}}
+    with pytest.raises(IntegrityError, match=r"training rows are not in .* tutelage label RECIPE") as caught:
+        tutelage.train(other, run_dir=tmp_path / "other")
+    assert caught.value.code == "CACHE_MISS"
+    assert n_read < tutelage.label(other).manifest.n_rows < n_all
+    tutelage.train(other, run_dir=tmp_path / "other")
+    with pytest.raises(IntegrityError, match=f"of {n_all} training rows are not in"):
+        tutelage.train({**other, "cache": {**other["cache"], "rows": None}}, run_dir=tmp_path / "whole")
+
+
 def test_a_cache_of_another_tokenizer_or_another_model_is_refused(tmp_path):
     written = recipe(tmp_path, codec="topk")
     tutelage.label(written)

@@ -78,10 +78,26 @@ class Loader:
         visits = [self.epoch_of(place) for place, window in zip(places, windows, strict=True) for _ in window]
         return replace(batch, row_visits=tuple(visits))
 
-    def longest(self, n: int) -> Batch:
-        """The n longest windows of the first epoch as one batch, some twice where there are fewer: what needs most."""
-        places = np.argsort(-self.plan(0).sums(self.store.lengths), kind="stable")
-        return self._batch(np.resize(places, n).tolist())
+    def longest(self, n: int, *, n_steps: int) -> Batch:
+        """The n longest windows of a run's first epoch as one batch, some twice where there are fewer.
+
+        They are what needs most memory.
+        """
+        sums = self.plan(0).sums(self.store.lengths)[: n_steps * self.rows_per_step]
+        return self._batch(np.resize(np.argsort(-sums, kind="stable"), n).tolist())
+
+    def rows_read(self, n_steps: int) -> Ints:
+        """The rows that so many optimizer steps read, each once, in rising order."""
+        assert self._curriculum is None, "recipe rules: its order is not known before the teacher was asked"
+        left, epoch, found = n_steps * self.rows_per_step, 0, []
+        while left > 0:
+            plan = self.plan(epoch)
+            n_windows = min(left, len(plan))
+            found.append(np.unique(plan.rows[: plan.begins[n_windows]]))
+            left, epoch = left - n_windows, epoch + 1
+            if len(found[-1]) == len(self.rows):
+                return found[-1]
+        return np.unique(np.concatenate(found))
 
     def plan(self, epoch: int) -> Plan:
         """The windows of one epoch; the last two plans are kept."""

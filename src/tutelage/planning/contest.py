@@ -139,7 +139,7 @@ def work_at(technique: Technique, facts: Facts, tokens: float, *, texts: float) 
     text = replace(facts.text, trained=tokens)
     if technique.work(facts).answer:
         text = replace(text, unique=min(text.unique, texts))
-    return technique.work(replace(facts, text=text))
+    return technique.work(replace(facts, text=text, caches_run=True))
 
 
 def within(
@@ -169,21 +169,22 @@ def within(
 
 
 def seconds_of(contest: Contest, pace: Pace) -> dict[str, float]:
-    """What each run is expected to take; a cache and answers are made once, in the first run that needs them."""
+    """What each run is expected to take: answers are made once, in the first run that needs them; a cache, by seed."""
     (expected,) = seconds_of_all([(contest, pace)])
     return expected
 
 
 def seconds_of_all(contests: Sequence[tuple[Contest, Pace]]) -> list[dict[str, float]]:
     """`seconds_of` several contests that share one cache and one set of answers."""
-    known, found = set[str](), []
+    known, found = set[tuple[str, int, int]](), []
     for contest, pace in contests:
         expected = {}
         for arm in contest.arms:
-            whole = pace.seconds(arm.work)
+            # A cache holds the rows that each run reads, and seeds and lengths read others; answers serve all runs.
+            first = (arm.technique, arm.seed, arm.tokens) if arm.work.stored else (arm.technique, 0, 0)
             alone = without_teacher_first(arm.work)
-            expected[arm.name] = whole if arm.technique not in known else pace.seconds(alone)
-            known.add(arm.technique)
+            expected[arm.name] = pace.seconds(arm.work if first not in known else alone)
+            known.add(first)
         found.append(expected)
     return found
 
@@ -236,7 +237,9 @@ def _refusal(technique: Technique, base: Tree, place: Place) -> str:
 
 
 def _flops(technique: Technique, facts: Facts, tokens: float, *, texts: float) -> Flops:
-    return flops_of(work_at(technique, facts, tokens, texts=texts), facts)
+    """Held-out rows are left out: asking about them is evaluation, which is not counted for the others either."""
+    text = replace(facts.text, held_out=0.0)
+    return flops_of(work_at(technique, replace(facts, text=text), tokens, texts=texts), facts)
 
 
 def _whole_steps(tokens: float, step: int) -> int:
@@ -271,13 +274,12 @@ def _arm(
 ) -> Arm:  # fmt: skip
     tree = technique.recipe(base, place)
     training = {**tree["training"], "tokens": tokens, "steps": None, "epochs": None, "seed": seed}
-    work = work_at(technique, facts, tokens, texts=texts)
     return Arm(
         technique=name,
         seed=seed,
         tokens=tokens,
         views=views,
         recipe={**tree, "training": training},
-        work=work,
-        flops=flops_of(work, facts),
+        work=work_at(technique, facts, tokens, texts=texts),
+        flops=_flops(technique, facts, tokens, texts=texts),
     )

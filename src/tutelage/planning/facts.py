@@ -58,4 +58,5 @@ class Facts:
     prompt_share: float = 0.125  # of a text, what the teacher is given to go on from
     number_bytes: int = 2  # of the teacher's weights and hidden states as it runs: bfloat16
     draws: int = 1  # of a teacher cache: each stores every row once more
+    caches_run: bool = False  # a teacher cache holds the rows that the run reads, not all of them
     compares_layers: bool = False  # a term of the loss has features

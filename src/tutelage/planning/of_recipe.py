@@ -60,6 +60,7 @@ def known_of(recipe: Recipe) -> Known:
         teacher_is_new=recipe.teacher is not None and recipe.teacher.config is not None,
         number_bytes={"float32": 4, "float64": 8}.get(recipe.training.precision, 2),
         draws=(recipe.cache.draws or 1) if recipe.cache is not None else 1,
+        caches_run=recipe.cache is not None and recipe.cache.rows == "run",
         compares_layers=any(t.features is not None for learner in recipe.learners.values() for t in learner.loss),
     )
     return Known(

@@ -282,6 +282,21 @@ def _cache(tree: Tree) -> Iterator[Problem]:
             yield dead(("cache", "temperature"), f"with codec {codec}: it serves every temperature")
     if section_of(tree, "data").get("missing_soft") == "drop" and teacher.get("cache") is None:
         yield dead(("data", "missing_soft"), "without teacher.cache")
+    if cache.get("rows") == "run":
+        yield from _rows_of_run(tree)
+
+
+def _rows_of_run(tree: Tree) -> Iterator[Problem]:
+    """Which rows a run reads must follow from the recipe alone."""
+    data, path = section_of(tree, "data"), ("cache", "rows")
+    if data.get("missing_soft") == "drop":
+        yield Problem(
+            path, "run and data.missing_soft: drop exclude each other: without the dropped rows others are read"
+        )
+    if data.get("curriculum") is not None:
+        yield Problem(
+            path, "run and data.curriculum exclude each other: the order needs the teacher's loss on all rows"
+        )
 
 
 def _evaluation(tree: Tree) -> Iterator[Problem]:

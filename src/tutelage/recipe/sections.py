@@ -191,6 +191,9 @@ class Cache(Section):
     draws: Count | None = Field(
         default=None, description="of threshold: independent draws a row, taken in turn by the epochs; 1 there"
     )
+    rows: Literal["run"] | None = Field(
+        default=None, description="run: label and need only the rows that this recipe's own run reads; null: all"
+    )
 
 
 class Writes(Section):

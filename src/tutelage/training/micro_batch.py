@@ -10,6 +10,7 @@ import gc
 import resource
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,9 @@ def of_recipe(
         for name, model in starts.items()
     ]
     probe = Probe(
-        members=members, teacher=teacher, longest=loader.longest, compute=compute, n_vocabulary=n_vocabulary,
-        chunk_positions=training.chunk, gradient_checkpointing=training.gradient_checkpointing,
+        members=members, teacher=teacher, longest=partial(loader.longest, n_steps=n_steps), compute=compute,
+        n_vocabulary=n_vocabulary, chunk_positions=training.chunk,
+        gradient_checkpointing=training.gradient_checkpointing,
     )  # fmt: skip
     return find(probe, n_windows=loader.rows_per_step)
 

@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping
 
+import numpy as np
+import numpy.typing as npt
+
 from tutelage.data.loader import Loader
 from tutelage.errors import ConfigError
 from tutelage.losses.names import DIVERGENCES, FEATURES
@@ -87,6 +90,11 @@ def n_steps_of(training: Training, loader: Loader) -> int:
         return loader.steps_for_tokens(training.tokens)
     assert training.epochs is not None, "recipe rules: exactly one length"
     return max(1, loader.steps_for_epochs(training.epochs))
+
+
+def rows_of_run(training: Training, loader: Loader) -> npt.NDArray[np.int64]:
+    """The training rows that the run reads, by number, each once."""
+    return loader.rows_read(n_steps_of(training, loader))
 
 
 def optimizer_settings(

@@ -116,6 +116,7 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
         data, recipe, students=students, teacher=teacher, teacher_start=teacher_start, compute=compute,
         n_vocabulary=n_vocabulary, earlier=earlier or {}, terms=terms,
     )  # fmt: skip
+    teachers.require_rows_of_run(recipe, data, teacher)
     for name, ids in stop_ids.items():
         students[name].generation_config.eos_token_id = list(ids)
     order = _curriculum(recipe, data, teacher=teacher, compute=compute)

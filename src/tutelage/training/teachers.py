@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from transformers import PretrainedConfig
@@ -29,6 +30,7 @@ from tutelage.teachers.cached import CachedTeacher
 from tutelage.teachers.ensemble import EnsembleTeacher
 from tutelage.teachers.live import LiveTeacher
 from tutelage.training.corpus import Corpus
+from tutelage.training.plan import rows_of_run
 from tutelage.training.precision import ComputePath, choose_device
 from tutelage.types import CausalLM
 
@@ -241,7 +243,8 @@ def cached(
 ) -> CachedTeacher:
     """The open cache, after everything that could make it the wrong one for this recipe has been looked at.
 
-    Training rows that it lacks are an error, or are left out of `corpus` where `data.missing_soft` says drop.
+    Training rows that it lacks are an error, or are left out of `corpus` where `data.missing_soft` says drop; where
+    only those of the run are needed, `require_rows_of_run` is to be called once it is known how rows are packed.
     """
     assert recipe.teacher is not None and recipe.teacher.cache is not None
     cache = TeacherCache(recipe.teacher.cache)
@@ -296,17 +299,35 @@ def _require_same_teacher(cache: TeacherCache, corpus: Corpus, *, model: nn.Modu
         )
 
 
+def require_rows_of_run(recipe: Recipe, corpus: Corpus, teacher: object) -> None:
+    """CACHE_MISS when a cache that need hold no other rows than those of this run lacks some of them."""
+    if isinstance(teacher, CachedTeacher) and _is_for_run(recipe):
+        _training_rows_here(recipe, corpus, teacher.cache, rows=rows_of_run(recipe.training, corpus.loader()))
+
+
+def _is_for_run(recipe: Recipe) -> bool:
+    return recipe.cache is not None and recipe.cache.rows == "run"
+
+
+def _training_rows_here(
+    recipe: Recipe, corpus: Corpus, cache: TeacherCache, *, rows: npt.NDArray[np.int64]
+) -> npt.NDArray[np.bool_]:
+    """Which of these rows are in the cache; CACHE_MISS unless all are, or `data.missing_soft` says drop."""
+    here = cache.has(corpus.store.keys[rows])
+    if not here.all():
+        first = int(rows[~here][0])
+        where = f" (first: row {first}, {corpus.store.name(first)})"
+        drop = recipe.data.missing_soft == "drop"
+        _say_missing(cache, "training", n_missing=int((~here).sum()), n_rows=len(here), where=where, drop=drop)
+    return here
+
+
 def _require_rows(recipe: Recipe, corpus: Corpus, cache: TeacherCache) -> None:
     """Every row is in the cache; else CACHE_MISS, or they are left out where `data.missing_soft` says drop."""
     drop = recipe.data.missing_soft == "drop"
     given = is_given(cache.manifest)
-    train = corpus.split.train
-    here = cache.has(corpus.store.keys[train])
-    if not here.all():
-        first = int(train[~here][0])
-        where = f" (first: row {first}, {corpus.store.name(first)})"
-        _say_missing(cache, "training", n_missing=int((~here).sum()), n_rows=len(here), where=where, drop=drop)
-        corpus.keep_training_rows(here)
+    if not _is_for_run(recipe):
+        corpus.keep_training_rows(_training_rows_here(recipe, corpus, cache, rows=corpus.split.train))
     held_out = cache if given else held_out_of(cache)
     own_text = recipe.data.held_out is not None and recipe.data.held_out.sources is not None
     asked_once = own_text and recipe.training.evaluate_every is None  # at the end, and not for the loss

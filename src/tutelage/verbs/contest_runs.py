@@ -223,20 +223,26 @@ def _run(arm: Arm, ground: Ground, *, allow_private_host: bool) -> None:
         return
     teacher = recipe.teacher
     if teacher is not None and teacher.cache is not None and teacher.model is not None:
-        _timed("label", ground.shared, lambda: label(recipe))
+        _timed("label", ground.shared, lambda: label(recipe).written.n_positions)
     if teacher is not None and teacher.answers is not None:
         _timed("generate", ground.shared, lambda: generate(recipe, allow_private_host=allow_private_host))
     train(recipe, run_dir=run.path, ask=False, allow_private_host=allow_private_host)
 
 
 def _timed(name: str, folder: Path, action: Callable[[], object]) -> None:
-    """Adds the seconds of work that several runs share to those of earlier calls, however it ends."""
-    started = time.perf_counter()
+    """Adds the seconds of work that several runs share to those of earlier calls, however it ends.
+
+    Where `action` gives a number, that of what it did, it is added up too.
+    """
+    started, done = time.perf_counter(), None
     try:
-        action()
+        done = action()
     finally:
         spent = spent_in(folder)
-        io.write_json(folder / SPENT, {**spent, name: spent.get(name, 0.0) + time.perf_counter() - started})
+        spent[name] = spent.get(name, 0.0) + time.perf_counter() - started
+        if isinstance(done, int):
+            spent[f"{name} n"] = spent.get(f"{name} n", 0.0) + done
+        io.write_json(folder / SPENT, spent)
 
 
 # --- what came out ---

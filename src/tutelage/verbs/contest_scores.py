@@ -18,7 +18,7 @@ from tutelage.rundir import RunDirectory
 from tutelage.training.prepare import InMemory, prepare
 from tutelage.verbs.evaluate import on_path, teacher_of
 
-SPENT = "spent.json"  # seconds of what several runs share, by what was done
+SPENT = "spent.json"  # seconds of what several runs share, by what was done, and how many positions were labelled
 _MEASURED = "measured"
 
 
@@ -36,7 +36,7 @@ def quiet(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def spent_in(folder: Path) -> dict[str, float]:
-    """Seconds so far by what was done: label, generate."""
+    """Seconds so far by what was done: label, generate; "label n" are positions."""
     path = folder / SPENT
     return {str(k): float(v) for k, v in io.read_json(path).items()} if path.is_file() else {}
 
@@ -45,7 +45,6 @@ def entry(arm: Arm, folder: Path, measuring: "Measuring", *, shared: Path) -> En
     """A finished run as the report wants it; `shared` has what its teacher did for several runs."""
     run = RunDirectory(folder / arm.name)
     summary = io.read_json(run.finished_path)
-    first = "generate" if arm.work.answer else "label" if arm.work.stored else ""
     return Entry(
         technique=arm.technique,
         seed=arm.seed,
@@ -54,10 +53,22 @@ def entry(arm: Arm, folder: Path, measuring: "Measuring", *, shared: Path) -> En
         run=str(run),
         scores=_scores(measuring.place(arm), roles.STUDENT),
         training_s=float(summary["training_s"].get(roles.STUDENT, 0.0)),
-        teacher_s=spent_in(shared).get(first, 0.0),
+        teacher_s=_teacher_first_s(arm, spent_in(shared)),
         flops=arm.flops.total,
         cost=Cost(**io.read_json(run.evaluation / records.TRANSFER)["costs"][roles.STUDENT]),
     )
+
+
+def _teacher_first_s(arm: Arm, spent: dict[str, float]) -> float:
+    """Of the seconds in which the teacher labelled or wrote for all runs, those of what this run uses.
+
+    Answers are used whole by every run.  A cache holds the rows of all seeds, and each run reads its own.
+    """
+    if arm.work.answer:
+        return spent.get("generate", 0.0)
+    if not arm.work.stored:
+        return 0.0
+    return spent.get("label", 0.0) * min(1.0, arm.work.stored / max(1.0, spent.get("label n", 0.0)))
 
 
 def _lines(place: Path) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from tutelage.recipe import Recipe
 from tutelage.teachers.live import LiveTeacher
 from tutelage.training import teachers
 from tutelage.training.corpus import Corpus
+from tutelage.training.plan import rows_of_run
 from tutelage.training.precision import ComputePath, choose_compute_path, choose_device
 from tutelage.verbs.given import given_objects
 
@@ -201,7 +202,11 @@ def _write_both(
     if measured:
         console.tell("labelling the held-out rows, whole")
         held_out = write(folder / HELD_OUT, job(measured, held_out=True)).manifest
-    return held_out, write(folder, job([(corpus.store, corpus.split.train)], held_out=False))
+    rows = corpus.split.train
+    if recipe.cache is not None and recipe.cache.rows == "run":
+        rows = rows_of_run(recipe.training, corpus.loader())
+        console.tell(f"this recipe's run reads {len(rows):,} of {len(corpus.split.train):,} training rows")
+    return held_out, write(folder, job([(corpus.store, rows)], held_out=False))
 
 
 def _asked(recipe: Recipe, corpus: Corpus, *, record: TeacherRecord, held_out: bool) -> Asked:

@@ -12,13 +12,14 @@ TITLE = "soft labels from a cache"
 
 
 def work(facts: Facts) -> Work:
-    """A forward pass for each token that is there, held-out ones too; every draw is stored."""
+    """A forward pass for each token that is there or that the run reads, held-out ones too; every draw is stored."""
     text = facts.text
+    asked = min(text.unique, text.trained) if facts.caches_run else text.unique
     return Work(
         student_training=text.trained,
-        teacher_forward=text.unique + text.held_out,
-        stored=text.learned * facts.draws,
-        sampled=_sample(text.unique) + _sample(text.held_out),
+        teacher_forward=asked + text.held_out,
+        stored=asked * text.trained_share * facts.draws,
+        sampled=_sample(asked) + _sample(text.held_out),
     )
 
 
@@ -36,5 +37,7 @@ def impossible(facts: Facts) -> str:
 
 
 def recipe(base: Tree, place: Place) -> Tree:
-    """The recipe's own loss, and its own way to store, or the default."""
-    return {**with_teacher(taught(base), cache=place.cache), "cache": base.get("cache") or {}}
+    """The recipe's own loss, and its own way to store, or the default; of the rows those that the run reads."""
+    dropped = base["data"].get("missing_soft") == "drop"  # which rows are read then is known only to the cache
+    cache = {**(base.get("cache") or {}), **({} if dropped else {"rows": "run"})}
+    return {**with_teacher(taught(base), cache=place.cache), "cache": cache}

@@ -77,8 +77,10 @@ def arms_of(recipe: dict[str, Any], folder: Path, planned: Planned, *, names: Se
 
 def taken(arm: Arm, folder: Path, *, clock: str) -> dict[str, float]:
     """What a technique took, every verb in a process of its own."""
-    recipe = folder / f"{arm.technique}.json"
-    recipe.write_text(json.dumps(quiet(arm.recipe)), encoding="utf-8")
+    recipe, tree = folder / f"{arm.technique}.json", quiet(arm.recipe)
+    if arm.work.stored:  # as `tutelage label` has it: all rows, and not those of a comparison's run
+        tree["cache"] = {**tree["cache"], "rows": None}
+    recipe.write_text(json.dumps(tree), encoding="utf-8")
     verbs = (["label"] if arm.work.stored else ["generate"] if arm.work.answer else []) + ["train"]
     seconds, peak = 0.0, 0.0
     for verb in verbs:
@@ -125,7 +127,7 @@ def row_of(arm: Arm, planned: Planned, found: Mapping[str, float]) -> dict[str, 
     estimate = planned.plan.possible[arm.technique]
     assert estimate.memory is not None and planned.plan.pace is not None
     predicted = {
-        "seconds": planned.plan.pace.seconds(arm.work),
+        "seconds": planned.plan.pace.seconds(estimate.work if arm.work.stored else arm.work),
         "memory_bytes": estimate.memory.peak,
         "disk_bytes": float(estimate.disk_bytes or 0.0) if arm.work.stored else 0.0,
     }

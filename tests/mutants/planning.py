@@ -52,8 +52,8 @@ PLANNING: tuple[Mutant, ...] = (
         id="M483",
         what="the teacher's first work counted again for every seed",
         file="planning/contest.py",
-        old="expected[arm.name] = whole if arm.technique not in known else pace.seconds(alone)",
-        new="expected[arm.name] = whole",
+        old="expected[arm.name] = pace.seconds(arm.work if first not in known else alone)",
+        new="expected[arm.name] = pace.seconds(arm.work)",
         oracles=(CONTEST + "test_hours_give_the_longest_contest_that_fits_and_the_teachers_first_work_counts_once",),
     ),
     Mutant(

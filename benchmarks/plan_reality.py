@@ -125,7 +125,7 @@ def act(verb: str, recipe: Path, run: Path, *, clock: str) -> float:
 def row_of(arm: Arm, planned: Planned, found: Mapping[str, float]) -> dict[str, Any]:
     """Predicted beside taken, and whether each is within what is claimed."""
     estimate = planned.plan.possible[arm.technique]
-    assert estimate.memory is not None and planned.plan.pace is not None
+    assert estimate.memory is not None and estimate.work is not None and planned.plan.pace is not None
     predicted = {
         "seconds": planned.plan.pace.seconds(estimate.work if arm.work.stored else arm.work),
         "memory_bytes": estimate.memory.peak,

@@ -168,7 +168,8 @@ BAD_FILES = [
     ("training:\n  seed: 1\n  seed: 2\n", "line 3: seed already stands in line 2; keep one"),
     ("a: [1\n", "line 2, column 1: not YAML: expected ',' or ']', but got '<stream end>'"),
     ("a:\n\t- 1\n", "line 2, column 1: not YAML: found character '\\t' that cannot start any token"),
-    ("1: 2\n", "line 1: a field's name must be text"),
+    ("1.5: 2\n", "line 1: a field's name must be text"),
+    ("a: {7: 1, 7: 2}\n", "line 1: 7 already stands in line 1; keep one"),
     ("a: &x [*x]\n", "line 1: an alias contains itself"),
     (
         "a: " + "9" * 5000 + "\n",

@@ -43,6 +43,19 @@ def test_a_map_of_layers_survives_json_and_reaches_the_trainer():
     assert soft_term.feature is None
 
 
+def test_the_pairs_are_written_in_a_file_as_in_the_guide(tmp_path):
+    """A key that YAML reads as a number is a name, in flow style, in block style and in an override."""
+    head = "teacher: a/b\nstudent: c/d\ndata: {sources: [{text: x.txt}]}\ntraining: {steps: 1}\n"
+    for n, loss in enumerate((
+        "loss: [forward_kl, {features: hidden_states, layers: {0: 1, 9: 19}}]\n",
+        "loss:\n- forward_kl\n- features: hidden_states\n  layers:\n    0: 1\n    9: 19\n",
+    )):  # fmt: skip
+        path = tmp_path / f"{n}.yaml"
+        path.write_text(head + loss)
+        assert load_recipe(path).loss[1].layers == ((0, 1), (9, 19))
+        assert load_recipe(path, ["loss[1].layers={2: 3}"]).loss[1].layers == ((2, 3),)
+
+
 BROKEN: list[tuple[dict[str, Any], str]] = [
     (with_terms({**HIDDEN, "layers": {0: "x"}}),
      "loss[1].layers must be auto, or pairs of layers from 0 such as {0: 1, 1: 3}, got [[0, 'x']]"),

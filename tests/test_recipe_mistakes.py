@@ -242,6 +242,19 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
         {"cache": {"codec": "hidden", "temperature": 2.0}},
         "cache.temperature has no effect with codec hidden: it serves every temperature; remove it",
     ),
+    *(
+        (
+            {"teacher": {"model": "/teacher", "device_map": wrong}, "student": {"model": "/s"}},
+            "teacher.device_map must be auto, or a device number, cpu or disk by the name of a part, such as "
+            f"{{'': disk}}, got {wrong!r}",
+        )
+        for wrong in ("disk", 0, {}, {"": "gpu"}, {"": -1}, {"": True}, ["cpu"])
+    ),
+    (
+        {"teacher": {"model": "/teacher", "device_map": {"": "cpu", "lm_head": "disk"}}, "student": {"model": "/s"}},
+        "teacher.device_map names '', which is all of it, and parts: name every part, or '' alone, got "
+        "{'': 'cpu', 'lm_head': 'disk'}",
+    ),
     ({"cache": {"threshold": 0.3}}, "cache.threshold must be in [0.0025, 0.25], got 0.3"),
     ({"cache": {"draws": 0}}, "cache.draws must be >= 1, got 0"),
     (data(missing_soft="drop"), "data.missing_soft has no effect without teacher.cache; remove it"),

@@ -36,13 +36,13 @@ def test_no_row_comes_before_it_is_in_the_pool_nor_twice_in_an_epoch_and_the_las
     loader, order = taught(store, steps=steps, start=start, seed=seed, packed=packed)
     lead = loader._lead
     assert len(lead.plan) >= steps * loader.rows_per_step
-    stage_of_step = [first for first, n in order.stages() for _ in range(n)]
-    assert len(stage_of_step) == steps and len(set(stage_of_step)) <= N_STAGES
+    pool_of_step = [order.shown(first, n) for first, n in order.stages() for _ in range(n)]
+    assert len(pool_of_step) == steps and sum(1 for _ in order.stages()) <= N_STAGES
     seen: dict[int, list[int]] = {}
     pool_at_end: dict[int, int] = {}
     for position in range(len(lead.plan)):
         step = position // loader.rows_per_step
-        pool = order.pool(stage_of_step[step]) if step < steps else len(store)
+        pool = pool_of_step[step] if step < steps else len(store)
         window = lead.plan.window(position).tolist()
         assert max(order.ranks_R[window]) < pool
         seen.setdefault(int(lead.epochs[position]), []).extend(window)
@@ -51,7 +51,7 @@ def test_no_row_comes_before_it_is_in_the_pool_nor_twice_in_an_epoch_and_the_las
     for epoch, rows in seen.items():
         assert len(set(rows)) == len(rows)
         missing = set(range(len(store))) - {*rows}
-        assert all(order.ranks_R[row] >= order.pool(0) for row in missing)
+        assert all(order.ranks_R[row] >= min(pool_of_step) for row in missing)
         if epoch == lead.first_epoch - 1:
             assert not missing
         else:  # it ended because its pool had come; at the last jump the pool may just have grown
@@ -68,7 +68,14 @@ def test_an_epoch_that_ends_holds_exactly_its_pool():
         for epoch in here:
             places = np.flatnonzero(lead.epochs == epoch)
             rows = [row for place in places for row in lead.plan.window(place).tolist()]
-            assert sorted(order.ranks_R[rows]) == list(range(order.pool(stage)))
+            assert sorted(order.ranks_R[rows]) == list(range(order.pool(stage) if stage < 2 else len(store)))
+
+
+@pytest.mark.parametrize("steps", [3, 640, 649])
+def test_the_hardest_rows_come_in_a_curriculum_that_is_as_long_as_the_run(steps):
+    order = Curriculum(ranks_R=ranks(3000), start=0.3, n_steps=steps)
+    shown = [order.shown(first, n) for first, n in order.stages()]
+    assert shown[-1] == 3000 and shown[:-1] == [order.pool(first) for first, _ in order.stages()][:-1]
 
 
 def test_the_pool_grows_by_the_square_root_from_its_start_to_all_rows_and_no_further():

@@ -19,6 +19,7 @@ from tutelage.errors import ConfigError
 from tutelage.home import home
 from tutelage.losses.family import Family
 from tutelage.losses.terms import Scale, Term
+from tutelage.models import placement
 from tutelage.models.fingerprint import weights_fingerprint
 from tutelage.models.load import load_model
 from tutelage.models.quantized import n_parameters
@@ -139,6 +140,23 @@ def test_a_model_on_the_disk_is_the_same_model(tied, tmp_path):
     del spread
     gc.collect()
     assert not any((home() / "offload").iterdir())
+
+
+def test_what_a_killed_process_left_goes_and_what_a_living_one_uses_stays():
+    used, left = placement.offload_folder(), home() / "offload" / "1-killed"
+    left.mkdir()
+    (left / "weight.dat").write_bytes(b"0" * 100)
+    other = placement.offload_folder()
+    assert used.is_dir() and not left.exists()
+    for folder in (used, other):
+        placement._remove(folder)
+    assert not any((home() / "offload").iterdir())
+
+
+def test_a_name_that_is_no_part_of_the_model_is_refused(tmp_path):
+    tiny.llama(layers=1, dtype=torch.float32).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"teacher.device_map: 'mdoel' is no part of the model; it has model, model"):
+        load_model(str(tmp_path), device_map={"mdoel": "cpu", "model": "cpu", "lm_head": "cpu"})
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ CURRICULUM = (
         id="M558",
         what="the pool of a stage is that of its end",
         file="data/curriculum.py",
-        old="in_pool_R, room = curriculum.ranks_R < curriculum.pool(first), n_steps * rows_per_step",
+        old="in_pool_R, room = curriculum.ranks_R < curriculum.shown(first, n_steps), n_steps * rows_per_step",
         new="in_pool_R, room = curriculum.ranks_R < curriculum.pool(first + n_steps), n_steps * rows_per_step",
         oracles=(POOL,),
     ),

@@ -55,6 +55,26 @@ def test_every_arm_is_a_recipe_and_differs_only_in_what_its_technique_changes():
         assert (whole["training"]["tokens"], whole["training"]["seed"]) == (arm.tokens, arm.seed)
 
 
+def test_a_teacher_that_learns_computes_as_its_students_and_lies_on_one_device():
+    """What the recipe tells a frozen teacher does not stop the comparison, or it says so before anything runs."""
+    narrow = {**RECIPE, "teacher": {"model": "/teacher", "dtype": "bfloat16"}}
+    found = {arm.technique: arm.recipe["teacher"] for arm in made(("soft", "co"), recipe=narrow).arms}
+    assert found["soft"]["dtype"] == "bfloat16" and "dtype" not in found["co"]
+    spread = {**RECIPE, "teacher": {"model": "/teacher", "device_map": {"": "disk"}}, "student": "/student"}
+    contest = made(("control", "soft", "co"), recipe=spread)
+    assert {arm.technique for arm in contest.arms} == {"control", "soft"}
+    assert "a teacher that learns is whole on one device" in contest.refused["co", ""]
+
+
+def test_first_choices_leave_the_terms_that_follow_layers_as_they_are():
+    followed = {**RECIPE, "loss": [{"forward_kl": 0.9}, {"hidden_states": 0.1}]}
+    facts = replace(FACTS, compares_layers=True)
+    base = base_of(load_recipe(followed), start=None)
+    made_of = contest_of(base, facts, names=("soft", "argmax"), seeds=1, place=PLACE, equal_compute=False)
+    (loss,) = [load_recipe(arm.recipe).loss for arm in made_of.arms if arm.technique == "argmax"]
+    assert [(term.name, term.weight.start) for term in loss] == [("teacher_argmax", 0.9), ("hidden_states", 0.1)]
+
+
 def test_what_each_technique_learns():
     loss = {}
     for arm in made(equal_compute=False).arms:

@@ -40,6 +40,11 @@ class Curriculum:
         share = math.sqrt(step * (1.0 - self.start**2) / self.n_steps + self.start**2)
         return max(1, math.ceil(share * len(self.ranks_R)))
 
+    def shown(self, first: int, n_steps: int) -> int:
+        """How many rows a stage draws from: its pool at the beginning; in the last one all, else the hardest of them
+        would not come before the curriculum ends, and with it perhaps the run."""
+        return self.pool(self.n_steps if first + n_steps >= self.n_steps else first)
+
     def stages(self) -> Iterator[tuple[int, int]]:
         """(first step, steps) of each stage; the pool grows at its beginning."""
         each = math.ceil(self.n_steps / N_STAGES)
@@ -74,7 +79,7 @@ def lead(
     windows, epochs = list[Ints](), list[int]()
     epoch, left_R = 0, n_times(0).copy()
     for number, (first, n_steps) in enumerate(curriculum.stages()):
-        in_pool_R, room = curriculum.ranks_R < curriculum.pool(first), n_steps * rows_per_step
+        in_pool_R, room = curriculum.ranks_R < curriculum.shown(first, n_steps), n_steps * rows_per_step
         while room:
             waiting = np.repeat(np.arange(len(rows_R)), np.where(in_pool_R, left_R, 0))
             if not len(waiting):

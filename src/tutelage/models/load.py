@@ -171,8 +171,8 @@ def load_model(
         lies = {"quantization_config": quantized.settings(quantize, dtype=wanted), "device_map": {"": device}}
     elif quantized.stored_as(_config(found.folder, source)) is not None:
         lies = {"device_map": {"": device}}  # rounded weights are packed for the device that they are loaded on
-    folder = placement.offload_folder()
     if device_map is not None:
+        folder = placement.offload_folder()
         lies = {"device_map": device_map, "offload_folder": str(folder)}
     with _load_errors(source), quiet_transformers():
         model: nn.Module = AutoModelForCausalLM.from_pretrained(
@@ -184,6 +184,7 @@ def load_model(
             **lies,
         )
         if device_map is not None:
+            placement.require_parts(model, device_map)
             placement.settle(model, folder)
         stays = device_map is not None or quantized.is_quantized(model)
         return (model if stays else model.to(device)).eval().requires_grad_(False)
@@ -194,6 +195,7 @@ _ADVICE = {
     "does not recognize this architecture": "for a newer model run: pip install -U transformers",
     "Unrecognized configuration class": "name a causal language model, such as Llama, Qwen, Gemma or GPT-2",
     "device_map provided does not give": "name every part in teacher.device_map, such as {'': disk}, or set it to auto",
+    "is on the meta device": "parts that share weights (often head and embedding) lie together: name both alike",
     "No GPU found": "its weights are rounded for a GPU: name the model it was made from, with teacher.quantize=int8",
 }
 

@@ -4,8 +4,8 @@
 it.  Until then such a weight is on torch's `meta` device: it has a shape and no numbers.
 """
 
-import itertools
 import os
+import secrets
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,11 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from tutelage import io
+from tutelage.errors import ConfigError
 from tutelage.home import home
+from tutelage.locks import exclusive, lock_path
 from tutelage.types import CausalLM
 
 DeviceMap: TypeAlias = Literal["auto"] | Mapping[str, int | str]
-_SERIAL = itertools.count()
+_LOCK = ".lock"
+_held: dict[Path, int] = {}  # folders of this process and their locks
 
 
 def device_of(model: CausalLM) -> torch.device:
@@ -39,8 +42,39 @@ def summary(model: nn.Module) -> str:
 
 
 def offload_folder() -> Path:
-    """A folder of this process for weights that cannot be read from the model's own files; empty in most cases."""
-    return home() / "offload" / f"{os.getpid()}-{next(_SERIAL)}"
+    """A folder for weights that cannot be read from the model's own files; empty in most cases.
+
+    It is locked as long as the process lives; what killed ones have left is removed here.
+    """
+    place = home() / "offload"
+    io.make_directory(place)
+    with exclusive(lock_path(place, "folders"), what=str(place)):  # none looks between a folder and its lock
+        for left in filter(Path.is_dir, place.iterdir()):
+            if (handle := io.take_lock(left / _LOCK)) is not None:
+                io.remove_tree(left)
+                os.close(handle)
+        folder = place / f"{os.getpid()}-{secrets.token_hex(4)}"
+        io.make_directory(folder)
+        own = io.take_lock(folder / _LOCK)
+        assert own is not None, "nobody else knows its name"
+        _held[folder] = own
+    return folder
+
+
+def _remove(folder: Path) -> None:
+    io.remove_tree(folder)
+    os.close(_held.pop(folder))
+
+
+def require_parts(model: nn.Module, device_map: DeviceMap) -> None:
+    """ConfigError for a name that is no part of the model: such a line would do nothing."""
+    parts = {name for name, _ in model.named_modules()} | {name for name, _ in model.named_parameters()}
+    unknown = [name for name in device_map if name not in parts] if device_map != "auto" else []
+    if unknown:
+        inside = [name for name, _ in model.named_modules() if name and name.count(".") < 2]
+        raise ConfigError(
+            "CONFIG", f"teacher.device_map: {unknown[0]!r} is no part of the model; it has {', '.join(inside[:8])}, …"
+        )
 
 
 def settle(model: CausalLM, folder: Path) -> None:
@@ -48,7 +82,7 @@ def settle(model: CausalLM, folder: Path) -> None:
 
     The head is asked about every chunk of positions, by the loss and not by the model's own forward pass.
     """
-    weakref.finalize(model, io.remove_tree, folder)
+    weakref.finalize(model, _remove, folder)
     output, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if output is None or not output.weight.is_meta:
         return

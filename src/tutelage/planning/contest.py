@@ -14,7 +14,7 @@ from tutelage.planning.budget import Budget
 from tutelage.planning.facts import Facts
 from tutelage.planning.pace import Pace
 from tutelage.planning.work import Flops, Place, Technique, Work, flops_of, techniques
-from tutelage.recipe import Recipe
+from tutelage.recipe import Recipe, load_recipe
 from tutelage.recipe.tree import COPIES
 
 Tree = dict[str, Any]
@@ -228,9 +228,9 @@ def _chosen(names: Sequence[str]) -> dict[str, Technique]:
 
 
 def _refusal(technique: Technique, base: Tree, place: Place) -> str:
-    """Why the recipe cannot be changed for the technique."""
+    """Why the recipe cannot be changed for the technique, or is none afterwards."""
     try:
-        technique.recipe(base, place)
+        load_recipe(technique.recipe(base, place))
     except ConfigError as error:
         return error.message
     return ""

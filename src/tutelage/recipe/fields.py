@@ -133,7 +133,8 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Interval = Annotated[float, AfterValidator(_interval), Field(gt=0)]
 Extent = Annotated[float, AfterValidator(_extent), Field(gt=0)]
 Device = Annotated[str, Field(pattern=DEVICE_PATTERN)]
-Place = Annotated[str, Field(pattern=r"^(cpu|disk|mps|cuda(:\d+)?)$")]  # of a part of a model
+PLACE = re.compile(r"^(cpu|disk|mps|cuda(:\d+)?)$")  # of a part of a model
+Place = Annotated[str, Field(pattern=PLACE.pattern)]
 DtypeAlias = BeforeValidator(_dtype)
 PathText = Annotated[str, Field(min_length=1), AfterValidator(_path)]
 PlaceText = Annotated[str, Field(min_length=1), AfterValidator(_place)]

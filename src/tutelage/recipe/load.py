@@ -21,6 +21,8 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequ
     Relative paths count from the recipe file's folder, or from the working directory when there is no file.
     Raises ConfigError[CONFIG] with every mistake, or ConfigError[KEY_IN_CONFIG] before any value could be shown.
     """
+    if isinstance(source, Recipe) and not overrides:
+        return source  # checked, and what it leaves open may be filled in by who uses it
     written, label, folder = _read(source)
     assignments = [text.assignment(override) for override in overrides]
     long, problems = _assign(written, assignments)

@@ -1,11 +1,13 @@
 """The recipe's models: who teaches and who learns."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, JsonValue
+from pydantic import BeforeValidator, Field, JsonValue, PlainValidator
+from pydantic_core import PydanticCustomError
 
 from tutelage.recipe import short
 from tutelage.recipe.fields import (
+    PLACE,
     Count,
     Device,
     DtypeAlias,
@@ -21,6 +23,30 @@ from tutelage.recipe.fields import (
 from tutelage.recipe.generation import Api, TeacherName, TextTeacher
 from tutelage.recipe.sources import MEMORY
 from tutelage.recipe.terms import Loss
+
+
+def _device_map(value: Any) -> Any:
+    """auto, or places by the name of a part; '' is all of it, and stands alone."""
+    if value == "auto":
+        return value
+    found = value if isinstance(value, dict) else {}
+    if not found or not all(isinstance(name, str) and _is_place(place) for name, place in found.items()):
+        raise PydanticCustomError(
+            "device_map", "must be auto, or a device number, cpu or disk by the name of a part, such as {'': disk}"
+        )
+    if "" in found and len(found) > 1:
+        raise PydanticCustomError("device_map", "names '', which is all of it, and parts: name every part, or '' alone")
+    return found
+
+
+def _is_place(value: Any) -> bool:
+    return value >= 0 if type(value) is int else isinstance(value, str) and PLACE.match(value) is not None
+
+
+DeviceMap = Annotated[
+    Literal["auto"] | dict[str, int | str],
+    PlainValidator(_device_map, json_schema_input_type=Literal["auto"] | dict[str, Index | Place]),
+]
 
 
 class TeacherTraining(Section):
@@ -83,7 +109,7 @@ class Teacher(Section):
         '(needs pip install "tutelage[quantized]")',
     )
     device: Device = Field(default="auto", description="where it runs; auto: where the student trains")
-    device_map: Literal["auto"] | dict[str, Index | Place] | None = Field(
+    device_map: DeviceMap | None = Field(
         default=None,
         description="where its parts lie, for one that does not fit: auto: GPUs first, then the CPU's memory, then the "
         "disk; or a device, cpu or disk by the name of a part, '' for all; null: whole on `device`",

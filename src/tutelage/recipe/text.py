@@ -34,6 +34,8 @@ class _Loader(yaml.SafeLoader):
         seen: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
+            if key.tag == "tag:yaml.org,2002:int":  # of a layer or a device; JSON has no other names than text
+                key.tag = "tag:yaml.org,2002:str"
             if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
                 raise ConfigError("CONFIG", f"line {line}: a field's name must be text")
             if key.value in seen:

@@ -21,5 +21,7 @@ def impossible(facts: Facts) -> str:
 
 
 def recipe(base: Tree, place: Place) -> Tree:
-    """The recipe's own loss, and a teacher that learns the text beside the student."""
-    return with_teacher(taught(base), train=(base.get("teacher") or {}).get("train") or {})
+    """The recipe's own loss, and a teacher that learns the text beside the student, and computes as it does."""
+    tree = with_teacher(taught(base), train=(base.get("teacher") or {}).get("train") or {})
+    as_students = {name: value for name, value in tree["teacher"].items() if name not in ("dtype", "device")}
+    return {**tree, "teacher": as_students}

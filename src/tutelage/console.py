@@ -7,8 +7,8 @@ One message is one line, `note[CODE]: message`, whatever characters a file name 
 import os
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TextIO
 
@@ -20,6 +20,26 @@ from tutelage.errors import CODES, ResourceError, TutelageError
 
 _LINE_EVERY_S = 10.0
 _quiet = False
+_said: set[str] | None = None  # notes and warnings that are not to be repeated
+
+
+@contextmanager
+def each_once() -> Iterator[None]:
+    """Inside, a note or a warning that has been shown is not shown again: many runs say the same of the same data."""
+    global _said
+    before, _said = _said, set() if _said is None else _said
+    try:
+        yield
+    finally:
+        _said = before
+
+
+def _is_new(line: str) -> bool:
+    if _said is None:
+        return True
+    seen = line in _said
+    _said.add(line)
+    return not seen
 
 
 def set_quiet(quiet: bool) -> None:
@@ -31,14 +51,15 @@ def set_quiet(quiet: bool) -> None:
 def note(code: str, message: str) -> None:
     """`note[CODE]: message` on stderr: something the user may want to know; nothing is wrong."""
     assert code in CODES, f"unknown code {code}: add it to errors.CODES"
-    if not _quiet:
-        say(f"note[{code}]: {message}")
+    if not _quiet and _is_new(line := f"note[{code}]: {message}"):
+        say(line)
 
 
 def warning(code: str, message: str) -> None:
     """`warning[CODE]: message` on stderr: the run goes on, the user should look."""
     assert code in CODES, f"unknown code {code}: add it to errors.CODES"
-    say(f"warning[{code}]: {message}")
+    if _is_new(line := f"warning[{code}]: {message}"):
+        say(line)
 
 
 def error(reason: TutelageError) -> None:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from email.utils import format_datetime
 from pathlib import Path
 
+import httpx2
 import pytest
 
 import tutelage
@@ -15,6 +16,7 @@ from tests.instruments.endpoint import OK, Action, Endpoint, error
 from tests.verbs.tiny_runs import call
 from tutelage.errors import ConfigError, RemoteError
 from tutelage.generation import reply as replies
+from tutelage.generation.client import Client, Stop
 from tutelage.generation.endpoint import open_endpoint
 from tutelage.generation.pace import MOST_WAIT_S, retry_after_s
 
@@ -69,10 +71,29 @@ def test_a_fault_is_tried_again_so_often_and_then_stops_the_run(action, server, 
     assert generate(tmp_path, server.url, n=1).card.rows == 1
 
 
-def test_nobody_there_is_said_in_one_line(tmp_path):
+def test_nobody_there_is_said_in_one_line_and_before_all_tries_are_over(tmp_path, capsys):
     failed = outcome(tmp_path, "http://127.0.0.1:9/v1", n=1, api={"retries": 1})
-    assert isinstance(failed, RemoteError) and "127.0.0.1: ConnectError after 2 tries" in failed.message
+    found = "127.0.0.1: ConnectError (nobody answers at 127.0.0.1:9; does the server run?)"
+    assert isinstance(failed, RemoteError) and f"{found} after 2 tries" in failed.message
+    assert capsys.readouterr().err.count(f"warning[API_UNREACHABLE]: {found}; trying again, up to 1 times") == 1
     assert ledger_of(tmp_path).settled == 0, "what was never sent is not paid"
+
+
+def test_a_certificate_that_nobody_signed_stops_at_once():
+    """What TLS says then, read without a server of its own: it would say it again."""
+    client = Client(open_endpoint("https://127.0.0.1:1/v1", allow_private_host=True), timeout_s=1.0, limit_field=None)
+    said = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate (_ssl.c:1006)"
+    found = client._failed(httpx2.ConnectError(said))
+    assert isinstance(found, Stop) and "does not trust the certificate of 127.0.0.1" in found.error.message
+    assert "self-signed" in found.error.message
+
+
+@pytest.mark.parametrize("status", [201, 204])
+def test_another_success_is_tried_again_and_counts_as_paid(status, server, tmp_path):
+    server.script = lambda n, body: Action(status=status, body=None if status == 201 else b"")
+    failed = outcome(tmp_path, server.url, n=1, api={"retries": 1})
+    assert isinstance(failed, RemoteError) and f"127.0.0.1: {status} after 2 tries" in failed.message
+    assert ledger_of(tmp_path).n_spent == 2
 
 
 def test_one_request_that_always_fails_stops_the_run_only_after_the_others(server, tmp_path):
@@ -321,6 +342,12 @@ def test_one_variable_never_gives_its_key_to_two_hosts(tmp_path):
         ConfigError, match=r"TUTELAGE_KEY__a_b_example_com is the name of the key for a-b.* and for a\.b"
     ):
         tutelage.generate(made)
+
+
+@pytest.mark.parametrize("value", ["é", " a", "a\n", "a\tb"])
+def test_a_header_that_cannot_be_sent_is_named_before_anything_is(value):
+    with pytest.raises(ConfigError, match=r"headers: the value of 'X-Name' is not made of printable ASCII"):
+        open_endpoint("http://127.0.0.1:1/v1", headers={"X-Name": value}, allow_private_host=True)
 
 
 def test_headers_query_and_body_of_the_recipe_are_sent(server, tmp_path):

@@ -11,6 +11,7 @@ from tests.verbs import tiny_runs
 from tests.verbs.taught import TRAINING
 from tutelage.errors import ConfigError
 from tutelage.planning.contest import TOKENS
+from tutelage.recipe import load_recipe
 from tutelage.rundir import RunDirectory
 
 OWN = tiny_runs.tokenizer()
@@ -68,6 +69,9 @@ def test_only_compare_trains_such_a_recipe_and_nothing_is_asked_without_a_cap(co
     _, recipe, _, _ = compared
     with pytest.raises(ConfigError, match=r"teacher\.answers is missing.*compare"):
         tutelage.train(recipe, run_dir=tmp_path / "run")
+    for verb in (tutelage.train, tutelage.generate):  # a recipe that was read before, as the command line has it
+        with pytest.raises(ConfigError, match=r"teacher\.answers|generate"):
+            verb(load_recipe(recipe))
     for name, generate in (("uncapped", {"top_logprobs": 4}), ("unsaid", None)):
         with pytest.raises(ConfigError, match="nothing caps it"):
             tutelage.compare(

@@ -22,6 +22,7 @@ MOST_BYTES = 32 << 20
 _CONNECT_S = 15.0
 QUOTA = ("insufficient_quota", "quota_exceeded", "billing", "insufficient balance", "credit balance", "payment")
 _UNPAID = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.LocalProtocolError)
+_DISTRUST = "CERTIFICATE_VERIFY_FAILED"
 _NEWER = "max_completion_tokens"
 
 
@@ -38,10 +39,16 @@ class Retry:
     """No reply.  `may_be_paid`: the request may have been worked on.  `wait_s`: what the endpoint asks for."""
 
     why: str
+    detail: str = ""  # for people, once
     may_be_paid: bool
     overloaded: bool = False
     limited: bool = False  # a rate limit: not a fault, and not counted as one
     wait_s: float | None = None
+
+    @property
+    def told(self) -> str:
+        """`why`, and what is behind it."""
+        return f"{self.why} ({self.detail})" if self.detail else self.why
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,15 +95,27 @@ class Client:
         except TimeoutError:
             return Retry(why="timeout", may_be_paid=True, overloaded=True)
         except httpx2.TransportError as error:
-            overloaded = isinstance(error, httpx2.TimeoutException)
-            kind = type(error).__name__
-            return Retry(why=kind, may_be_paid=not isinstance(error, _UNPAID), overloaded=overloaded)
+            return self._failed(error)
         except httpx2.InvalidURL:
             return Stop(error=ConfigError("BASE_URL", f"{self._endpoint.base_url!r} is no address"))
         if body is None:
             return Retry(why="too large", may_be_paid=True)
         body = self._endpoint.secret.scrubbed_bytes(body)
         return self._judged(status, headers, body, request=request, limit_field=limit_field)
+
+    def _failed(self, error: httpx2.TransportError) -> Retry | Stop:
+        """What no server has answered: tried again, unless it would fail again in the same way."""
+        kind, said = type(error).__name__, " ".join(self._endpoint.secret.scrubbed(str(error)).split())[:160]
+        if _DISTRUST in said:
+            found = f"this machine does not trust the certificate of {self._at} ({said})"
+            return self._stop("API_UNREACHABLE", f"{found}; install that of who signed it, or check base_url")
+        if isinstance(error, httpx2.LocalProtocolError):
+            return self._stop("API_REQUEST", f"the request to {self._at} cannot be sent ({said}); check teacher.api")
+        overloaded = isinstance(error, httpx2.TimeoutException)
+        if isinstance(error, httpx2.ConnectError) and "attempts failed" in said:
+            said = f"nobody answers at {urlsplit(self._endpoint.base_url).netloc}; does the server run?"
+        detail = said if isinstance(error, httpx2.ConnectError) else ""  # others show bytes of the reply
+        return Retry(why=kind, detail=detail, may_be_paid=not isinstance(error, _UNPAID), overloaded=overloaded)
 
     async def _exchange(self, request: Request, limit_field: str) -> tuple[int, httpx2.Headers, bytes | None]:
         content = request.as_body(limit_field=limit_field)
@@ -145,6 +164,8 @@ class Client:
         asked = retry_after_s(headers.get("retry-after"), milliseconds=headers.get("retry-after-ms"), now_s=time.time())
         if status == 402 or any(word in problem.words for word in QUOTA):
             return self._stop("API_QUOTA", f"{self._at} says credit is exhausted ({status}{_said(problem)})")
+        if 200 < status < 300:  # no answer of this interface, but perhaps work that was done
+            return Retry(why=str(status), may_be_paid=True, wait_s=asked)
         if status == 429:
             return Retry(why="429", may_be_paid=False, overloaded=True, limited=True, wait_s=asked)
         if status in (503, 529):

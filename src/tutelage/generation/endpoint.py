@@ -81,8 +81,11 @@ def open_endpoint(
     host = _checked_host(base_url, allow_private_host=allow_private_host)
     for name, value in {**(headers or {}), key_header: ""}.items():
         own = name.lower() in _REFUSED_HEADERS and name != key_header
-        if own or not re.fullmatch(r"[A-Za-z0-9-]+", name) or not value.isprintable():
+        if own or not re.fullmatch(r"[A-Za-z0-9-]+", name):
             raise ConfigError("CONFIG", f"teacher.api.headers: {name!r} cannot be set; the key has its own place")
+        if not (value.isascii() and value.isprintable() and value == value.strip()):
+            wanted = "printable ASCII characters without blanks at the ends"
+            raise ConfigError("CONFIG", f"teacher.api.headers: the value of {name!r} is not made of {wanted}")
     secret = _secret(host, key_env=key_env, key_file=key_file)
     url = base_url.rstrip("/")
     return Endpoint(

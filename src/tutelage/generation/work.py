@@ -130,6 +130,7 @@ class Work:
     _halt: asyncio.Event = field(default_factory=asyncio.Event)
     _asked: KeyTable = field(default_factory=KeyTable)
     _n_replies: int = 0
+    _warned: bool = False  # of the first fault
     _bug: Exception | None = None
     _why: Callable[[], TutelageError] | None = None
 
@@ -217,15 +218,18 @@ class Work:
             if isinstance(outcome, Reply):
                 last = n_faults >= self.retries
                 why, body = await self._take(outcome, request, number=number, amount=amount, last=last), outcome.body
+                told = ""
                 if not why:
                     return
                 n_faults += 1
             else:
                 paid, why, body = amount if outcome.may_be_paid else 0, outcome.why, b""
+                told = outcome.told
+                self._say_first_fault(outcome)
                 self._release(number, request, paid=paid, spent=outcome.may_be_paid, why=why)
                 n_limited, n_faults = n_limited + outcome.limited, n_faults + (not outcome.limited)
             if n_faults > self.retries or n_limited > _LIMITED_TRIES:
-                error = self._gone(request, why=why, body=body, n=n_faults + n_limited, began=began)
+                error = self._gone(request, why=why, told=told, body=body, n=n_faults + n_limited, began=began)
                 if self._n_replies == n_replies:  # nobody else had more luck meanwhile
                     raise error
                 return self.given_up.append(error)
@@ -292,14 +296,20 @@ class Work:
         self.pace.slow_down(wait_s)
         return await self._cool()
 
-    def _gone(self, request: Request, *, why: str, body: bytes, n: int, began: float) -> RemoteError:
+    def _say_first_fault(self, outcome: Retry) -> None:
+        """Once, while nothing has been answered: the rest of the tries would pass in silence."""
+        if not (self._n_replies or self._warned or outcome.limited):
+            self._warned = True
+            console.warning("API_UNREACHABLE", f"{self.host}: {outcome.told}; trying again, up to {self.retries} times")
+
+    def _gone(self, request: Request, *, why: str, told: str, body: bytes, n: int, began: float) -> RemoteError:
         after = f"after {n} tries in {time.monotonic() - began:.0f} s"
         if why in replies.RETRIED:
             start = body[:40].decode("utf-8", "replace")
             what = "is not JSON of this interface" if why == "bad_body" else f"is no answer ({why})"
             message = f"{request.prompt.name}: the reply of {self.host} {what} (starts {start!r}) {after}"
             return RemoteError("API_BODY", message)
-        return RemoteError("API_UNREACHABLE", f"{self.host}: {why} {after}")
+        return RemoteError("API_UNREACHABLE", f"{self.host}: {told or why} {after}")
 
     def _with_safe(self, error: TutelageError) -> TutelageError:
         if not isinstance(error, RemoteError):

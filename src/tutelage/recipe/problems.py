@@ -263,6 +263,8 @@ def _unknown_field(path: Path) -> str:
     if section is None:
         return "unknown"
     known = _public(section)
+    columns = section_at((*path[:-1], "columns")) if "columns" in known else None
+    known += _public(columns) if columns is not None else ()  # their short form
     if name in _LATER.get(section, ()):
         return f"is not in this version ({__version__}); it knows {', '.join(known)}"
     if near := nearest(name, known):

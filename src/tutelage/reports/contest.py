@@ -89,7 +89,9 @@ def contested(
         for (name, view), reason in refused.items()
     ]
     few = sorted({len(found) for view in views for found in _by_technique(entries, view).values()})
-    if not verdicts:
+    if not verdicts and any(entry.technique == CONTROL for entry in entries):
+        missing.append("Control alone: no other technique ended that could be compared with it.")
+    elif not verdicts:
         missing.append("No control: nothing here is compared with plain fine-tuning; add control to the techniques.")
     if few and few[0] < 2:
         missing.append(

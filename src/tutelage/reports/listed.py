@@ -28,7 +28,7 @@ class Listed:
             box=None, padding=(0, 2, 0, 0), pad_edge=False,
         )  # fmt: skip
         for i, name in enumerate(self.head):
-            shown.add_column(name, justify="right" if i else "left")
+            shown.add_column(name, justify="right" if i else "left", overflow="fold")
         for row in self.rows:
             shown.add_row(*(Text(visible.line(cell)) for cell in row))
         return shown

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from rich.console import Group
 
-from tutelage import io
+from tutelage import console, io
 from tutelage.errors import ConfigError
 from tutelage.planning import contest as contests
 from tutelage.planning.budget import budget_of
@@ -24,6 +24,7 @@ from tutelage.verbs.contest_runs import Asked, Plan, announce, command, grounds_
 
 BASE, RESULT = "recipe.yaml", "comparison"
 _LEFT_BY_US = (".lock", ".owner.json")  # of a call that was killed before it kept the recipe
+_BEFORE_RUNS = ("layers.json", "start", "texts")  # what follows from the recipe, before anything is trained
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +83,7 @@ def compare(
     asked = Asked(names=techniques, seeds=seeds, equal_compute=equal_compute, tokens=tokens, budget=budget)
     folder = folder_of(recipe, run_dir)
     require_same(folder, base)
-    with RunDirectory(folder).lock():
+    with RunDirectory(folder).lock(), console.each_once():
         keep(folder, base)
         plans = plans_of(grounds_of([(ALONE, base)], folder), asked)
         announce(plans)
@@ -104,14 +105,27 @@ def require_same(folder: Path, base: Recipe) -> None:
     if not path.is_file():
         if folder.is_dir() and any(item.name not in _LEFT_BY_US for item in folder.iterdir()):
             raise ConfigError("EXISTS", f"{folder} holds no comparison; choose another --run-dir")
-    elif yaml.safe_load(path.read_text(encoding="utf-8")) != json.loads(json.dumps(base.resolved())):
+    elif not _is_of(folder, base) and not _has_no_runs(folder):
         raise ConfigError("EXISTS", f"{folder} holds the comparison of another recipe; choose another --run-dir")
 
 
 def keep(folder: Path, base: Recipe) -> None:
-    """The recipe of all runs, in the folder."""
+    """The recipe of all runs, in the folder; what was made for another one, which has not run, goes."""
+    if (folder / BASE).is_file() and not _is_of(folder, base):
+        for name in _BEFORE_RUNS:
+            io.remove_tree(folder / name)
+        io.remove_file(folder / BASE)
     if not (folder / BASE).is_file():
         io.write_text(folder / BASE, yaml.safe_dump(base.resolved(), sort_keys=False, allow_unicode=True))
+
+
+def _is_of(folder: Path, base: Recipe) -> bool:
+    stored = yaml.safe_load((folder / BASE).read_text(encoding="utf-8"))
+    return bool(stored == json.loads(json.dumps(base.resolved())))
+
+
+def _has_no_runs(folder: Path) -> bool:
+    return all(item.name in (*_LEFT_BY_US, *_BEFORE_RUNS, BASE) for item in folder.iterdir())
 
 
 def _finish(plan: Plan, folder: Path) -> Comparison:

@@ -58,7 +58,7 @@ class Generated:
             cost = "nothing, written on this machine"
         lines = [
             f"answers: {self.path / ROWS}  ({card.rows:,} rows of {card.asked:,} answers to {card.prompts:,} prompts)",
-            f"cost:    {cost}; {self.n_sent:,} answers in this call",
+            f"cost:    {cost}; {self.n_sent:,} sent in this call",
         ]
         for step in card.dropped:
             if step.n:

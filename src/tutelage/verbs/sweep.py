@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Group
 
-from tutelage import io
+from tutelage import console, io
 from tutelage.errors import ConfigError
 from tutelage.planning import contest as contests
 from tutelage.planning import sweep as sweeps
@@ -80,7 +80,7 @@ def sweep(
     asked = Asked(names=techniques, seeds=seeds, equal_compute=equal_compute, tokens=tokens, budget=budget)
     folder = folder_of(recipe, run_dir)
     require_same(folder, base)
-    with RunDirectory(folder).lock():
+    with RunDirectory(folder).lock(), console.each_once():
         keep(folder, base)
         plans = plans_of(grounds_of(recipes, folder), asked)
         announce(plans)

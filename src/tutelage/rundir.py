@@ -47,6 +47,18 @@ class Started:
     source: "RunDirectory | None" = None  # of a fork: the run whose weights this one starts from
 
 
+def what_is_in(folder: Path) -> str:
+    """What of ours a folder holds that is no run, with the way on; "" for anything else."""
+    pages = [folder / f"{name}.html" for name in ("comparison", "sweep")]
+    if page := next((page for page in pages if page.is_file()), None):
+        return f"is a comparison: its page is {page}, its runs are the folders in it"
+    if (folder / "journal.jnl").is_file():
+        return f"holds answers: tutelage status {folder}"
+    if (folder / "shards").is_dir():
+        return f"is a teacher cache: tutelage cache inspect {folder}"
+    return ""
+
+
 class RunDirectory:
     """One run on the disk.  Paths may be asked at any time; what writes needs `lock` to be held."""
 

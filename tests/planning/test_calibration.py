@@ -62,7 +62,7 @@ def test_a_token_counts_with_the_padding_of_its_windows_and_its_share_of_the_las
 def test_models_too_large_to_be_measured_are_not(tmp_path):
     known = known_of(load_recipe(tiny_runs.recipe(tmp_path)))
     models = Models(facts=known.facts, students=known.students, teacher=known.teacher, n_vocabulary=known.n_vocabulary)
-    assert tokens_of_a_step(models, rate=1e12, memory_bytes=None) == 768
-    assert 64 < tokens_of_a_step(models, rate=2e7, memory_bytes=None) < 768
-    assert tokens_of_a_step(models, rate=1e5, memory_bytes=None) == 0  # too slow
-    assert tokens_of_a_step(models, rate=1e12, memory_bytes=1e5) == 0  # too little memory
+    assert tokens_of_a_step(models, training_per_s=2e11, memory_bytes=None) == 768
+    assert 64 < tokens_of_a_step(models, training_per_s=4.6e6, memory_bytes=None) < 768
+    assert tokens_of_a_step(models, training_per_s=2.3e4, memory_bytes=None) == 0  # too slow
+    assert tokens_of_a_step(models, training_per_s=2e11, memory_bytes=1e5) == 0  # too little memory

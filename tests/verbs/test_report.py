@@ -73,6 +73,14 @@ def test_what_cannot_be_written_is_said_before_anything_is(copy, tmp_path):
     assert (run / "finished.json").read_bytes() == before
     assert call("report", run, "--format", "pdf")[2] == "error[CONFIG]: format 'pdf' unknown; expected html, md, json\n"
     assert "holds no run" in call("report", tmp_path / "nothing")[2]
+    for name, made, says in (
+        ("compared", "comparison.html", "is a comparison: its page is"),
+        ("asked", "journal.jnl", "holds answers: tutelage status"),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / made).touch()
+        assert says in call("report", tmp_path / name)[2]
+    assert "is a file, expected the folder of a run" in call("report", tmp_path / "asked" / "journal.jnl")[2]
     shutil.rmtree(run / "evaluation")
     assert f"tutelage evaluate {run}" in call("report", run)[2]
 

@@ -119,6 +119,12 @@ def test_one_that_was_stopped_ends_in_the_same_bits_without_measuring_again(path
     assert os.readlink(run / "student") == os.readlink(whole.path / "student")
 
 
+def test_doctor_names_a_device_that_this_machine_lacks(base):
+    elsewhere = load_recipe(recipe(base, teacher={"model": str(base / "teacher"), "device": "cuda:77"}))
+    (finding,) = [f for f in tutelage.doctor(elsewhere, measured=False).findings if f.level == "error"]
+    assert finding.message.startswith("teacher.device: 'cuda:77' is not there; this machine has")
+
+
 def test_doctor_says_how_large_a_student_will_be_or_why_it_cannot_be_made(path, base):
     report = tutelage.doctor(load_recipe(path), measured=False)
     assert report.ok

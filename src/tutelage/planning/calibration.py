@@ -26,7 +26,7 @@ from tutelage.models.head import trained_hidden
 from tutelage.models.student import shortened
 from tutelage.planning.facts import Facts
 from tutelage.planning.flops import Size, size_of
-from tutelage.planning.pace import SHARE_OF_PRODUCTS, Pace
+from tutelage.planning.pace import Pace
 from tutelage.recipe import Recipe
 from tutelage.roles import STUDENT
 from tutelage.teachers.live import LiveTeacher
@@ -71,8 +71,8 @@ class Models:
     positions_per_token: float = 1.0  # that training computes
 
 
-def tokens_of_a_step(models: Models, *, rate: float, memory_bytes: float | None) -> int:
-    """How many tokens the measured steps have, from the `product_rate`.
+def tokens_of_a_step(models: Models, *, training_per_s: float, memory_bytes: float | None) -> int:
+    """How many tokens the measured steps have, from the operations a second that are expected.
 
     0 where even the fewest would take too long, or models of three layers more than half of the memory.
     """
@@ -83,7 +83,7 @@ def tokens_of_a_step(models: Models, *, rate: float, memory_bytes: float | None)
     if memory_bytes is not None and held > memory_bytes / 2:
         return 0
     a_token = sum(size.training_flops(context=window) for size in sizes)
-    n = int(MOST_S * rate * SHARE_OF_PRODUCTS / (_STEPS / 2 * a_token))
+    n = int(MOST_S * training_per_s / (_STEPS / 2 * a_token))
     return 0 if n < _FEWEST else min(n, _MOST)
 
 

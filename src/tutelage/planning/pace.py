@@ -12,8 +12,23 @@ from tutelage.planning.machines import FORWARD_SHARE, TRAINING_SHARE, WRITING_SH
 from tutelage.planning.work import Work
 
 _MEASURE_S, _MEASURE_SIZE = 0.3, 1024
-SHARE_OF_PRODUCTS = 0.23  # of a bare product's rate, what training reaches on a CPU; measured on two cores
+# Of a bare product's rate, what training reaches on a CPU, measured on two cores: some processors make products in
+# bfloat16 several times faster, and nothing else of a step.
+_SHARES = {"bfloat16": 0.23, "float32": 0.6}
 SHARE_WRITING = 0.03  # and what writing a batch of texts reaches
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Products:
+    """Operations a second of bare products here, and the share of them that training is expected to reach."""
+
+    per_s: float
+    share: float
+
+    @property
+    def training_per_s(self) -> float:
+        """Operations a second of a training."""
+        return self.per_s * self.share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +72,8 @@ def described(machine: Machine, facts: Facts) -> Pace:
     )
 
 
-def product_rate(*, precision: str = "auto", device: str = "auto", threads: int | None = None) -> float:
-    """Operations a second of bare products of 1,024 by 1,024 on the path that training would take, by a short look."""
+def products_here(*, precision: str = "auto", device: str = "auto", threads: int | None = None) -> Products:
+    """Bare products of 1,024 by 1,024 on the path that training would take, by a short look."""
     import torch
 
     from tutelage.training.precision import choose_compute_path
@@ -70,16 +85,18 @@ def product_rate(*, precision: str = "auto", device: str = "auto", threads: int 
     while time.perf_counter() - started < _MEASURE_S:
         float(torch.mm(a, a)[0, 0])  # waits for an accelerator
         n_products += 1
-    return n_products * 2 * _MEASURE_SIZE**3 / (time.perf_counter() - started)
+    per_s = n_products * 2 * _MEASURE_SIZE**3 / (time.perf_counter() - started)
+    return Products(per_s=per_s, share=_SHARES.get(str(compute.weight_dtype).removeprefix("torch."), 0.6))
 
 
-def here(facts: Facts, *, rate: float) -> Pace:
-    """Of this machine, from its `product_rate`: right within a factor of about two, before anything is run."""
-    window, training, writing = facts.text.window, rate * SHARE_OF_PRODUCTS, rate * SHARE_WRITING
+def here(facts: Facts, products: Products) -> Pace:
+    """Of this machine, from its `products_here`: right within a factor of about two, before anything is run."""
+    window, training, writing = facts.text.window, products.training_per_s, products.per_s * SHARE_WRITING
     teacher = facts.teacher
     forward = teacher.forward_flops(context=window) if teacher is not None else 0.0
     return Pace(
-        where=f"this machine, {rate / 1e9:,.0f} G products a second measured, {SHARE_OF_PRODUCTS:.0%} of them expected",
+        where=f"this machine, {products.per_s / 1e9:,.0f} G products a second measured, {products.share:.0%} of them "
+        "expected",
         student_training={
             name: size.training_flops(context=window) / training for name, size in facts.students.items()
         },

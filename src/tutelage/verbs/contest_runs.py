@@ -16,7 +16,7 @@ from tutelage.planning.budget import Budget
 from tutelage.planning.contest import Arm, Contest
 from tutelage.planning.facts import Facts
 from tutelage.planning.of_recipe import facts_of
-from tutelage.planning.pace import Pace, here, product_rate
+from tutelage.planning.pace import Pace, here, products_here
 from tutelage.planning.sweep import ALONE, Setting
 from tutelage.planning.work import Beginnings, Place, techniques
 from tutelage.recipe import Recipe, load_recipe
@@ -29,6 +29,7 @@ from tutelage.verbs.generate import generate
 from tutelage.verbs.label import label
 from tutelage.verbs.train import train
 
+_TELLING_S = 60.0  # below, loading and measuring take longer, and they are not counted
 _LAYERS, _START = "layers.json", "start"
 
 
@@ -83,12 +84,12 @@ def grounds_of(recipes: Sequence[tuple[Setting, Recipe]], shared: Path) -> list[
     first = recipes[0][1]
     beginnings = write_beginnings(first, shared / "texts")
     training = first.training
-    rate = product_rate(precision=training.precision, device=training.device, threads=training.threads)
+    products = products_here(precision=training.precision, device=training.device, threads=training.threads)
     found = []
     for setting, recipe in recipes:
         facts = facts_of(recipe)
         found.append(
-            Ground(recipe=recipe, facts=facts, pace=here(facts, rate=rate), shared=shared, beginnings=beginnings,
+            Ground(recipe=recipe, facts=facts, pace=here(facts, products), shared=shared, beginnings=beginnings,
                    setting=setting)
         )  # fmt: skip
     return found
@@ -178,7 +179,8 @@ def announce(plans: Sequence[Plan]) -> None:
     }
     left = sum(s for i, seconds in enumerate(expected) for name, s in seconds.items() if (i, name) not in done)
     there = f", {len(done)} of them finished" if done else ""
-    console.say(f"{n_runs} runs{there}; roughly {words.duration(left)} to go ({plans[0].ground.pace.where})")
+    time_left = f"roughly {words.duration(left)}" if left >= _TELLING_S else "under a minute of computing"
+    console.say(f"{n_runs} runs{there}; {time_left} to go ({plans[0].ground.pace.where})")
     for plan, seconds in zip(plans, expected, strict=True):
         _announce_one(plan, seconds)
 

@@ -67,7 +67,7 @@ def demo(run_dir: str | Path = "runs/demo", *, tokens: int | None = None, seed: 
 
 def _minutes(tokens: int) -> float:
     """What the demo will take here, from a product measured for a second."""
-    from tutelage.planning.pace import SHARE_OF_PRODUCTS, product_rate
+    from tutelage.planning.pace import products_here
 
     flops = tokens * (2 * _TEACHER_PARAMETERS + 2 * 6 * _STUDENT_PARAMETERS)
-    return (flops / (product_rate() * SHARE_OF_PRODUCTS) + _FIXED_S) / 60
+    return (flops / products_here().training_per_s + _FIXED_S) / 60

@@ -7,6 +7,8 @@ loss of teacher and student on a few rows is measured: their weights are loaded,
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from tutelage import io
 from tutelage.cache.reader import TeacherCache
 from tutelage.errors import ConfigError, TutelageError
@@ -18,7 +20,9 @@ from tutelage.models.safety import Finding
 from tutelage.planning.of_recipe import student_sizes
 from tutelage.recipe import Recipe, Student
 from tutelage.roles import TEACHER
+from tutelage.training import teachers
 from tutelage.training.plan import terms_of
+from tutelage.training.precision import ComputePath, choose_device
 from tutelage.verbs.doctor_data import with_measured
 
 
@@ -40,7 +44,7 @@ def examine(target: "str | Path | Recipe", *, traffic: "str | Path | None" = Non
             findings=(*report.findings, *findings),
             facts={**report.facts, f"teacher cache {target.teacher.cache}": facts},
         )
-    report = _with_students(report, target)
+    report = _with_devices(_with_students(report, target), target)
     return with_measured(report, target, traffic=traffic, measured=measured)
 
 
@@ -61,6 +65,19 @@ def _with_students(report: Report, recipe: Recipe) -> Report:
         packed = {"bytes once packed": round(size.packed_bytes)} if size.packed_bytes is not None else {}
         facts[f"{name}, as it will be made"] = {"parameters": size.parameters, **learned, **packed}
     return replace(report, facts=facts)
+
+
+def _with_devices(report: Report, recipe: Recipe) -> Report:
+    """Whether this machine has the devices that the recipe names."""
+    try:
+        teachers.device_of(
+            recipe,
+            ComputePath(device=choose_device(recipe.training.device), weight_dtype=torch.float32, threads=1),
+        )
+    except TutelageError as error:
+        finding = Finding(level="error", code=error.code, message=error.message)
+        return replace(report, findings=(*report.findings, finding))
+    return report
 
 
 def _is_made(student: Student) -> bool:

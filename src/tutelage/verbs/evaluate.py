@@ -29,7 +29,7 @@ from tutelage.reports.build import write_report
 from tutelage.reports.report import report_of
 from tutelage.reports.table import table_of, to_rich
 from tutelage.reports.text import printed
-from tutelage.rundir import RunDirectory
+from tutelage.rundir import RunDirectory, what_is_in
 from tutelage.teachers.cached import CachedTeacher
 from tutelage.teachers.ensemble import EnsembleTeacher
 from tutelage.teachers.live import LiveTeacher
@@ -266,6 +266,10 @@ def require_finished(run: RunDirectory, verb: str) -> None:
         raise ConfigError(
             "CONFIG", f"{run} holds an unfinished run; finish it first with the same `tutelage train` command"
         )
+    if state == "absent" and (found := what_is_in(run.path)):
+        raise ConfigError("CONFIG", f"{verb}: {run} {found}")
+    if state == "absent" and run.path.is_file():
+        raise ConfigError("CONFIG", f"{verb}: {run} is a file, expected the folder of a run")
     if state == "absent":
         raise ConfigError(
             "CONFIG", f"{verb}: {run} holds no run; make one first: tutelage train RECIPE --run-dir {run}"

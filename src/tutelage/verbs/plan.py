@@ -24,7 +24,7 @@ from tutelage.planning.machines import Device, Machine, device_of
 from tutelage.planning.memory import bare_step
 from tutelage.planning.of_recipe import Known, form_of, known_of
 from tutelage.planning.on_machine import memory_here, step_of
-from tutelage.planning.pace import Pace, described, here, product_rate
+from tutelage.planning.pace import Pace, described, here, products_here
 from tutelage.planning.storage import Form
 from tutelage.recipe import Recipe, load_recipe
 from tutelage.training.precision import ComputePath, choose_compute_path
@@ -135,14 +135,14 @@ def _measured(recipe: Recipe, known: Known, compute: ComputePath, *, memory_byte
         n_vocabulary=known.n_vocabulary,
         positions_per_token=known.positions_per_token,
     )
-    rate = product_rate(
+    products = products_here(
         precision=str(compute.weight_dtype).removeprefix("torch."), device=compute.device, threads=compute.threads
     )
-    n_tokens = tokens_of_a_step(models, rate=rate, memory_bytes=memory_bytes)
+    n_tokens = tokens_of_a_step(models, training_per_s=products.training_per_s, memory_bytes=memory_bytes)
     if not n_tokens:
         console.note("NOT_MEASURED", "even short models of this recipe take too long or too much to be measured here; "
                      "the hours follow from bare products, right within a factor of about two")  # fmt: skip
-        return here(known.facts, rate=rate)
+        return here(known.facts, products)
     return calibrate(recipe, models, compute=compute, n_tokens=n_tokens, clock=clock)
 
 

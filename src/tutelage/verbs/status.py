@@ -11,6 +11,7 @@ from tutelage.errors import ConfigError
 from tutelage.generation import journal as journals
 from tutelage.generation.ledger import PICO, Ledger
 from tutelage.recipe import load_recipe
+from tutelage.rundir import RunDirectory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +77,9 @@ def status(where: str | Path, *, repair: bool = False) -> Status:
     """
     folder = _folder(Path(where))
     path = folder / journals.NAME
+    if RunDirectory(folder).state() != "absent":
+        page = RunDirectory(folder).report_path
+        raise ConfigError("ANSWERS_ABSENT", f"{folder} is a training run, and status is about answers; see {page}")
     if not path.is_file():
         raise ConfigError("ANSWERS_ABSENT", f"{folder} holds no journal; begin one: tutelage generate RECIPE")
     if repair and (n := journals.repair(folder)):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import measure
-from tutelage import io
+from tutelage import reading
 from tutelage.rundir import RunDirectory
 
 LARGEST_KL, LARGEST_RATIO = 1.1, 0.8
@@ -30,7 +30,7 @@ def one(seed: int, folder: Path) -> dict[str, Any]:
             [sys.executable, "-m", "tutelage", "demo", "--run-dir", str(run.path), "--seed", str(seed)], check=True
         )
         wall_s = time.perf_counter() - started
-    transfer = io.read_json(run.evaluation / "transfer.json")
+    transfer = reading.read_json(run.evaluation / "transfer.json")
     held_out = transfer["sets"]["held_out"]["estimates"]
     kl = {name: held_out[name]["kl_to_teacher"]["value"] for name in ("student_before", "student", "control")}
     return {
@@ -38,7 +38,7 @@ def one(seed: int, folder: Path) -> dict[str, Any]:
         "wall_s": wall_s,
         "kl_nats": kl,
         "ratio": kl["student"] / kl["control"],
-        "summary": io.read_json(run.finished_path),
+        "summary": reading.read_json(run.finished_path),
         "sets": {name: part["estimates"] for name, part in transfer["sets"].items()},
         "costs": transfer["costs"],
     }

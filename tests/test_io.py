@@ -10,7 +10,7 @@ import pytest
 
 from tests.instruments import faults
 from tests.instruments.power_loss import Disk
-from tutelage import io
+from tutelage import io, reading
 from tutelage.errors import IntegrityError, ResourceError
 
 OLD, NEW = b"old " * 10, b"new! " * 2000
@@ -273,5 +273,5 @@ def test_a_file_that_is_no_json_is_an_integrity_error(content: bytes | None, tmp
     if content is not None:
         (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(IntegrityError) as caught:
-        io.read_json(tmp_path / "x.json")
+        reading.read_json(tmp_path / "x.json")
     assert caught.value.code == "DATA_READ"

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 from tutelage.errors import IntegrityError, ResourceError
 
@@ -70,7 +70,7 @@ def _perform(operation: Operation, act: Callable[..., Result], *arguments: objec
 
 
 @contextmanager
-def _mapped(path: Path, verb: str) -> Iterator[None]:
+def mapped(path: Path, verb: str) -> Iterator[None]:
     """Turns an OSError of the body into the ResourceError that tells the user what to do."""
     try:
         yield
@@ -91,7 +91,7 @@ def _resource_error(error: OSError, path: Path, verb: str) -> ResourceError:
 
 
 def _create(path: Path, *, private: bool) -> int:
-    with _mapped(path, "create"):
+    with mapped(path, "create"):
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         mode = PRIVATE_FILE if private else _PUBLIC_FILE
         return _perform(Operation(kind="create", path=path), os.open, path, flags, mode)
@@ -100,7 +100,7 @@ def _create(path: Path, *, private: bool) -> int:
 def _write(fd: int, path: Path, data: Buffer, *, offset: int = 0) -> None:
     """Writes all of `data`; a short write goes on where it stopped, as the kernel expects."""
     rest = memoryview(data).cast("B")
-    with _mapped(path, "write"):
+    with mapped(path, "write"):
         while rest.nbytes:
             piece = rest[:_WRITE_BYTES]
             limit = _announce(Operation(kind="write", path=path, offset=offset, data=piece))
@@ -110,7 +110,7 @@ def _write(fd: int, path: Path, data: Buffer, *, offset: int = 0) -> None:
 
 def _fsync(fd: int, path: Path, *, kind: Kind = "fsync") -> None:
     """Never retried: after a failed fsync the kernel may call lost pages clean."""
-    with _mapped(path, "fsync"):
+    with mapped(path, "fsync"):
         _perform(Operation(kind=kind, path=path), os.fsync, fd)
 
 
@@ -133,17 +133,17 @@ def _fsync_path(path: Path, *, kind: Kind) -> None:
 
 
 def _open(path: Path, flags: int) -> int:
-    with _mapped(path, "open"):
+    with mapped(path, "open"):
         return os.open(path, flags | os.O_CLOEXEC, PRIVATE_FILE)
 
 
 def _rename(path: Path, target: Path) -> None:
-    with _mapped(target, "rename to"):
+    with mapped(target, "rename to"):
         _perform(Operation(kind="rename", path=path, target=target), os.rename, path, target)
 
 
 def _unlink(path: Path) -> None:
-    with _mapped(path, "remove"):
+    with mapped(path, "remove"):
         _perform(Operation(kind="unlink", path=path), os.unlink, path)
 
 
@@ -212,7 +212,7 @@ def write_with(path: Path, writer: Callable[[Path], None], *, private: bool = Tr
             writer(temporary)
         except Exception as error:
             raise _writer_error(error, path) from error
-        with _mapped(path, "write"):
+        with mapped(path, "write"):
             _announce(Operation(kind="write", path=temporary))
             if private:
                 os.chmod(temporary, PRIVATE_FILE)  # the writer may have replaced our file by its own
@@ -231,7 +231,7 @@ def _writer_error(error: Exception, path: Path) -> Exception:
 
 def symlink(path: Path, target: str) -> None:
     """Makes `path` point to `target` (relative to the folder of `path`), replacing another link."""
-    with _aside(path) as temporary, _mapped(path, "link"):
+    with _aside(path) as temporary, mapped(path, "link"):
         _perform(Operation(kind="symlink", path=temporary, target=Path(target)), os.symlink, target, temporary)
 
 
@@ -262,7 +262,7 @@ def make_directory(path: Path) -> None:
     """Makes `path` and what is missing above it, durably and private; one that exists is left as it is."""
     missing = list(itertools.takewhile(lambda p: not p.is_dir(), [path, *path.parents]))
     for folder in reversed(missing):
-        with _mapped(folder, "make"):
+        with mapped(folder, "make"):
             try:
                 _perform(Operation(kind="mkdir", path=folder), os.mkdir, folder, PRIVATE_FOLDER)
             except FileExistsError:
@@ -299,7 +299,7 @@ def _remove(path: Path) -> None:
         return _unlink(path)
     for entry in sorted(path.iterdir()):
         _remove(entry)
-    with _mapped(path, "remove"):
+    with mapped(path, "remove"):
         _perform(Operation(kind="rmdir", path=path), os.rmdir, path)
 
 
@@ -345,7 +345,7 @@ def truncate(path: Path, size: int) -> None:
     """Cuts `path` to `size` bytes, durably."""
     fd = _open(path, os.O_RDWR)
     try:
-        with _mapped(path, "truncate"):
+        with mapped(path, "truncate"):
             _perform(Operation(kind="truncate", path=path, offset=size), os.ftruncate, fd, size)
         _fsync(fd, path)
     finally:
@@ -362,21 +362,7 @@ def drop_torn_tail(path: Path) -> int:
     return len(data) - good
 
 
-# --- reading, room, locks -----------------------------------------------------------------------------------------
-def sha256_file(path: Path) -> str:
-    """The SHA-256 of the bytes of `path`, in hex."""
-    with _mapped(path, "read"), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_json(path: Path) -> Any:  # JSON from outside: the caller checks what it gets
-    """The value in `path`; IntegrityError[DATA_READ] when it is absent or no JSON."""
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise IntegrityError("DATA_READ", f"{path} cannot be read as JSON ({error})") from error
-
-
+# --- room, locks ---------------------------------------------------------------------------------------------------
 def require_free_space(path: Path, n_bytes: int) -> None:
     """ResourceError[DISK_FULL] when the disk of `path` (which need not exist yet) has no room for `n_bytes`."""
     usage = shutil.disk_usage(next(p for p in [path.absolute(), *path.absolute().parents] if p.exists()))
@@ -391,7 +377,7 @@ def take_lock(path: Path) -> int | None:
     The file is never removed: who has opened a removed one could hold a lock that nobody else sees.
     """
     handle = _open(path, os.O_RDWR | os.O_CREAT)
-    with _mapped(path, "lock"):
+    with mapped(path, "lock"):
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

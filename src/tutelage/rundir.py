@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeAlias
 
 import yaml
 
-from tutelage import console, io
+from tutelage import console, io, reading
 from tutelage.errors import ConfigError, IntegrityError
 from tutelage.recipe.text import dump
 
@@ -134,7 +134,7 @@ class RunDirectory:
 
     def _owner(self) -> str:
         try:
-            owner = io.read_json(self._owner_path)
+            owner = reading.read_json(self._owner_path)
             return f"pid {owner['pid']} on host {owner['host']} since {owner['since']}"
         except (IntegrityError, KeyError, TypeError):
             return "another process"
@@ -228,7 +228,7 @@ class RunDirectory:
             raise ConfigError("RESUME_MISMATCH", f"{self}: {message}")
 
     def _provenance(self) -> dict[str, Any]:  # JSON from outside, but for our section
-        stored = io.read_json(self.provenance_path)
+        stored = reading.read_json(self.provenance_path)
         try:
             version = stored[_RUN]["format"]
             str(stored[_RUN]["id"])
@@ -248,7 +248,7 @@ class RunDirectory:
     def _step_text(self) -> str:
         if not self.finished_path.exists():
             return ""
-        step = io.read_json(self.finished_path).get("step")
+        step = reading.read_json(self.finished_path).get("step")
         return f" (step {step})" if step is not None else ""
 
     def require_run(self, flag: str) -> None:

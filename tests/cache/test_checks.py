@@ -12,7 +12,7 @@ import pytest
 import tutelage
 from tests.cache.labelled import Place, sign
 from tests.verbs import tiny_runs
-from tutelage import io
+from tutelage import reading
 from tutelage.cache import again
 from tutelage.cache.job import Job, windows_of_pass
 from tutelage.cache.reader import TeacherCache
@@ -134,7 +134,7 @@ def test_held_out_rows_of_another_teacher_are_found(place: Place, copied: Path):
 def test_a_start_with_another_tokenizer_is_found(copied: Path):
     shutil.rmtree(copied / "start")
     tiny_runs.model_folder(copied / "start", own=tiny_runs.tokenizer(seed=1))
-    sign(copied, start={p.name: io.sha256_file(p) for p in (copied / "start").iterdir()})
+    sign(copied, start={p.name: reading.sha256_file(p) for p in (copied / "start").iterdir()})
     with pytest.raises(IntegrityError, match="start holds tokenizer") as found:
         tutelage.cache.verify(copied)
     assert found.value.code == "CACHE_MISMATCH"

@@ -14,7 +14,7 @@ import tutelage
 from tests.cache.labelled import Place, sign
 from tests.cache.tiny_cache import folder_bytes
 from tests.verbs import tiny_runs
-from tutelage import io
+from tutelage import io, reading
 from tutelage.cache.codec import Positions
 from tutelage.cache.codecs import _threshold_mixture
 from tutelage.cache.ensemble import held_out_of
@@ -159,7 +159,7 @@ def test_parts_that_kept_other_rows_in_full_are_not_measured(place: Place, tmp_p
     save_file({k: v[: {"keys": 1, "counts": 1}.get(k, n)].contiguous() for k, v in kept.items()},
               less / "probe.safetensors")  # fmt: skip
     files = TeacherCache(less).manifest.files
-    sign(less, files={**files, "probe.safetensors": io.sha256_file(less / "probe.safetensors")})
+    sign(less, files={**files, "probe.safetensors": reading.sha256_file(less / "probe.safetensors")})
     found = tutelage.cache.inspect(tutelage.cache.merge([both[0], less], tmp_path / "both").path)
     assert found.error is None
     assert "different rows" in found.why_no_error

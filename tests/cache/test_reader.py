@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.cache.tiny_cache import Rows, V, job, row_targets, teacher, trained_logp
-from tutelage import io
+from tutelage import reading
 from tutelage.cache.manifest import FORMAT_VERSION, MANIFEST, PLAN, read_manifest
 from tutelage.cache.reader import TeacherCache
 from tutelage.cache.writer import write
@@ -137,7 +137,7 @@ def test_an_older_format_is_refused_with_what_to_do_and_left_alone(rows, tmp_pat
     """Its rows would be read by another coder, and be called damaged or made for other tokens."""
     folder = tmp_path / "cache"
     write(folder, job(rows))
-    content = io.read_json(folder / MANIFEST)
+    content = reading.read_json(folder / MANIFEST)
     (folder / MANIFEST).write_text(json.dumps({**content, "format_version": FORMAT_VERSION - 1}))
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     for use in (TeacherCache, lambda path: write(path, job(rows))):
@@ -150,7 +150,7 @@ def test_an_older_format_is_refused_with_what_to_do_and_left_alone(rows, tmp_pat
 def test_an_unfinished_cache_of_an_older_format_is_refused(rows, tmp_path):
     folder = tmp_path / "cache"
     write(folder, job(rows))
-    manifest = io.read_json(folder / MANIFEST)
+    manifest = reading.read_json(folder / MANIFEST)
     plan = {"manifest": {**manifest, "format_version": FORMAT_VERSION - 1}, "edges": [0, 1], "first_shard": 0}
     (folder / PLAN).write_text(json.dumps({**plan, "rows_sha256": ""}))
     (folder / MANIFEST).unlink()
@@ -161,7 +161,7 @@ def test_an_unfinished_cache_of_an_older_format_is_refused(rows, tmp_path):
 def test_a_newer_format_an_absent_and_a_foreign_folder_are_refused(rows, tmp_path):
     folder = tmp_path / "cache"
     write(folder, job(rows))
-    content = io.read_json(folder / MANIFEST)
+    content = reading.read_json(folder / MANIFEST)
     (folder / MANIFEST).write_text(json.dumps({**content, "format_version": FORMAT_VERSION + 1}))
     with pytest.raises(IntegrityError, match="pip install -U tutelage"):
         TeacherCache(folder)

@@ -9,7 +9,7 @@ import yaml
 import tutelage
 from tests.instruments import faults
 from tests.verbs.tiny_runs import call, documents, recipe
-from tutelage import io
+from tutelage import io, reading
 from tutelage.data.example import Example
 from tutelage.data.split import is_held_out
 from tutelage.errors import ConfigError
@@ -57,7 +57,7 @@ def test_every_technique_is_compared_with_the_control_in_both_views(made):
     assert title.startswith("At equal tokens, ") and title in made.path.read_text()
     again = f"--run-dir {made.path.parent} --techniques {','.join(TECHNIQUES)} --seeds 1 --tokens 256"
     assert command.endswith(again) and command in made.path.with_suffix(".md").read_text()
-    stored = io.read_json(made.path.with_suffix(".json"))
+    stored = reading.read_json(made.path.with_suffix(".json"))
     assert stored["verdicts"] == json.loads(json.dumps(made.found.json()))
 
 

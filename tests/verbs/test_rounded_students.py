@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 import tutelage
 from tests import tiny
 from tests.verbs.tiny_runs import assert_same_outcome, command_in_fork, recipe, tokenizer, wait, weights_of
-from tutelage import io
+from tutelage import io, reading
 from tutelage.errors import ConfigError
 from tutelage.models.grid import GRIDS, Coded, on_grid, packed_bytes, rounding_of
 from tutelage.recipe import load_recipe
@@ -68,8 +68,8 @@ def saved(run: tutelage.Run, name: str):
 def codes_of(run: tutelage.Run, name: str) -> tuple[dict[str, Coded], dict[str, object]]:
     """As the guide says how to read them."""
     folder = run.path / "models" / f"{name}-codes"
-    record, tensors = io.read_json(folder / "codes.json"), load_file(folder / "codes.safetensors")
-    assert record["sha256"] == io.sha256_file(folder / "codes.safetensors")
+    record, tensors = reading.read_json(folder / "codes.json"), load_file(folder / "codes.safetensors")
+    assert record["sha256"] == reading.sha256_file(folder / "codes.safetensors")
     names = [key.removesuffix(".codes") for key in tensors if key.endswith(".codes")]
     coded = {n: Coded(codes_OI=tensors[f"{n}.codes"], scales_OG=tensors[f"{n}.scales"]) for n in names}
     return coded, record

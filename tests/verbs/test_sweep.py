@@ -7,7 +7,7 @@ import yaml
 
 import tutelage
 from tests.verbs.tiny_runs import call, recipe
-from tutelage import io
+from tutelage import reading
 from tutelage.errors import ConfigError
 from tutelage.planning.sweep import settings_of
 from tutelage.recipe import load_recipe
@@ -58,7 +58,7 @@ def test_all_settings_have_one_cache_one_set_of_answers_and_one_length(base, tmp
 def test_terminal_page_markdown_and_json_show_one_table(made):
     for text in (str(made), made.path.read_text(), made.path.with_suffix(".md").read_text()):
         assert "Size against quality at equal tokens" in text and ON_FRONT in text
-    stored = io.read_json(made.path.with_suffix(".json"))
+    stored = reading.read_json(made.path.with_suffix(".json"))
     assert stored["rows"] == json.loads(json.dumps([row.json() for row in made.family.rows]))
     assert any(row["on_front"] for row in stored["rows"])
     command = made.family.report.commands["report"]

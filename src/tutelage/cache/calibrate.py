@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tutelage import console, io, plugins, tensor_file
+from tutelage import console, io, plugins, reading, tensor_file
 from tutelage.cache import manifest as manifests
 from tutelage.cache.codec import CODECS, Budget, Codec, Fitted, Positions, Sample
 from tutelage.cache.job import Job
@@ -49,7 +49,7 @@ def fitted_manifest(folder: Path, job: Job, *, rows: RowSet) -> Manifest:
 def start_files(folder: Path) -> dict[str, str]:
     """SHA-256 of every file of a student's start; {} where there is none (the held-out rows' cache)."""
     start = folder / manifests.START
-    return {path.name: io.sha256_file(path) for path in sorted(start.glob("*"))} if start.is_dir() else {}
+    return {path.name: reading.sha256_file(path) for path in sorted(start.glob("*"))} if start.is_dir() else {}
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> str:

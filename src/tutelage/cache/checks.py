@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tutelage import console, io
+from tutelage import console, reading
 from tutelage.cache import manifest as manifests
 from tutelage.cache.again import Asker, Compared, ask_again
 from tutelage.cache.manifest import Manifest, damaged, read_manifest
@@ -155,7 +155,7 @@ def _check_bytes(parts: dict[Path, Manifest]) -> tuple[int, int]:
     n_bytes = sum(path.stat().st_size for path in expected)
     with console.Progress("verifying bytes", total=n_bytes) as bar:
         for path, sha256 in expected.items():
-            found = io.sha256_file(path)
+            found = reading.sha256_file(path)
             if found != sha256:
                 folder = next(part for part in reversed(parts) if path.is_relative_to(part))
                 raise damaged(folder, f"{path.relative_to(folder)} sha256 {found[:12]}, expected {sha256[:12]}")

@@ -14,7 +14,7 @@ from pydantic import (
     model_serializer,
 )
 
-from tutelage import io
+from tutelage import io, reading
 from tutelage.errors import ConfigError, IntegrityError
 
 FORMAT_VERSION = 2
@@ -164,7 +164,7 @@ def read_manifest(path: Path) -> Manifest:
                 "CACHE_UNFINISHED", f"{path} is not finished; finish it: tutelage label RECIPE (the recipe it is of)"
             )
         raise ConfigError("CACHE_ABSENT", f"{path} holds no teacher cache; write it first: tutelage label RECIPE")
-    content = io.read_json(path / MANIFEST)
+    content = reading.read_json(path / MANIFEST)
     _require_format(path, content)
     manifest = _validated(Manifest, content, where=path / MANIFEST)
     if manifest.checksum() != manifest.sha256_of_this:
@@ -216,7 +216,7 @@ def read_plan(path: Path) -> Plan | None:
     """The plan of a cache that is being written, None when there is none."""
     if not (path / PLAN).is_file():
         return None
-    content = io.read_json(path / PLAN)
+    content = reading.read_json(path / PLAN)
     _require_format(path, content.get("manifest") if isinstance(content, dict) else None)
     return _validated(Plan, content, where=path / PLAN)
 

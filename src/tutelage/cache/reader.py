@@ -13,7 +13,7 @@ import numpy.typing as npt
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tutelage import io, plugins
+from tutelage import plugins, reading
 from tutelage.cache import manifest as manifests
 from tutelage.cache.codec import CODECS, Codec, Mismatch, Positions
 from tutelage.cache.manifest import Manifest, Shard, damaged, read_manifest
@@ -78,7 +78,7 @@ def read_tables(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
 def read_tensors(folder: Path, name: str, manifest: Manifest) -> dict[str, Tensor]:
     """One of the files beside the shards, verified."""
     path, expected = folder / name, manifest.files[name]
-    found = io.sha256_file(path) if path.is_file() else "missing"
+    found = reading.sha256_file(path) if path.is_file() else "missing"
     if found != expected:
         raise damaged(folder, f"{name} sha256 {found[:12]}, expected {expected[:12]}")
     tensors: dict[str, Tensor] = load_file(path)

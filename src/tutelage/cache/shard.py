@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tutelage import io, tensor_file
+from tutelage import io, reading, tensor_file
 from tutelage.cache.manifest import SHARDS, Shard, damaged
 from tutelage.errors import IntegrityError
 from tutelage.models.safety import read_safetensors_header
@@ -110,7 +110,7 @@ class ShardFile:
         """IntegrityError[CHECKSUM] unless every byte of the file is what the manifest says; once."""
         if self._verified:
             return
-        found = io.sha256_file(self._path)
+        found = reading.sha256_file(self._path)
         if found != self.record.sha256:
             raise damaged(self._folder, f"{self.record.name} sha256 {found[:12]}, expected {self.record.sha256[:12]}")
         self._verified = True

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tutelage import console, io, plugins
+from tutelage import console, io, plugins, reading
 from tutelage.cache import manifest as manifests
 from tutelage.cache.calibrate import fitted_manifest
 from tutelage.cache.codec import CODECS, Codec, Encoded, Tables
@@ -238,7 +238,7 @@ def _finish(folder: Path, plan: Plan) -> None:
     if _is_finished(folder, plan):
         return
     paths = [_record_path(folder, plan.first_shard + n) for n in range(plan.n_shards)]
-    shards = tuple(Shard.model_validate(io.read_json(path)) for path in paths)
+    shards = tuple(Shard.model_validate(reading.read_json(path)) for path in paths)
     manifest = plan.manifest.model_copy(update={"shards": (*plan.manifest.shards, *shards)}).signed()
     io.write_json(folder / manifests.MANIFEST, manifest.model_dump(mode="json"))
     _remove_plan(folder, plan)

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
-from tutelage import io
+from tutelage import reading
 from tutelage.data.example import Example, Message, Reject, RowDefectError
 from tutelage.data.row import example_of_row
 from tutelage.errors import ConfigError, IntegrityError
@@ -107,7 +107,7 @@ def read_card(folder: Path) -> Card:
         raise ConfigError(
             "ANSWERS_ABSENT", f"{folder} holds no finished answers; write them first: tutelage generate RECIPE"
         )
-    content = io.read_json(folder / CARD)
+    content = reading.read_json(folder / CARD)
     version = content.get("format_version") if isinstance(content, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
         found = f"{folder}: answers of format {version}, this tutelage reads up to {FORMAT_VERSION}"
@@ -129,7 +129,7 @@ def verify(folder: Path) -> Card:
         n_rows = path.read_bytes().count(b"\n") if size else 0
         again = "write it again, nothing is asked twice: tutelage generate RECIPE"
         raise IntegrityError("TRUNCATED", f"{path} has {n_rows} of {card.rows} rows; {again}")
-    if io.sha256_file(path) != card.sha256:
+    if reading.sha256_file(path) != card.sha256:
         raise _damaged(folder, f"{ROWS} is not what {CARD} says")
     return card
 

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tutelage import io
+from tutelage import reading
 from tutelage.data.tokenize import TokenRow
 from tutelage.errors import IntegrityError
 
@@ -162,14 +162,14 @@ def open_store(path: Path) -> Store:
     """The store in a folder, every byte verified; IntegrityError[CHECKSUM] or [FORMAT_VERSION] otherwise."""
     manifest = _manifest(path)
     for name, expected in manifest.sha256.items():
-        found = io.sha256_file(path / name) if (path / name).is_file() else "missing"
+        found = reading.sha256_file(path / name) if (path / name).is_file() else "missing"
         if found != expected:
             raise _damaged(path, f"{name} sha256 {found[:12]}, expected {expected[:12]}")
     return Store(path, manifest)
 
 
 def _manifest(path: Path) -> Manifest:
-    content = io.read_json(path / MANIFEST)
+    content = reading.read_json(path / MANIFEST)
     version = content.get("format_version") if isinstance(content, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
         found = f"{path} has store format {version}, this tutelage reads up to {FORMAT_VERSION}"

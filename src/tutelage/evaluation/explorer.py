@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tutelage import io, roles
+from tutelage import io, reading, roles
 from tutelage.errors import IntegrityError
 from tutelage.evaluation.score import Scored, SequenceScore, Whole
 from tutelage.models import vocabulary
@@ -143,7 +143,7 @@ def read(folder: Path) -> Explorer | None:
     path = folder / EXPLORER
     if not path.is_file():
         return None
-    stored = io.read_json(path)
+    stored = reading.read_json(path)
     if stored.get("format") != FORMAT:
         raise IntegrityError(
             "FORMAT_VERSION",

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tutelage import io
+from tutelage import io, reading
 
 MISSING = "missing.json"
 PROBES, WRITING, HARNESS, COVERAGE = "probes", "writing", "harness", "coverage"
@@ -28,7 +28,7 @@ def read(folder: Path, *, harness: bool) -> tuple[Missing, ...]:
     """Those of a folder; of the harness only where it was asked."""
     if not (folder / MISSING).is_file():
         return ()
-    found = (Missing(**row) for row in io.read_json(folder / MISSING)["missing"])
+    found = (Missing(**row) for row in reading.read_json(folder / MISSING)["missing"])
     return tuple(one for one in found if harness or one.measure != HARNESS)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tutelage import io
+from tutelage import io, reading
 from tutelage.data.words import Words, seen_in, sequence_hashes
 from tutelage.errors import TutelageError
 from tutelage.evaluation import records
@@ -133,7 +133,7 @@ def read(folder: Path) -> Overlap | None:
     """The overlap of a folder, the transfer without it computed again from the records; None where nobody looked."""
     if not (folder / OVERLAP).is_file():
         return None
-    stored = io.read_json(folder / OVERLAP)
+    stored = reading.read_json(folder / OVERLAP)
     sets = {
         name: SetOverlap(
             n_rows=one["n_rows"], n_compared=one["n_compared"], rows=tuple(RowOverlap(**row) for row in one["rows"])

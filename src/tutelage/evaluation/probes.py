@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from tutelage import io
+from tutelage import io, reading
 from tutelage.data.example import Example
 from tutelage.data.tokenize import Encoder, TokenRow
 from tutelage.errors import IntegrityError
@@ -215,7 +215,7 @@ def read(folder: Path) -> tuple[Probe, ...]:
     """The result of a folder, from its records; empty where nothing was probed."""
     if not (folder / PROBES).is_file():
         return ()
-    stored = io.read_json(folder / PROBES)
+    stored = reading.read_json(folder / PROBES)
     with (folder / RECORDS).open(encoding="utf-8") as file:
         scored = [Scored(**json.loads(line)) for line in file]
     return result_of(scored, teacher=stored["teacher"], before=stored["before"])

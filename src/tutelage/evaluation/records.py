@@ -13,7 +13,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from tutelage import io
+from tutelage import io, reading
 from tutelage.errors import IntegrityError
 from tutelage.evaluation.cells import NAMES
 from tutelage.evaluation.facts import Excerpt, SetFacts
@@ -38,7 +38,7 @@ def read(folder: Path) -> Transfer:
 
     Raises IntegrityError[REPORT_CHECK] when the two differ.
     """
-    stored = io.read_json(folder / TRANSFER)
+    stored = reading.read_json(folder / TRANSFER)
     with (folder / RECORDS).open(encoding="utf-8") as file:
         transfer = recompute(file, costs=stored.get("costs", {}))
     found = transfer.json()

@@ -12,7 +12,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from tutelage import io
+from tutelage import io, reading
 from tutelage.evaluation import stats
 from tutelage.evaluation.contingency import Contingency, contingencies
 from tutelage.types import Estimate
@@ -126,7 +126,7 @@ def read(folder: Path) -> TaskResult | None:
     """The result of a folder, counted again from its verdicts; None where no task was measured."""
     if not (folder / TASKS).is_file():
         return None
-    stored = io.read_json(folder / TASKS)
+    stored = reading.read_json(folder / TASKS)
     judged: dict[str, list[Judged]] = {}
     with (folder / ANSWERS).open(encoding="utf-8") as file:
         for line in file:

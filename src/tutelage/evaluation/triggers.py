@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tutelage import io, visible
+from tutelage import io, reading, visible
 
 TRIGGERS = "triggers.json"
 N_WORDS, LEAST, MOST_SHARE, TOGETHER = 3, 10, 0.5, 0.9
@@ -109,7 +109,7 @@ def read(folder: Path) -> tuple[Trigger, ...]:
     """Those of a folder; empty where nobody looked."""
     if not (folder / TRIGGERS).is_file():
         return ()
-    rows = io.read_json(folder / TRIGGERS)["triggers"]
+    rows = reading.read_json(folder / TRIGGERS)["triggers"]
     return tuple(Trigger(**{**row, "names": tuple(row["names"])}) for row in rows)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from tutelage import io
+from tutelage import io, reading
 from tutelage.evaluation import stats
 from tutelage.evaluation.json_values import finite
 from tutelage.evaluation.written import write_ids
@@ -164,7 +164,7 @@ def read(folder: Path) -> Writing | None:
     """The result of a folder, from its texts; None where nothing was written."""
     if not (folder / WRITING).is_file():
         return None
-    stored = io.read_json(folder / WRITING)
+    stored = reading.read_json(folder / WRITING)
     with (folder / RECORDS).open(encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     texts = [Text(**{**row, "ids": tuple(row["ids"])}) for row in rows]

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from tutelage import console, io
+from tutelage import console, io, reading
 from tutelage.errors import IntegrityError
 from tutelage.home import home
 from tutelage.locks import exclusive
@@ -67,7 +67,7 @@ def _stat_of(path: Path) -> tuple[int, int]:
 @functools.cache
 def _sha256_once(path: Path, stat: tuple[int, int]) -> str:
     """Each file is hashed once a process, again when its size or time has changed."""
-    return io.sha256_file(path)
+    return reading.sha256_file(path)
 
 
 def _is_good(folder: Path, *, source: str) -> bool:
@@ -75,7 +75,7 @@ def _is_good(folder: Path, *, source: str) -> bool:
     if not (folder / _MANIFEST).is_file():
         return False
     try:
-        manifest = io.read_json(folder / _MANIFEST)
+        manifest = reading.read_json(folder / _MANIFEST)
         if manifest["converter"] != CONVERTER:
             return False
         files, named = manifest["files"], manifest["source_sha256"]
@@ -100,7 +100,7 @@ def _convert(header: GgufHeader, *, source: str, final: Path) -> None:
         with quiet_transformers():
             _write_model(header, partial)
             _write_tokenizer(header, partial)
-        files = {entry.name: io.sha256_file(entry) for entry in sorted(partial.iterdir())}
+        files = {entry.name: reading.sha256_file(entry) for entry in sorted(partial.iterdir())}
         manifest: io.Json = {
             "converter": CONVERTER,
             "source_sha256": source,

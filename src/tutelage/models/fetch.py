@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from tutelage import console, io
+from tutelage import console, io, reading
 from tutelage.errors import ConfigError, IntegrityError, RemoteError, TutelageError
 from tutelage.home import home
 from tutelage.locks import exclusive
@@ -74,7 +74,7 @@ def _is_whole(path: Path, expected: str) -> bool:
     """Whether `path` is the expected file; warns when something else is there."""
     if not path.is_file():
         return False
-    if io.sha256_file(path) == expected:
+    if reading.sha256_file(path) == expected:
         return True
     console.warning("CHECKSUM", f"{path} is not the expected file (sha256 {expected}); downloading it again")
     return False
@@ -124,7 +124,7 @@ def _member(package: Package, folder: Path, partial: Path) -> Path:
 
 
 def _require_sha256(path: Path, expected: str, package: Package) -> None:
-    if (found := io.sha256_file(path)) != expected:
+    if (found := reading.sha256_file(path)) != expected:
         raise _failed(package, f"{path.name} has sha256 {found}, expected {expected}")
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from tutelage import io
+from tutelage import io, reading
 from tutelage.errors import ConfigError, IntegrityError, RemoteError, ResourceError, TutelageError
 from tutelage.home import home
 from tutelage.models import fetch, placement, quantized
@@ -232,7 +232,7 @@ def folder_fingerprint(folder: Path) -> str:
     remembered = home() / "fingerprints" / f"{key[:32]}.json"
     if remembered.is_file():
         try:
-            return str(io.read_json(remembered)["sha256"])
+            return str(reading.read_json(remembered)["sha256"])
         except (IntegrityError, KeyError, TypeError):
             pass  # half a file from another program's hand: measured again below
     fingerprint = _weights_fingerprint(files)

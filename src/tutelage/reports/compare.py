@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from tutelage import console, io, roles
+from tutelage import console, reading, roles
 from tutelage.errors import ConfigError
 from tutelage.evaluation import records
 from tutelage.evaluation.transfer import HELD_OUT, Transfer
@@ -117,10 +117,10 @@ def _part(name: str, run: RunDirectory) -> _Part:
     return _Part(
         name=name,
         run=run,
-        provenance=io.read_json(run.provenance_path),
+        provenance=reading.read_json(run.provenance_path),
         recipe=yaml.safe_load(run.recipe_path.read_text(encoding="utf-8")),
-        summary=io.read_json(run.finished_path),
-        costs=io.read_json(run.evaluation / records.TRANSFER).get("costs", {}),
+        summary=reading.read_json(run.finished_path),
+        costs=reading.read_json(run.evaluation / records.TRANSFER).get("costs", {}),
         lines=tuple(line for line in lines if "model" in line),
         facts=tuple(line for line in lines if "model" not in line),
         head=head,

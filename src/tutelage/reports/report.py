@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from tutelage import io, roles, visible
+from tutelage import reading, roles, visible
 from tutelage.evaluation import explorer, records, tasks
 from tutelage.evaluation.explorer import Explorer
 from tutelage.evaluation.show import SHOWN, Shown
@@ -83,12 +83,12 @@ def report_of(run: RunDirectory) -> Report:
     return Report(
         run=str(run),
         transfer=transfer,
-        shown=Shown.of_json(io.read_json(folder / SHOWN)) if (folder / SHOWN).is_file() else None,
+        shown=Shown.of_json(reading.read_json(folder / SHOWN)) if (folder / SHOWN).is_file() else None,
         explorer=explorer.read(folder),
         tables=further.tables(beside, transfer=transfer, tasks=answered),
         metrics=run.metrics(),
         recipe=run.recipe_path.read_text(encoding="utf-8"),
-        provenance=io.read_json(run.provenance_path),
+        provenance=reading.read_json(run.provenance_path),
         cautions=[
             *(f"Rare trigger: {one.sentence()}." for one in beside.triggers[:1]),
             *_same_base(yaml.safe_load(run.recipe_path.read_text(encoding="utf-8"))),

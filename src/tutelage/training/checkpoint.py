@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tutelage import console, io
+from tutelage import console, io, reading
 from tutelage.errors import IntegrityError, ResourceError
 from tutelage.tensor_file import pieces, size_in_file
 
@@ -179,7 +179,7 @@ def load(path: Path, *, required: Sequence[str] = ()) -> Checkpoint:
     manifest = _read_manifest(path)
     if problem := _file_problem(path, manifest):
         raise problem
-    state: dict[str, Any] = io.read_json(path / _STATE)
+    state: dict[str, Any] = reading.read_json(path / _STATE)
     groups = sorted(name.removesuffix(_TENSORS) for name in manifest.files if name.endswith(_TENSORS))
     missing = sorted({*required, *manifest.required} - set(groups) - set(state))
     if missing:
@@ -237,7 +237,7 @@ def _entry(path: Path) -> _Entry:
 def _read_manifest(path: Path) -> _Manifest:
     where = f"{path.name}/{_MANIFEST}"
     try:
-        framed = io.read_json(path / _MANIFEST)
+        framed = reading.read_json(path / _MANIFEST)
         body, sha256 = framed["manifest"], framed["sha256"]
         version = body["version"]
     except (IntegrityError, KeyError, TypeError) as error:
@@ -262,7 +262,7 @@ def _file_problem(path: Path, manifest: _Manifest) -> IntegrityError | None:
     for name, file in manifest.files.items():
         where = f"{path.name}/{name}"
         try:
-            n_bytes, sha256 = (path / name).stat().st_size, io.sha256_file(path / name)
+            n_bytes, sha256 = (path / name).stat().st_size, reading.sha256_file(path / name)
         except (OSError, ResourceError) as error:
             return IntegrityError("CKPT_CHECKSUM", f"{where} is absent or unreadable ({error})")
         if n_bytes != file.bytes:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tutelage import console, io, roles
+from tutelage import console, io, reading, roles
 from tutelage.errors import ConfigError, Stopped, TutelageError
 from tutelage.models import save
 from tutelage.planning import contest as contests
@@ -164,7 +164,7 @@ def _layers(base: Recipe, folder: Path) -> list[int]:
         assert chosen is not None, "the recipe asks for it"
         io.make_directory(folder)
         io.write_json(path, {"kept": list(chosen.kept)})
-    return [int(layer) for layer in io.read_json(path)["kept"]]
+    return [int(layer) for layer in reading.read_json(path)["kept"]]
 
 
 def announce(plans: Sequence[Plan]) -> None:

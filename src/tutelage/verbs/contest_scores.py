@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tutelage import io, roles
+from tutelage import io, reading, roles
 from tutelage.evaluation import records, transfer
 from tutelage.evaluation.facts import SetFacts
 from tutelage.evaluation.sums import SequenceScore
@@ -38,13 +38,13 @@ def quiet(tree: dict[str, Any]) -> dict[str, Any]:
 def spent_in(folder: Path) -> dict[str, float]:
     """Seconds so far by what was done: label, generate; "label n" are positions."""
     path = folder / SPENT
-    return {str(k): float(v) for k, v in io.read_json(path).items()} if path.is_file() else {}
+    return {str(k): float(v) for k, v in reading.read_json(path).items()} if path.is_file() else {}
 
 
 def entry(arm: Arm, folder: Path, measuring: "Measuring", *, shared: Path) -> Entry:
     """A finished run as the report wants it; `shared` has what its teacher did for several runs."""
     run = RunDirectory(folder / arm.name)
-    summary = io.read_json(run.finished_path)
+    summary = reading.read_json(run.finished_path)
     return Entry(
         technique=arm.technique,
         seed=arm.seed,
@@ -55,7 +55,7 @@ def entry(arm: Arm, folder: Path, measuring: "Measuring", *, shared: Path) -> En
         training_s=float(summary["training_s"].get(roles.STUDENT, 0.0)),
         teacher_s=_teacher_first_s(arm, spent_in(shared)),
         flops=arm.flops.total,
-        cost=Cost(**io.read_json(run.evaluation / records.TRANSFER)["costs"][roles.STUDENT]),
+        cost=Cost(**reading.read_json(run.evaluation / records.TRANSFER)["costs"][roles.STUDENT]),
     )
 
 
@@ -114,7 +114,7 @@ class Measuring:
             place = self.place(arm)
             found = _scores(place, roles.TEACHER)
             if found:
-                costs = io.read_json(place / records.TRANSFER)["costs"].get(roles.TEACHER)
+                costs = reading.read_json(place / records.TRANSFER)["costs"].get(roles.TEACHER)
                 return found, Cost(**costs) if costs else None, records.facts_in(_lines(place))
         return {}, None, records.facts_in(_lines(self.place(arms[0])))
 

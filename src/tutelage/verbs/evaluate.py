@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Group
 from torch import Tensor, nn
 
-from tutelage import console, io, roles
+from tutelage import console, io, reading, roles
 from tutelage.errors import ConfigError, IntegrityError
 from tutelage.evaluation import explorer, facts, harness, missing, records, transfer
 from tutelage.evaluation import tasks as task_results
@@ -227,7 +227,7 @@ def evaluate(
     if stored is not None and not force and not tasks:
         return stored
     recipe = load_recipe(run.recipe_path)
-    provenance = io.read_json(run.provenance_path)
+    provenance = reading.read_json(run.provenance_path)
     prepared = prepare(recipe, memory=InMemory(), earlier=provenance)
     forks.start_from_kept(prepared, run)
     if tasks:
@@ -244,7 +244,7 @@ def evaluate(
             if stored is not None and not force:
                 write_report(run.report_path, report_of(run))
                 return stored
-    summary = io.read_json(run.finished_path)
+    summary = reading.read_json(run.finished_path)
     prompts = [Prompt(**view["prompt"]) for view in _shown_json(run).get("prompts", [])]
     extra = [prompt for prompt in prompts if prompt.text not in recipe.evaluation.prompts]
     with run.lock():
@@ -290,4 +290,4 @@ def _stored(run: RunDirectory) -> Measured | None:
 
 def _shown_json(run: RunDirectory) -> dict[str, Any]:
     path = run.evaluation / SHOWN
-    return dict(io.read_json(path)) if path.exists() else {}
+    return dict(reading.read_json(path)) if path.exists() else {}

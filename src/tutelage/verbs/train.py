@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tutelage import console, io, roles
+from tutelage import console, io, reading, roles
 from tutelage.evaluation.show import Prompt
 from tutelage.evaluation.transfer import HELD_OUT
 from tutelage.models import adapters, grid, load, save
@@ -56,7 +56,7 @@ class Run:
     @property
     def summary(self) -> dict[str, Any]:
         """finished.json: steps, tokens, seconds, what was saved."""
-        return dict(io.read_json(self.directory.finished_path))
+        return dict(reading.read_json(self.directory.finished_path))
 
     def student(self) -> nn.Module:
         """The trained student (of several the best), in the dtype it was saved in, eval mode."""
@@ -170,7 +170,7 @@ def _earlier(folder: Path, recipe: Recipe, *, force: bool, fork: bool, resume: b
     if run.state() == "finished":
         console.note("NOTHING_TO_DO", f"{run}: the run is complete")
         return "finished"
-    return io.read_json(run.provenance_path)
+    return reading.read_json(run.provenance_path)
 
 
 def _train_and_measure(

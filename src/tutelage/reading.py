@@ -1,0 +1,23 @@
+"""What is read back from files: a JSON value, a checksum.  `io.py` is what writes them."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from tutelage import io
+from tutelage.errors import IntegrityError
+
+
+def sha256_file(path: Path) -> str:
+    """The SHA-256 of the bytes of `path`, in hex."""
+    with io.mapped(path, "read"), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> Any:  # JSON from outside: the caller checks what it gets
+    """The value in `path`; IntegrityError[DATA_READ] when it is absent or no JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise IntegrityError("DATA_READ", f"{path} cannot be read as JSON ({error})") from error

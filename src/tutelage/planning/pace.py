@@ -12,18 +12,18 @@ from tutelage.planning.machines import FORWARD_SHARE, TRAINING_SHARE, WRITING_SH
 from tutelage.planning.work import Work
 
 _MEASURE_S, _MEASURE_SIZE = 0.3, 1024
-# Of a bare product's rate, what training reaches on a CPU, measured on two cores: some processors make products in
-# bfloat16 several times faster, and nothing else of a step.
-_SHARES = {"bfloat16": 0.23, "float32": 0.6}
-SHARE_WRITING = 0.03  # and what writing a batch of texts reaches
+# Of a bare product's rate, what training and what writing a batch of texts reach on a CPU, measured on two cores: some
+# processors make products in bfloat16 several times faster, and nothing else of a step.
+_SHARES = {"bfloat16": (0.23, 0.03), "float32": (0.6, 0.08)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Products:
-    """Operations a second of bare products here, and the share of them that training is expected to reach."""
+    """Operations a second of bare products here, and the shares of them that training and writing are to reach."""
 
     per_s: float
     share: float
+    writing_share: float
 
     @property
     def training_per_s(self) -> float:
@@ -86,12 +86,13 @@ def products_here(*, precision: str = "auto", device: str = "auto", threads: int
         float(torch.mm(a, a)[0, 0])  # waits for an accelerator
         n_products += 1
     per_s = n_products * 2 * _MEASURE_SIZE**3 / (time.perf_counter() - started)
-    return Products(per_s=per_s, share=_SHARES.get(str(compute.weight_dtype).removeprefix("torch."), 0.6))
+    share, writing_share = _SHARES.get(str(compute.weight_dtype).removeprefix("torch."), _SHARES["float32"])
+    return Products(per_s=per_s, share=share, writing_share=writing_share)
 
 
 def here(facts: Facts, products: Products) -> Pace:
     """Of this machine, from its `products_here`: right within a factor of about two, before anything is run."""
-    window, training, writing = facts.text.window, products.training_per_s, products.per_s * SHARE_WRITING
+    window, training, writing = facts.text.window, products.training_per_s, products.per_s * products.writing_share
     teacher = facts.teacher
     forward = teacher.forward_flops(context=window) if teacher is not None else 0.0
     return Pace(

@@ -15,7 +15,9 @@ from tests.generation.asking import generate, ledger_of, outcome, recipe, rows
 from tests.instruments.endpoint import OK, Action, Endpoint, error
 from tests.verbs.tiny_runs import call
 from tutelage.errors import ConfigError, RemoteError
+from tutelage.generation import endpoint as endpoints
 from tutelage.generation import reply as replies
+from tutelage.generation.batch import BatchClient
 from tutelage.generation.client import Client, Stop
 from tutelage.generation.endpoint import open_endpoint
 from tutelage.generation.pace import MOST_WAIT_S, retry_after_s
@@ -342,6 +344,21 @@ def test_one_variable_never_gives_its_key_to_two_hosts(tmp_path):
         ConfigError, match=r"TUTELAGE_KEY__a_b_example_com is the name of the key for a-b.* and for a\.b"
     ):
         tutelage.generate(made)
+
+
+def test_a_name_that_leads_to_a_special_address_is_never_asked(server, tmp_path, monkeypatch):
+    """127.0.0.1 stands for such an address here; what counts is the one that the name led to."""
+    monkeypatch.setattr(endpoints, "_is_special", lambda host: host == "127.0.0.1")
+    failed = outcome(tmp_path, server.url.replace("127.0.0.1", "localhost"), n=1)
+    assert isinstance(failed, ConfigError) and "localhost leads to 127.0.0.1, a link-local" in failed.message
+    assert not server.seen and ledger_of(tmp_path).settled == 0
+    named = open_endpoint(server.url.replace("127.0.0.1", "localhost"))
+    with (
+        BatchClient(named, timeout_s=5.0, sleep=lambda _: None) as batch,
+        pytest.raises(ConfigError, match="localhost leads to 127.0.0.1"),
+    ):
+        batch.look("job-1")
+    assert not server.seen
 
 
 @pytest.mark.parametrize("value", ["é", " a", "a\n", "a\tb"])

@@ -160,6 +160,22 @@ GENERATION = (
         oracles=(PACE + "test_where_there_is_nothing_more_to_ask_the_number_stays",),
     ),
     Mutant(
+        id="M471",
+        what="a name may lead to an address that is never asked",
+        file="generation/endpoint.py",
+        old='if event != "connection.connect_tcp.complete":',
+        new="if event:",
+        oracles=(FAULTS + "test_a_name_that_leads_to_a_special_address_is_never_asked",),
+    ),
+    Mutant(
+        id="M472",
+        what="another success costs nothing",
+        file="generation/client.py",
+        old="if 200 < status < 300:  # no answer of this interface, but perhaps work that was done",
+        new="if False:",
+        oracles=(FAULTS + "test_another_success_is_tried_again_and_counts_as_paid[201]",),
+    ),
+    Mutant(
         id="M310",
         what="a request known by its prompt alone",
         file="generation/request.py",

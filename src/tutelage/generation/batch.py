@@ -16,7 +16,7 @@ import httpx2
 
 from tutelage.errors import RemoteError
 from tutelage.generation.client import QUOTA
-from tutelage.generation.endpoint import Endpoint
+from tutelage.generation.endpoint import Endpoint, forbidden
 from tutelage.generation.pace import backoff_s, retry_after_s
 from tutelage.generation.reply import problem_of
 
@@ -121,7 +121,8 @@ class BatchClient:
 
         FileGoneError when the provider has deleted the file.
         """
-        with self._http.stream("GET", f"{self._endpoint.base_url}/files/{file_id}/content") as response:
+        url = f"{self._endpoint.base_url}/files/{file_id}/content"
+        with self._http.stream("GET", url, extensions={"trace": self._trace}) as response:
             if response.status_code in _GONE:
                 raise FileGoneError(str(response.status_code))
             if response.status_code != 200:
@@ -137,12 +138,18 @@ class BatchClient:
             yield self._endpoint.secret.scrubbed_bytes(rest)
 
     # --- one call ---
+    def _trace(self, event: str, info: Mapping[str, Any]) -> None:
+        if error := forbidden(self._endpoint.host, event, info):
+            info["return_value"].close()
+            raise error
+
     def _call(self, method: str, path: str, *, once: bool = False, **content: Any) -> dict[str, Any]:
         began, why = time.monotonic(), ""
         for n in range(_TRIES):
             wait_s = backoff_s(n, first_s=FIRST_WAIT_S)
             try:
-                response = self._http.request(method, self._endpoint.base_url + path, **content)
+                url, watched = self._endpoint.base_url + path, {"trace": self._trace}
+                response = self._http.request(method, url, extensions=watched, **content)
             except httpx2.TransportError as error:
                 if once and not isinstance(error, _UNSENT):
                     raise MaybeCreated(type(error).__name__) from error

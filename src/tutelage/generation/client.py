@@ -7,13 +7,15 @@ Stop     the endpoint said a no that will not change
 import asyncio
 import ssl
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
 
 from tutelage.errors import ConfigError, RemoteError, TutelageError
-from tutelage.generation.endpoint import Endpoint
+from tutelage.generation.endpoint import Endpoint, forbidden, is_name
 from tutelage.generation.pace import retry_after_s
 from tutelage.generation.reply import Problem, problem_of, row_defect
 from tutelage.generation.request import PARAMETERS, Request
@@ -77,7 +79,10 @@ class Client:
         self._trusted = httpx2.create_ssl_context(trust_env=False) if needs_tls else nobody
         self._free: list[httpx2.AsyncHTTPTransport] = []  # open connections that no request is on, the last used last
         self._headers = httpx2.Headers(headers)
-        self._timeouts = httpx2.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s), pool=None).as_dict()
+        timeouts = httpx2.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s), pool=None)
+        self._extensions: dict[str, Any] = {"timeout": timeouts.as_dict()}
+        if is_name(endpoint.host):
+            self._extensions["trace"] = self._trace
 
     async def __aenter__(self) -> "Client":
         return self
@@ -96,6 +101,8 @@ class Client:
             return Retry(why="timeout", may_be_paid=True, overloaded=True)
         except httpx2.TransportError as error:
             return self._failed(error)
+        except ConfigError as error:  # from the trace: nothing was sent
+            return Stop(error=error)
         except httpx2.InvalidURL:
             return Stop(error=ConfigError("BASE_URL", f"{self._endpoint.base_url!r} is no address"))
         if body is None:
@@ -119,8 +126,8 @@ class Client:
 
     async def _exchange(self, request: Request, limit_field: str) -> tuple[int, httpx2.Headers, bytes | None]:
         content = request.as_body(limit_field=limit_field)
-        url, more = self._url_of(request.path), {"timeout": self._timeouts}
-        asked = httpx2.Request("POST", url, headers=self._headers, content=content, extensions=more)
+        url = self._url_of(request.path)
+        asked = httpx2.Request("POST", url, headers=self._headers, content=content, extensions=self._extensions)
         connection = self._free.pop() if self._free else self._connection()
         try:
             response = await connection.handle_async_request(asked)
@@ -136,6 +143,11 @@ class Client:
                 await response.aclose()
         finally:
             self._free.append(connection)
+
+    async def _trace(self, event: str, info: Mapping[str, Any]) -> None:
+        if error := forbidden(self._endpoint.host, event, info):
+            await info["return_value"].aclose()
+            raise error
 
     def _connection(self) -> httpx2.AsyncHTTPTransport:
         """A transport with one connection: one with many looks at each of them for every request.

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from tutelage import console
@@ -26,6 +26,7 @@ _OWNED = {
     "FIREWORKS_API_KEY": "api.fireworks.ai",
     "HF_TOKEN": "router.huggingface.co",
 }
+SPECIAL = "a link-local or special address, where clouds keep credentials; it is never asked"
 _REFUSED_HEADERS = ("authorization", "proxy-authorization", "cookie", "host", "content-length", "transfer-encoding")
 
 
@@ -125,8 +126,8 @@ def _checked_host(base_url: str, *, allow_private_host: bool) -> str:
     if parts.query or parts.fragment:
         _refuse(base_url, "has a query; put it into teacher.api.query")
     address = _address(host)
-    if address is not None and (address.is_link_local or address.is_multicast or address.is_unspecified):
-        _refuse(base_url, "is a link-local or special address, where clouds keep credentials; it is never asked")
+    if _is_special(host):
+        _refuse(base_url, f"is {SPECIAL}")
     if _is_loopback(host) or allow_private_host:
         return host
     if parts.scheme == "http":
@@ -139,6 +140,28 @@ def _checked_host(base_url: str, *, allow_private_host: bool) -> str:
 def _refuse(base_url: str, why: str) -> NoReturn:
     shown = re.sub(r"//[^/@]*@", "//***@", base_url)[:100]
     raise ConfigError("BASE_URL", f"{shown!r} {why}")
+
+
+def is_name(host: str) -> bool:
+    """Whether somebody else says which address it is."""
+    return _address(host) is None
+
+
+def forbidden(host: str, event: str, info: Mapping[str, Any]) -> ConfigError | None:
+    """What the trace of a connection shows before a byte is sent: the error where a name leads to a special address.
+
+    A name is looked up for each new connection, so what it led to before says nothing.
+    """
+    if event != "connection.connect_tcp.complete":
+        return None
+    address = str(info["return_value"].get_extra_info("server_addr")[0])
+    return ConfigError("BASE_URL", f"{host} leads to {address}, {SPECIAL}") if _is_special(address) else None
+
+
+def _is_special(host: str) -> bool:
+    """Whether it is an address that is never asked."""
+    address = _address(host)
+    return address is not None and (address.is_link_local or address.is_multicast or address.is_unspecified)
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -13,7 +13,7 @@ from tests.evaluation.test_stats import sequence
 from tests.reports.conftest import MODELS, metrics, transfer
 from tutelage.evaluation.transfer import transfer_of
 from tutelage.reports import figures
-from tutelage.reports.build import build_report, write_report
+from tutelage.reports.build import _series, build_report, write_report
 from tutelage.reports.figures import loss_curves, smoothed
 from tutelage.reports.report import Report
 from tutelage.reports.table import table_of, to_html, to_markdown
@@ -189,6 +189,14 @@ def test_the_page_holds_every_number_of_the_table_and_every_command(report_with)
         "tutelage train 'two words'",
     ):
         assert command in text
+
+
+def test_no_two_models_of_a_page_have_colours_that_look_alike():
+    several = _series(["teacher", "control", "argmax", "cached", "co", "hard", "soft"])
+    assert several == {
+        "teacher": "teacher", "control": "control", "argmax": "1", "cached": "2", "co": "3", "hard": "4", "soft": "6"
+    }  # fmt: skip
+    assert _series(["student", "small"]) == {"student": "student", "small": "2"}
 
 
 def test_the_same_report_gives_the_same_bytes(report_with, tmp_path):

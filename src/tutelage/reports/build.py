@@ -7,6 +7,7 @@ that cannot end its element; the page's own policy forbids everything but our on
 import base64
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -105,11 +106,16 @@ def _policy(script: str) -> str:
     )
 
 
+_ALIKE = {"student": "1", "control": "5"}  # a role's colour and the one of the palette that could be taken for it
+
+
 def _series(models: Sequence[str]) -> dict[str, str]:
-    """The colour of each model: its role's, or the next one of the palette."""
+    """The colour of each model: its role's, or the next one of the palette that is like no role's that is there."""
     own = {roles.TEACHER: "teacher", roles.before(roles.STUDENT): "before", roles.STUDENT: "student"}
     own[roles.control(roles.STUDENT)] = "control"
-    return {model: own.get(model, str(i % 6 + 1)) for i, model in enumerate(models)}
+    taken = {_ALIKE[own[model]] for model in models if own.get(model) in _ALIKE}
+    free = itertools.cycle(n for n in "123456" if n not in taken)
+    return {model: own[model] if model in own else next(free) for model in models}
 
 
 def _drawing(panel: Panel | None) -> dict[str, Any] | None:

@@ -54,11 +54,12 @@ class Generated:
     def __str__(self) -> str:
         card = self.card
         cost = f"{card.requests:,} requests" + (f", ${card.spent_usd:.6g} spent" if card.spent_usd is not None else "")
+        now = "sent"  # more than came back, where some were tried again
         if not card.requests and all(teacher.weights for teacher in card.teachers.values()):
-            cost = "nothing, written on this machine"
+            cost, now = "nothing, written on this machine", "answers"
         lines = [
             f"answers: {self.path / ROWS}  ({card.rows:,} rows of {card.asked:,} answers to {card.prompts:,} prompts)",
-            f"cost:    {cost}; {self.n_sent:,} sent in this call",
+            f"cost:    {cost}; {self.n_sent:,} {now} in this call",
         ]
         for step in card.dropped:
             if step.n:

@@ -36,6 +36,16 @@ def test_quiet_hides_notes_and_progress_but_no_warning(capsys: pytest.CaptureFix
     assert capsys.readouterr().err == "warning[PERM]: y\n"
 
 
+def test_what_many_runs_say_is_shown_once_inside_and_again_outside(capsys: pytest.CaptureFixture[str]) -> None:
+    with console.each_once():
+        for message in ("x", "y", "x"):
+            console.warning("PERM", message)
+            console.note("RESUMED", message)
+    console.warning("PERM", "x")
+    said = ["warning[PERM]: x", "note[RESUMED]: x", "warning[PERM]: y", "note[RESUMED]: y", "warning[PERM]: x"]
+    assert capsys.readouterr().err.splitlines() == said
+
+
 def test_progress_off_a_terminal_is_plain_lines(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

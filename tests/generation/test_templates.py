@@ -107,6 +107,7 @@ def test_a_brace_alone_is_a_mistake_of_the_recipe(template, tmp_path):
         ({"template": {"a": None}, "answer": "b"}, {}, "1 problem in recipe: generate.prompts.template must be text"),
         ({"template": "{a}", "prompt": "b"}, {}, "prompts.columns beside template may name answer"),
         ({"text": "*.txt", "jsonl": None, "template": "{a}"}, {}, "template has no effect without jsonl"),
+        ({"promt": "a"}, {}, "generate.prompts.promt unknown (prompt?)"),
         ({"prompt": "a"}, {"system": "x", "interface": "completions"}, "system has no effect with interface"),
         ({"text": "*.txt", "jsonl": None}, {"system": "x"}, "system has no effect on texts that are continued"),
     ],

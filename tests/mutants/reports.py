@@ -73,4 +73,30 @@ REPORTS = (
         new="if False:",
         oracles=(REPORT + "test_what_cannot_be_written_is_said_before_anything_is",),
     ),
+    Mutant(
+        id="M473",
+        what="long names of a table cut",
+        file="reports/listed.py",
+        old='shown.add_column(name, justify="right" if i else "left", overflow="fold")',
+        new='shown.add_column(name, justify="right" if i else "left", overflow="ellipsis", no_wrap=True)',
+        oracles=("tests/reports/test_table.py::test_a_long_name_is_folded_and_never_cut",),
+    ),
+    Mutant(
+        id="M474",
+        what="two models of a page in colours that look alike",
+        file="reports/build.py",
+        old='free = itertools.cycle(n for n in "123456" if n not in taken)',
+        new='free = itertools.cycle("123456")',
+        oracles=("tests/reports/test_build.py::test_no_two_models_of_a_page_have_colours_that_look_alike",),
+    ),
+    Mutant(
+        id="M475",
+        what="every run of a comparison pays for the rows of all",
+        file="verbs/contest_scores.py",
+        old='return spent.get("label", 0.0) * min(1.0, arm.work.stored / max(1.0, spent.get("label n", 0.0)))',
+        new='return spent.get("label", 0.0)',
+        oracles=(
+            "tests/verbs/test_compare.py::test_the_seconds_of_labelling_are_shared_by_the_rows_that_each_run_reads",
+        ),
+    ),
 )

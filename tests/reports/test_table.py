@@ -1,10 +1,12 @@
 """The table and its sentences: honest whoever wins, silent about what is noise (fault F4)."""
 
+import io
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from tests.evaluation.test_slices import rows_of_one_level
 from tests.evaluation.test_stats import sequence
@@ -12,6 +14,7 @@ from tests.reports.conftest import MODELS, transfer
 from tutelage.evaluation.positions import INVERSE_TEMPERATURES
 from tutelage.evaluation.transfer import transfer_of
 from tutelage.reports import headline, numbers
+from tutelage.reports.listed import Listed
 from tutelage.reports.table import _cell, table_of, to_html, to_markdown, to_rich
 from tutelage.reports.text import printed
 from tutelage.types import Estimate
@@ -153,3 +156,13 @@ def test_sizes_and_times_read_as_people_say_them():
     assert (numbers.size(538_060_032), numbers.size(12)) == ("538 MB", "12 B")
     assert (numbers.seconds(3.21), numbers.seconds(118), numbers.seconds(3000)) == ("3.2 s", "118 s", "50 min")
     assert (numbers.compact(20000), numbers.compact(1.5e6), numbers.compact(0)) == ("20k", "1.5M", "0")
+
+
+def test_a_long_name_is_folded_and_never_cut():
+    """Settings of a sweep differ at the end of their names."""
+    names = [f"training.learning_rate=0.00{n} student.layers=12 control" for n in (1, 2)]
+    table = Listed(title="", note="", head=["", "Beaten by"], rows=[[name, name] for name in names])
+    written = io.StringIO()
+    Console(width=40, file=written).print(table.to_rich())
+    shown = "".join(written.getvalue().split())
+    assert "…" not in shown and "0.001" in shown and "0.002" in shown

@@ -19,7 +19,8 @@ from tutelage.planning.work import Beginnings, Flops, Place, Work, techniques
 from tutelage.recipe import load_recipe
 from tutelage.rundir import RunDirectory
 from tutelage.verbs.beginnings import write_beginnings
-from tutelage.verbs.contest_scores import is_live
+from tutelage.verbs.compare import keep, require_same
+from tutelage.verbs.contest_scores import _teacher_first_s, is_live
 
 TECHNIQUES = ("control", "soft", "cached", "argmax", "hard", "co")
 
@@ -176,6 +177,31 @@ def test_another_recipe_is_refused_where_a_comparison_lies(made, base, place, tm
         tutelage.compare(base, run_dir=tmp_path)
 
 
+def test_a_comparison_that_has_no_run_gives_its_folder_to_another_recipe(base, tmp_path):
+    """As after a budget that was refused: what was made for the other recipe goes."""
+    first, second = load_recipe(base), load_recipe({**base, "loss": ["reverse_kl"]})
+    keep(tmp_path, first)
+    (tmp_path / "layers.json").write_text("{}")
+    require_same(tmp_path, second)
+    keep(tmp_path, second)
+    assert {item.name for item in tmp_path.iterdir()} == {"recipe.yaml"}
+    (tmp_path / "soft-256-seed0").mkdir()
+    with pytest.raises(ConfigError, match="comparison of another recipe"):
+        require_same(tmp_path, first)
+
+
+def test_the_seconds_of_labelling_are_shared_by_the_rows_that_each_run_reads():
+    def arm(**work):
+        return Arm(technique="t", seed=0, tokens=100, views=(), recipe={}, work=Work(student_training=100.0, **work),
+                   flops=Flops(teacher=0.0, students=0.0))  # fmt: skip
+
+    spent = {"label": 60.0, "label n": 300.0, "generate": 7.0}
+    assert _teacher_first_s(arm(stored=100.0), spent) == 20.0
+    assert _teacher_first_s(arm(answer=5.0), spent) == 7.0
+    assert _teacher_first_s(arm(), spent) == 0.0
+    assert _teacher_first_s(arm(stored=400.0), spent) == 60.0  # more than was asked now: it was there
+
+
 def test_without_a_control_nothing_is_said_to_be_beaten_or_not(made, base, place):
     found = tutelage.compare(
         base, techniques=("soft", "argmax"), seeds=1, run_dir=place / "all", equal_compute=False
@@ -194,6 +220,7 @@ def test_a_technique_that_fails_leaves_the_others_and_says_so(base, tmp_path, ca
     assert "warning[ARM_FAILED]: cached-256-seed0: error[" in capsys.readouterr().err
     text = " ".join(str(made).split())
     assert "Not compared: cached-256-seed0" in text and "One seed:" in text
+    assert "Control alone:" in text and "No control" not in text
 
 
 @pytest.mark.parametrize(

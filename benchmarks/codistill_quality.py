@@ -24,7 +24,6 @@ Differences are paired over the held-out rows; a seed's rows are not independent
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any  # results are JSON
@@ -41,6 +40,7 @@ from tutelage.evaluation import stats
 from tutelage.evaluation.records import RECORDS, score_of
 from tutelage.evaluation.score import SequenceScore
 from tutelage.evaluation.transfer import HELD_OUT, METRICS
+from tutelage.planning import pace
 
 VOCABULARY, LENGTH = 4096, 256
 RESULT = measure.RESULTS / "codistill_quality.json"
@@ -178,17 +178,13 @@ def compared(arms: Mapping[str, Path]) -> dict[str, Any]:
 
 
 def hours(tokens: int) -> float:
-    """What a seed will take here: the FLOPs of its runs at a third of the rate of a product timed for a second."""
+    """What a seed will take here: the FLOPs of its runs at the rate that a plan expects of this machine."""
     n = parameters()
     teacher, student = n["teacher"] + n["teacher head"], n["student"] + n["student head"]
     fewer = share_of_tokens()
     flops = 1.0 * tokens * (6 * teacher + 6 * len(ARMS) * student + 2 * teacher + 6 * student)
     flops += tokens * fewer * (6 * teacher + 2 * teacher + 6 * student)
-    a, done, started = torch.ones(768, 768, dtype=torch.bfloat16), 0, time.perf_counter()
-    while time.perf_counter() - started < 1.0:
-        a @ a
-        done += 1
-    return flops / (done * 2 * 768**3 / 3) / 3600
+    return flops / pace.products_here().training_per_s / 3600
 
 
 def main() -> None:

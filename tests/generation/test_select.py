@@ -157,3 +157,21 @@ def test_an_article_is_no_choice_and_the_answer_goes_before_an_option():
         "the ANSWER is **E**": "E",
     }
     assert {text: choice(text) for text in found} == found
+
+
+def test_the_letter_before_an_option_counts_and_not_a_letter_in_its_words():
+    found = {
+        "C. Vitamin D and rest": "C",
+        "(B) I would stay at home": "B",
+        "**D)** A person who was kind": "D",
+        "A: because I like it": "A",
+        "A. is too small.\nB. fits.": "B",
+        "A. looks right, but the answer is B": "B",
+        "B because I think so": "B",
+        "It is B, a thing that I know": "B",
+        "A because the others are wrong": "A",
+        "A because I like it": "A",
+        "I": "I",
+        "A": "A",
+    }
+    assert {text: choice(text) for text in found} == found

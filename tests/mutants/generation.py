@@ -264,6 +264,14 @@ GENERATION = (
         oracles=(SELECT + "test_verifiers_keep_right_answers",),
     ),
     Mutant(
+        id="M476",
+        what="a letter in the words of an option taken for the one before them",
+        file="generation/select/verify.py",
+        old="_READINGS = (_CHOSEN, _LABEL, _OPTION, _NO_WORD, _A, _I)",
+        new="_READINGS = (_CHOSEN, _OPTION, _NO_WORD, _A, _I)",
+        oracles=(SELECT + "test_the_letter_before_an_option_counts_and_not_a_letter_in_its_words",),
+    ),
+    Mutant(
         id="M321",
         what="a bug in one request goes unnoticed",
         file="generation/work.py",

@@ -12,13 +12,19 @@ from tutelage.generation.select._json_schema import mistake, refuse_unknown
 from tutelage.recipe.generation import Verify
 
 _NUMBER = re.compile(r"[-+\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|[-+\u2212]?\.\d+")
-_CHOSEN = tuple(  # a small letter only where nothing follows it: "the answer is a number" chooses none
+_CHOSEN, _OPTION = (  # a small letter only where nothing follows it: "the answer is a number" chooses none
     re.compile(
         rf"(?i:{word})\s*(?i:is|:)?[:\s]*[*(\[\"']*(?P<letter>[A-J]\b(?!['\u2019])|[a-j](?=[*)\]\"'.]*\s*(?:\n|$)))"
     )
     for word in ("answer", "choice|option")
 )
-_LETTER = re.compile(r"(?<![A-Za-z'])\(?(?P<letter>[A-J])\b(?!['\u2019])")
+# Before the words of the option, "C. Vitamin D"; not where a later line begins so too, which goes through the options.
+_LABEL = re.compile(r"\A\W*(?P<letter>[A-J])\**[.):]\**(?=\s|\Z)(?!.*\n\W*[A-J]\**[.):])", re.DOTALL)
+_NO_WORD, _A, _I = (  # not "A thing that I know", unless no other letter stands alone
+    re.compile(rf"(?<![A-Za-z'])\(?(?P<letter>{letter})\b(?!['\u2019])")
+    for letter in (r"[B-HJ]|[AI](?!\s+[a-z])", "A", "I")
+)
+_READINGS = (_CHOSEN, _LABEL, _OPTION, _NO_WORD, _A, _I)
 _FENCE = re.compile(r"\s*```(?:json)?\s*\n(.*?)\n?```\s*", re.DOTALL)
 
 
@@ -80,8 +86,11 @@ def last_number(text: str) -> Decimal | None:
 
 
 def choice(text: str) -> str | None:
-    """The letter that a text chooses: after `answer`, else after `choice` or `option`, else the last capital alone."""
-    found = next((found for said in (*_CHOSEN, _LETTER) if (found := list(said.finditer(text)))), None)
+    """The letter that a text chooses: after `answer`, else before an option's words, after `choice` or `option`, alone.
+
+    The last such; A and I are taken for words where small letters follow and another letter stands alone.
+    """
+    found = next((found for reading in _READINGS if (found := list(reading.finditer(text)))), None)
     return found[-1]["letter"].upper() if found else None
 
 

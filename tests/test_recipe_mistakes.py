@@ -137,6 +137,8 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
         training(micro_batch=17),
         "training.micro_batch must be at most 16, the windows of training.batch_tokens, got 17",
     ),
+    (training(micro_batch=0), "training.micro_batch must be auto, or a whole number from 1, got 0"),
+    (training(micro_batch="most"), "training.micro_batch must be auto, or a whole number from 1, got 'most'"),
     (
         data(sources=[{"text": "a.txt", "weight": 2.0}]),
         "data.sources[0].weight has no effect with one source; remove it",

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any  # Any: what pydantic hands to a validator is whatever the user wrote
+from typing import Annotated, Any, Literal  # Any: what pydantic hands to a validator is whatever the user wrote
 
 from pydantic import (
     AfterValidator,
@@ -13,6 +13,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainValidator,
     SerializerFunctionWrapHandler,
     ValidationInfo,
     model_serializer,
@@ -39,6 +40,14 @@ class Section(BaseModel):
 def _whole(value: Any) -> Any:
     """2e6 is a whole number too."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _count_or_auto(value: Any) -> Any:
+    """One sentence for both: a union would complain once for each of its kinds."""
+    found = _whole(value)
+    if found == "auto" or (type(found) is int and found >= 1):
+        return found
+    raise PydanticCustomError("count", "must be auto, or a whole number from 1, got {got}", {"got": shown(value)})
 
 
 def _interval(value: float) -> float:
@@ -128,6 +137,9 @@ def one_of(names: tuple[str, ...]) -> Callable[[str], str]:
 
 Whole = Annotated[int, BeforeValidator(_whole, json_schema_input_type=int)]
 Count = Annotated[Whole, Field(ge=1)]
+CountOrAuto = Annotated[
+    Count | Literal["auto"], PlainValidator(_count_or_auto, json_schema_input_type=Count | Literal["auto"])
+]
 Index = Annotated[Whole, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Interval = Annotated[float, AfterValidator(_interval), Field(gt=0)]

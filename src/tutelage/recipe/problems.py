@@ -211,7 +211,7 @@ def _problem(detail: ErrorDetails) -> Problem:
             allowed = "letters, digits, - and _, beginning with a letter"
             return Problem(path[:-1] if path[-1:] == ("[key]",) else path, f"must be {allowed}, got {shown(found)}")
         return Problem(path, f"must be auto, cpu, mps, cuda or cuda:N, got {shown(found)}")
-    if kind in ("interval", "extent", "layers"):
+    if kind in ("interval", "extent", "count", "layers"):
         return Problem(path, detail["msg"])
     return Problem(path, _wrong_value(path, kind=kind, found=found, message=detail["msg"]))
 

@@ -11,6 +11,7 @@ from tutelage import plugins
 from tutelage.recipe import short
 from tutelage.recipe.fields import (
     Count,
+    CountOrAuto,
     Device,
     DtypeAlias,
     FunctionText,
@@ -115,7 +116,7 @@ class Training(Section):
     steps: Count | None = Field(default=None, description="length of the run in optimizer steps")
     epochs: float | None = Field(default=None, gt=0, description="length of the run in passes over the data")
     batch_tokens: Count = Field(default=8192, description="tokens of one optimizer step; a multiple of data.max_length")
-    micro_batch: Count | Literal["auto"] | None = Field(
+    micro_batch: CountOrAuto | None = Field(
         default=None,
         description="windows of one forward pass; auto: as many as fit, found before the first step; null: the whole "
         "batch at once",

@@ -7,7 +7,7 @@ from pydantic_core import PydanticCustomError
 
 from tutelage.losses.names import DIVERGENCES, FEATURES
 from tutelage.recipe import short_terms
-from tutelage.recipe.fields import Count, Listed, Section, Share, one_of, shown
+from tutelage.recipe.fields import CountOrAuto, Listed, Section, Share, one_of, shown
 
 Divergence = Annotated[
     str,
@@ -106,7 +106,7 @@ class LossTerm(Section):
         description="of hidden_states: a learned linear map from student to teacher where their widths are equal too; "
         "where they differ there always is one; false there",
     )
-    relation_heads: Count | Literal["auto"] | None = Field(
+    relation_heads: CountOrAuto | None = Field(
         default=None,
         description="of attention_relations: into how many heads queries, keys and values are cut; auto: the most that "
         "divide every width and leave 16 numbers a head; auto there",

@@ -2,7 +2,7 @@
 
 from tests.mutants.mutant import Mutant
 
-OF = "tests/training/test_features.py::"
+OF, RUNS = "tests/training/test_features.py::", "tests/verbs/test_features.py::"
 HIDDEN = OF + "test_hidden_states_equal_the_formula_and_so_do_all_gradients[24-cosine]"
 RELATIONS = OF + "test_attention_relations_equal_the_formula_and_so_do_all_gradients[2097152]"
 
@@ -45,7 +45,7 @@ FEATURES = (
         file="training/fit.py",
         old="peer.beside.load(found.tensors[_part(name, _BESIDE)])",
         new="pass",
-        oracles=("tests/verbs/test_features.py::test_a_run_that_was_killed_ends_in_the_same_bits",),
+        oracles=(RUNS + "test_a_run_that_was_killed_ends_in_the_same_bits",),
     ),
     Mutant(
         id="M547",
@@ -70,5 +70,21 @@ FEATURES = (
         old="return torch.stack(sums).mean()",
         new="return torch.stack(sums).sum()",
         oracles=(HIDDEN,),
+    ),
+    Mutant(
+        id="M477",
+        what="doctor and plan silent about a layer that a model has not",
+        file="planning/of_recipe.py",
+        old="features.require_layers(term.layers, n_own=n_own, n_teachers=n_teachers, name=term.name)",
+        new="del n_own, n_teachers",
+        oracles=(RUNS + "test_a_layer_that_a_model_has_not_is_found_before_anything_is_loaded",),
+    ),
+    Mutant(
+        id="M478",
+        what="two sentences for a setting that is a number or auto",
+        file="recipe/fields.py",
+        old='Count | Literal["auto"], PlainValidator(_count_or_auto, json_schema_input_type=Count | Literal["auto"])',
+        new='Count | Literal["auto"], Field()',
+        oracles=("tests/test_recipe_mistakes.py::test_a_mistake_is_one_line_with_its_path_and_the_way_out",),
     ),
 )

@@ -10,6 +10,7 @@ import pytest
 import tutelage
 from tests.verbs.tiny_runs import assert_same_outcome, command_in_fork, recipe, wait
 from tutelage import io
+from tutelage.errors import ConfigError
 from tutelage.recipe import load_recipe
 
 LOSS = [{"forward_kl": 0.8}, {"hidden_states": 0.1}, {"features": "attention_relations", "weight": 0.1}]
@@ -72,3 +73,18 @@ def test_plan_and_doctor_know_such_a_loss(path):
     assert {e.name for e in plan.estimates if "features" in e.impossible} == {"cached", "co"}
     assert next(e for e in plan.estimates if e.name == "soft").flops is not None
     assert tutelage.doctor(load_recipe(path), measured=False).ok
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [({0: 1, 7: 3}, "hidden_states: layer 7 of the student, which has 0 to 1; change layers, or auto"),
+     ({1: 9}, "hidden_states: layer 9 of the teacher, which has 0 to 3; change layers, or auto")],
+)  # fmt: skip
+def test_a_layer_that_a_model_has_not_is_found_before_anything_is_loaded(path, layers, message):
+    changed = json.loads(path.read_text())
+    changed["loss"][1] = {"features": "hidden_states", "weight": 0.1, "layers": layers}
+    report = tutelage.doctor(load_recipe(changed), measured=False)
+    assert [(f.code, f.message) for f in report.findings if f.level == "error"] == [("FEATURES", message)]
+    with pytest.raises(ConfigError) as caught:
+        tutelage.plan(load_recipe(changed))
+    assert caught.value.message == message

@@ -17,7 +17,7 @@ from tutelage.planning.unanswered import is_unanswered, text_to_come, trained_to
 from tutelage.recipe import Layers, Recipe
 from tutelage.recipe import Student as StudentSection
 from tutelage.recipe.sections import Cache
-from tutelage.training import teachers
+from tutelage.training import features, teachers
 from tutelage.training.corpus import Corpus
 from tutelage.training.plan import rows_per_step
 from tutelage.training.starts import adapter_of
@@ -80,10 +80,16 @@ def student_sizes(recipe: Recipe) -> dict[str, Size]:
 
 
 def _configs(recipe: Recipe, teacher: Any, *, n_vocabulary: int) -> dict[str, Any]:
-    return {
-        name: _student_config(learner.section, name=name, teacher=teacher, n_vocabulary=n_vocabulary)
-        for name, learner in recipe.learners.items()
-    }
+    """Of the students, each with the layers that its loss names."""
+    found = {}
+    for name, learner in recipe.learners.items():
+        found[name] = _student_config(learner.section, name=name, teacher=teacher, n_vocabulary=n_vocabulary)
+        for term in learner.loss:
+            if term.features is None or not isinstance(term.layers, tuple) or teacher is None:
+                continue
+            n_own, n_teachers = (int(c.get_text_config().num_hidden_layers) for c in (found[name], teacher))
+            features.require_layers(term.layers, n_own=n_own, n_teachers=n_teachers, name=term.name)
+    return found
 
 
 def _sizes(recipe: Recipe, configs: dict[str, Any], *, n_vocabulary: int) -> dict[str, Size]:

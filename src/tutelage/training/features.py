@@ -49,16 +49,20 @@ def _settled(term: Term, student: CausalLM, teacher: CausalLM | None, *, kept: S
     n_own, n_teachers = taps.n_layers(student), taps.n_layers(teacher)
     part = plugins.load(feature_sums.FOLDER, feature.name)
     layers = feature.layers or _auto(n_own, n_teachers, kept=kept, every=part.EVERY_LAYER)
-    for side, (whose, n) in enumerate((("student", n_own), ("teacher", n_teachers))):
-        if absent := [pair[side] for pair in layers if pair[side] >= n]:
-            raise ConfigError(
-                "FEATURES",
-                f"{term.name}: layer {absent[0]} of the {whose}, which has 0 to {n - 1}; change layers, or auto",
-            )
+    require_layers(layers, n_own=n_own, n_teachers=n_teachers, name=term.name)
     feature = replace(feature, layers=layers)
     own, teachers = feature_sums.taps(feature)
     found: Feature = part.settled(feature, taps.widths(student, own), taps.widths(teacher, teachers))
     return found
+
+
+def require_layers(pairs: Sequence[tuple[int, int]], *, n_own: int, n_teachers: int, name: str) -> None:
+    """ConfigError[FEATURES] for a pair of layers (student's, teacher's) of which one is not there."""
+    for side, (whose, n) in enumerate((("student", n_own), ("teacher", n_teachers))):
+        if absent := [pair[side] for pair in pairs if pair[side] >= n]:
+            raise ConfigError(
+                "FEATURES", f"{name}: layer {absent[0]} of the {whose}, which has 0 to {n - 1}; change layers, or auto"
+            )
 
 
 def _auto(n_own: int, n_teachers: int, *, kept: Sequence[int] | None, every: bool) -> tuple[tuple[int, int], ...]:

@@ -49,9 +49,10 @@ def examine(target: "str | Path | Recipe", *, traffic: "str | Path | None" = Non
 
 
 def _with_students(report: Report, recipe: Recipe) -> Report:
-    """How large those students will be that the recipe makes, or why one cannot be made."""
+    """How large those students will be that the recipe makes, or why one cannot be made or learn by its loss."""
     made = [n for n, one in recipe.learners.items() if _is_made(one.section)]
-    if not made or not report.ok:
+    compares_layers = any(term.features is not None for one in recipe.learners.values() for term in one.loss)
+    if not (made or compares_layers) or not report.ok:
         return report
     try:
         sizes = student_sizes(recipe)

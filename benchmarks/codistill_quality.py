@@ -124,6 +124,11 @@ def recipe(prose: Path, *, seed: int, batch: int, tokens: int, **models_and_loss
     }  # fmt: skip
 
 
+def trained(asked: dict[str, Any], folder: Path) -> tutelage.Run:
+    """A run: made, taken up, or found whole."""
+    return tutelage.train(asked, run_dir=folder, resume=(folder / "finished.json").is_file())
+
+
 def run_arms(seed: int, *, prose: Path, tokens: int, batch: int, folder: Path) -> dict[str, Path]:
     """Runs what is missing of a seed; the run and the model's name of each arm."""
     tokenizer = tokenizer_of(prose, folder / "tokenizer")
@@ -133,17 +138,17 @@ def run_arms(seed: int, *, prose: Path, tokens: int, batch: int, folder: Path) -
     rate = {"learning_rate": 6e-4}
     students = {name: {"model": str(start["student"]), "loss": loss} for name, loss in ARMS.items()}
     teacher = {"model": str(start["teacher"]), "train": rate}
-    co = tutelage.train(recipe(**common, tokens=tokens, teacher=teacher, students=students), run_dir=here / "co")
+    co = trained(recipe(**common, tokens=tokens, teacher=teacher, students=students), here / "co")
 
     def distilled(name: str, taught_by: Path, n: int) -> Path:
         asked: dict[str, Any] = {"teacher": str(taught_by), "student": str(start["student"]), "loss": ARMS["constant"]}
-        return tutelage.train(recipe(**common, tokens=n, **asked), run_dir=here / name).path
+        return trained(recipe(**common, tokens=n, **asked), here / name).path
 
     finished = distilled("finished", co.path / "models" / "teacher", tokens)
     fewer = round(share_of_tokens() * tokens)
     first = recipe(**common, tokens=fewer, student=str(start["teacher"]), loss=["ground_truth"])
     first["training"] |= rate
-    teacher_first = tutelage.train(first, run_dir=here / "teacher-first")
+    teacher_first = trained(first, here / "teacher-first")
     equal = distilled("equal-flops", teacher_first.path / "student", fewer)
     return dict.fromkeys(ARMS, co.path) | {"finished": finished, "equal_flops": equal}
 

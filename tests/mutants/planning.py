@@ -7,6 +7,7 @@ CONTEST = "tests/planning/test_contest.py::"
 POOLING = "tests/evaluation/test_pooling.py::"
 COMPARING = "tests/verbs/test_compare.py::"
 FRONT = "tests/reports/test_sweep.py::"
+KEPT = COMPARING + "test_a_finished_run_keeps_its_newest_checkpoint_and_what_all_keep_was_foretold"
 PLANNING: tuple[Mutant, ...] = (
     Mutant(
         id="M455",
@@ -172,5 +173,29 @@ PLANNING: tuple[Mutant, ...] = (
             "tests/verbs/test_compare_endpoint.py::"
             "test_only_compare_trains_such_a_recipe_and_nothing_is_asked_without_a_cap",
         ),
+    ),
+    Mutant(
+        id="M479",
+        what="every checkpoint of every run of a comparison stays",
+        file="verbs/contest_runs.py",
+        old="checkpoint.rotate(folder, run_id=run.run_id, keep=1)",
+        new="checkpoint.rotate(folder, run_id=run.run_id, keep=2)",
+        oracles=(KEPT,),
+    ),
+    Mutant(
+        id="M496",
+        what="a comparison that fills the disk half-way",
+        file="verbs/contest_runs.py",
+        old="io.require_free_space(plans[0].ground.shared, math.ceil(_bytes_to_come(plans)))",
+        new="pass",
+        oracles=(COMPARING + "test_no_room_on_the_disk_is_said_before_the_first_run",),
+    ),
+    Mutant(
+        id="M497",
+        what="a teacher that trains leaves no checkpoint",
+        file="planning/kept.py",
+        old="teacher = [facts.teacher] if facts.teacher is not None and work.teacher_training else []",
+        new="teacher: list[Size] = []",
+        oracles=(KEPT,),
     ),
 )

@@ -12,9 +12,12 @@ from tests.verbs.tiny_runs import call, documents, recipe
 from tutelage import io, reading
 from tutelage.data.example import Example
 from tutelage.data.split import is_held_out
-from tutelage.errors import ConfigError
+from tutelage.errors import ConfigError, ResourceError
 from tutelage.evaluation import records
+from tutelage.models.safety import read_safetensors_header
+from tutelage.planning import kept
 from tutelage.planning.contest import COMPUTE, TOKENS, Arm
+from tutelage.planning.of_recipe import facts_of
 from tutelage.planning.work import Beginnings, Flops, Place, Work, techniques
 from tutelage.recipe import load_recipe
 from tutelage.rundir import RunDirectory
@@ -127,6 +130,30 @@ def test_no_document_that_is_held_out_is_a_beginning(base, tmp_path):
     assert given <= everything and made[0].documents == len(given) == 20 - len(left) and 3 <= len(left) <= 8
     documents_left = [Example(source="", name="", text=text).document for text in left]
     assert all(is_held_out(document, 0.25) for document in documents_left)
+
+
+def test_a_finished_run_keeps_its_newest_checkpoint_and_what_all_keep_was_foretold(made, base):
+    facts = facts_of(load_recipe(base))
+    for run in runs(made).values():
+        (kept_one,) = run.checkpoints.glob("*/step-*")
+        step = max(json.loads(line)["step"] for line in run.metrics_path.read_text().splitlines())
+        assert kept_one.name == f"step-{step:06}"
+        work = techniques()[run.path.name.partition("-")[0]].work(facts)
+        tensors = sum(
+            entry.end - entry.start
+            for path in kept_one.glob("*.safetensors")
+            for entry in read_safetensors_header(path)
+        )
+        assert tensors == pytest.approx(kept.checkpoint_bytes(facts, work), rel=2e-3)  # and the progress
+
+
+def test_no_room_on_the_disk_is_said_before_the_first_run(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(kept, "_OF_CHECKPOINT", 10**18)
+    with pytest.raises(ResourceError, match=r"need \d+\.\d\d GB in .*, .* GB free"):
+        tutelage.compare(base, techniques=("control", "soft"), seeds=1, run_dir=tmp_path / "runs")
+    assert not list((tmp_path / "runs").glob("*-seed*"))
+    monkeypatch.undo()
+    tutelage.compare(base, techniques=("control",), seeds=1, run_dir=tmp_path / "runs", equal_compute=False)
 
 
 def test_again_uses_every_finished_run_and_a_seed_more_adds_to_them(made, base, place, capsys):

@@ -1,5 +1,6 @@
 """The runs of a comparison: where they lie, which ones there are, how each is made, and what came out together."""
 
+import math
 import shlex
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -11,6 +12,7 @@ from tutelage import console, io, reading, roles
 from tutelage.errors import ConfigError, Stopped, TutelageError
 from tutelage.models import save
 from tutelage.planning import contest as contests
+from tutelage.planning import kept
 from tutelage.planning import show as words
 from tutelage.planning.budget import Budget
 from tutelage.planning.contest import Arm, Contest
@@ -22,6 +24,7 @@ from tutelage.planning.work import Beginnings, Place, techniques
 from tutelage.recipe import Recipe, load_recipe
 from tutelage.reports.sweep import Measured
 from tutelage.rundir import RunDirectory
+from tutelage.training import checkpoint
 from tutelage.training.prepare import InMemory, prepare
 from tutelage.verbs.beginnings import write_beginnings
 from tutelage.verbs.contest_scores import SPENT, Measuring, entry, quiet, spent_in
@@ -30,6 +33,7 @@ from tutelage.verbs.label import label
 from tutelage.verbs.train import train
 
 _TELLING_S = 60.0  # below, loading and measuring take longer, and they are not counted
+_TELLING_BYTES = 1e9
 _LAYERS, _START = "layers.json", "start"
 
 
@@ -181,6 +185,8 @@ def announce(plans: Sequence[Plan]) -> None:
     there = f", {len(done)} of them finished" if done else ""
     time_left = f"roughly {words.duration(left)}" if left >= _TELLING_S else "under a minute of computing"
     console.say(f"{n_runs} runs{there}; {time_left} to go ({plans[0].ground.pace.where})")
+    if (n_bytes := _bytes_to_come(plans)) >= _TELLING_BYTES:
+        console.say(f"their models, and of each the newest checkpoint, take {words.amount(n_bytes, 'B')} on disk")
     for plan, seconds in zip(plans, expected, strict=True):
         _announce_one(plan, seconds)
 
@@ -199,9 +205,23 @@ def _announce_one(plan: Plan, expected: dict[str, float]) -> None:
         console.say(f"  {name:<10}not {f'at equal {view}' if view else 'possible'}: {reason}")
 
 
+def _bytes_to_come(plans: Sequence[Plan]) -> float:
+    """What the runs that are not finished will leave on disk, teacher cache and answers aside."""
+    return sum(
+        kept.kept_bytes(plan.ground.facts, arm.work)
+        for plan in plans
+        for arm in plan.contest.arms
+        if plan.ground.run(arm).state() != "finished"
+    )
+
+
 # --- running ---
 def run_all(plans: Sequence[Plan], *, allow_private_host: bool) -> None:
-    """Every arm, first all of one seed; one that fails leaves the others and is put into its plan's `failed`."""
+    """Every arm, first all of one seed; one that fails leaves the others and is put into its plan's `failed`.
+
+    ResourceError[DISK_FULL], before anything is run, where the disk has no room for what the runs will leave.
+    """
+    io.require_free_space(plans[0].ground.shared, math.ceil(_bytes_to_come(plans)))
     for plan, arm in _in_order(plans):
         try:
             _run(arm, plan.ground, allow_private_host=allow_private_host)
@@ -222,6 +242,7 @@ def _run(arm: Arm, ground: Ground, *, allow_private_host: bool) -> None:
     recipe = load_recipe(quiet(arm.recipe))
     if run.state() == "finished":
         run.require_same_recipe(recipe.resolved(), resume=True)
+        _thin(run)  # a call that was killed may not have come to it
         return
     teacher = recipe.teacher
     if teacher is not None and teacher.cache is not None and teacher.model is not None:
@@ -229,6 +250,13 @@ def _run(arm: Arm, ground: Ground, *, allow_private_host: bool) -> None:
     if teacher is not None and teacher.answers is not None:
         _timed("generate", ground.shared, lambda: generate(recipe, allow_private_host=allow_private_host))
     train(recipe, run_dir=run.path, ask=False, allow_private_host=allow_private_host)
+    _thin(run)
+
+
+def _thin(run: RunDirectory) -> None:
+    """Leaves the newest checkpoint of a finished run: older ones served its training, and many runs fill disks."""
+    for folder in sorted(path for path in run.checkpoints.glob("*") if path.is_dir()):
+        checkpoint.rotate(folder, run_id=run.run_id, keep=1)
 
 
 def _timed(name: str, folder: Path, action: Callable[[], object]) -> None:

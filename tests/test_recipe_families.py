@@ -41,3 +41,23 @@ def test_what_a_trained_teacher_teaches_warms_up_unless_the_weight_says_otherwis
     said = {"schedule": "constant", "start": 0.5, "warmup": 0.0}
     assert warmups(loss=[{**terms[0], "weight": said}, terms[1]]) == [0.0, 0.0]
     assert warmups(loss=[{**terms[0], "trust": "progress"}, terms[1]]) == [0.0, 0.0]
+
+
+def test_a_teacher_from_nothing_is_trusted_by_its_progress_unless_the_term_says_otherwise() -> None:
+    terms = [{"divergence": "forward_kl", "weight": 0.5}, {"cross_entropy": "ground_truth", "weight": 0.5}]
+    teacher = {"config": {"hidden_size": 64}, "tokenizer": "a/teacher", "train": True}
+
+    def rules(first: dict[str, object]) -> list[tuple[str, float]]:
+        recipe = load_recipe(
+            family(loss=[first, terms[1]], teacher=teacher, students=None, student={"config": {"hidden_size": 32}})
+        )
+        assert load_recipe(recipe.resolved()) == recipe
+        return [(term.trust, term.weight.warmup) for term in recipe.learners["student"].loss]
+
+    assert rules(terms[0]) == [("progress", 0.0), ("always", 0.0)]
+    first_choices = {"cross_entropy": "teacher_argmax", "weight": 0.5}
+    assert rules(first_choices) == [("always", TRAINED_TEACHER_WARMUP), ("always", 0.0)]
+    assert rules({**terms[0], "trust": "always"}) == [("always", TRAINED_TEACHER_WARMUP), ("always", 0.0)]
+    assert rules({**terms[0], "trust": "per_token"}) == [("per_token", 0.0), ("always", 0.0)]
+    said = {"schedule": "constant", "start": 0.5, "warmup": 0.0}
+    assert rules({**terms[0], "weight": said}) == [("always", 0.0), ("always", 0.0)]

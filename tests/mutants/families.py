@@ -10,6 +10,17 @@ QUANTIZED = "tests/models/test_quantized.py::"
 
 FAMILY = (
     Mutant(
+        id="M498",
+        what="a teacher from nothing is followed before it knows anything",
+        file="recipe/short.py",
+        old='tree = _guarded(tree, from_nothing=teacher_section.get("config") is not None)',
+        new="tree = _guarded(tree, from_nothing=False)",
+        oracles=(
+            "tests/test_recipe_families.py::"
+            "test_a_teacher_from_nothing_is_trusted_by_its_progress_unless_the_term_says_otherwise",
+        ),
+    ),
+    Mutant(
         id="M296",
         what="a model that sees the tokens to predict is taken for a causal one",
         file="models/head.py",

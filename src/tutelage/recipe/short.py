@@ -10,7 +10,8 @@ from tutelage.recipe.short_terms import complete_decay, layer_pairs, loss, sched
 
 WITH_COLUMNS = ("jsonl", "parquet", "hub")  # kinds of source
 _COLUMNS = ("text", "prompt", "answer", "messages", "conversations", "chosen", "tools")
-TRAINED_TEACHER_WARMUP = 0.2  # of the run; no measurement chose it yet: docs/results.md
+TRAINED_TEACHER_WARMUP = 0.2  # of the run, where the teacher starts from given weights; no measurement chose it yet
+TRUST_FROM_NOTHING = "progress"  # the rule that did least harm: benchmarks/codistill_quality.py, docs/results.md
 
 
 def teacher(value: Any) -> Any:
@@ -211,7 +212,7 @@ def recipe(tree: dict[str, Any]) -> dict[str, Any]:
     if isinstance(tree.get("students"), dict):
         tree["students"] = {name: _student(pupil) for name, pupil in tree["students"].items()}
     if isinstance(teacher_section, dict) and isinstance(teacher_section.get("train"), dict):
-        tree = _warmed(tree)
+        tree = _guarded(tree, from_nothing=teacher_section.get("config") is not None)
     return tree
 
 
@@ -236,22 +237,25 @@ def _loss(value: Any) -> Any:
     ]
 
 
-def _warmed(tree: dict[str, Any]) -> dict[str, Any]:
-    """A teacher that trains is noisy at first: a constant weight of what it teaches rises, if it says no warm-up."""
+def _guarded(tree: dict[str, Any], *, from_nothing: bool) -> dict[str, Any]:
+    """A teacher that trains is noisy at first: a term with a constant weight and no rule of its own is given one.
 
-    def warmed(terms: Any) -> Any:
-        return [_warm_term(item) for item in terms] if isinstance(terms, list) else terms
+    A divergence from a teacher that starts from nothing follows its progress; else the weight rises.
+    """
 
-    tree = _each(tree, loss=warmed)
+    def guarded(terms: Any) -> Any:
+        return [_guarded_term(item, from_nothing=from_nothing) for item in terms] if isinstance(terms, list) else terms
+
+    tree = _each(tree, loss=guarded)
     if isinstance(tree.get("students"), dict):
         tree["students"] = {
-            name: _each(pupil, loss=warmed) if isinstance(pupil, dict) else pupil
+            name: _each(pupil, loss=guarded) if isinstance(pupil, dict) else pupil
             for name, pupil in tree["students"].items()
         }
     return tree
 
 
-def _warm_term(item: Any) -> Any:
+def _guarded_term(item: Any, *, from_nothing: bool) -> Any:
     if not isinstance(item, dict) or item.get("teacher") is not None or item.get("trust", "always") != "always":
         return item
     asks = item.get("divergence") is not None or item.get("cross_entropy") == "teacher_argmax"
@@ -259,6 +263,8 @@ def _warm_term(item: Any) -> Any:
     is_constant = isinstance(weight, dict) and weight.get("schedule") == "constant"
     if not asks or not is_constant or weight.get("warmup") is not None:
         return item
+    if from_nothing and "trust" not in item and item.get("divergence") is not None:
+        return {**item, "trust": TRUST_FROM_NOTHING}
     return {**item, "weight": {**weight, "warmup": TRAINED_TEACHER_WARMUP}}
 
 

@@ -153,7 +153,7 @@ def test_no_room_on_the_disk_is_said_before_the_first_run(base, tmp_path, monkey
         tutelage.compare(base, techniques=("control", "soft"), seeds=1, run_dir=tmp_path / "runs")
     assert not list((tmp_path / "runs").glob("*-seed*"))
     monkeypatch.undo()
-    tutelage.compare(base, techniques=("control",), seeds=1, run_dir=tmp_path / "runs", equal_compute=False)
+    tutelage.compare(base, techniques=("control", "soft"), seeds=1, run_dir=tmp_path / "runs", equal_compute=False)
 
 
 def test_again_uses_every_finished_run_and_a_seed_more_adds_to_them(made, base, place, capsys):

@@ -9,6 +9,14 @@ TRANSFER = "tests/evaluation/test_transfer.py::"
 
 NUMBERS = (
     Mutant(
+        id="M499",
+        what="tasks are asked for hours of a run that cannot be measured",
+        file="verbs/evaluate.py",
+        old="if stored is None or force:",
+        new="if False:",
+        oracles=("tests/verbs/test_train.py::test_a_run_without_held_out_rows_is_refused_before_any_task_is_asked",),
+    ),
+    Mutant(
         id="M410",
         what="both divergences exchanged in the compiled loop",
         file="evaluation/_positions_cpu.py",

@@ -233,3 +233,10 @@ def test_another_tokenizer_or_template_is_refused_before_a_model_is_read(own, co
         tutelage.train(recipe(base, teacher=str(teacher), student={"model": str(other)}), run_dir=tmp_path / "run")
     assert refused.value.code == code
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_without_held_out_rows_is_refused_before_any_task_is_asked(tmp_path):
+    run = tutelage.train(recipe(tmp_path, data={"held_out": None}, training={"steps": 1}), run_dir=tmp_path / "run")
+    with pytest.raises(IntegrityError, match=r"NO_SCORED_TOKENS\]: no held-out rows to measure on; set data.held_out"):
+        tutelage.evaluate(run.path, tasks=["no_such"])
+    assert not (run.path / "evaluation").exists()

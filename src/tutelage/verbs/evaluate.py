@@ -78,9 +78,8 @@ def measure(
 ) -> Measured:
     """Score `models` (on the compute path, eval mode) on the run's evaluation sets, and write evaluation/."""
     teacher = roles.TEACHER if roles.TEACHER in models else None
+    _require_rows(prepared)
     sets = {name: make() for name, make in prepared.evaluation_sets.items()}
-    if not sets:
-        raise IntegrityError("NO_SCORED_TOKENS", "no held-out rows to measure on; set data.held_out in the recipe")
     n_tokens = sum(item.batch.n_trained for items in sets.values() for item in items)
     tokens = facts.token_facts(
         prepared.tokenizer,
@@ -127,6 +126,11 @@ def measure(
     return Measured(
         path=run.evaluation / records.TRANSFER, transfer=result, shown=shown, tasks=answered, further=beside
     )
+
+
+def _require_rows(prepared: Prepared) -> None:
+    if not prepared.evaluation_sets:
+        raise IntegrityError("NO_SCORED_TOKENS", "no held-out rows to measure on; set data.held_out in the recipe")
 
 
 def _with_excerpts(
@@ -230,6 +234,8 @@ def evaluate(
     provenance = reading.read_json(run.provenance_path)
     prepared = prepare(recipe, memory=InMemory(), earlier=provenance)
     forks.start_from_kept(prepared, run)
+    if stored is None or force:
+        _require_rows(prepared)  # before hours of tasks
     if tasks:
         scored = saved_models(run, prepared)
         models = further.present(scored)

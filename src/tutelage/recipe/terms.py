@@ -117,8 +117,8 @@ class LossTerm(Section):
     trust: Literal["always", "progress", "per_token"] = Field(
         default="always",
         description="in a teacher that itself trains: always; progress: the weight grows as its running loss falls; "
-        "per_token: only where it gives the true token more probability than the student does; progress for a divergence "
-        "from teacher.config whose weight is constant and has no warmup",
+        "per_token: only where it gives the true token more probability than the student does; progress for a "
+        "divergence from teacher.config whose weight is constant and has no warmup",
     )
 
     @property

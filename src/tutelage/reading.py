@@ -1,4 +1,4 @@
-"""What is read back from files: a JSON value, a checksum.  `io.py` is what writes them."""
+"""What is read back from files: a JSON value, a checksum, sizes.  `io.py` is what writes them."""
 
 import hashlib
 import json
@@ -13,6 +13,11 @@ def sha256_file(path: Path) -> str:
     """The SHA-256 of the bytes of `path`, in hex."""
     with io.mapped(path, "read"), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def size_of_folder(path: Path) -> int:
+    """Bytes of all files in and below `path`; 0 where there is no such folder."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def read_json(path: Path) -> Any:  # JSON from outside: the caller checks what it gets

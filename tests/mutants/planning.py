@@ -8,6 +8,7 @@ POOLING = "tests/evaluation/test_pooling.py::"
 COMPARING = "tests/verbs/test_compare.py::"
 FRONT = "tests/reports/test_sweep.py::"
 KEPT = COMPARING + "test_a_finished_run_keeps_its_newest_checkpoint_and_what_all_keep_was_foretold"
+ROOM = COMPARING + "test_the_room_that_is_asked_for_is_the_most_that_the_runs_take"
 PLANNING: tuple[Mutant, ...] = (
     Mutant(
         id="M455",
@@ -197,5 +198,29 @@ PLANNING: tuple[Mutant, ...] = (
         old="teacher = [facts.teacher] if facts.teacher is not None and work.teacher_training else []",
         new="teacher: list[Size] = []",
         oracles=(KEPT,),
+    ),
+    Mutant(
+        id="M510",
+        what="what a run that was stopped has on disk is asked for twice",
+        file="planning/kept.py",
+        old="used = start = sum(there for _, _, there in runs)",
+        new="runs = [(kept, older, 0.0) for kept, older, _ in runs]; used = start = 0.0",
+        oracles=(ROOM,),
+    ),
+    Mutant(
+        id="M511",
+        what="older checkpoints of the run under way take no room",
+        file="planning/kept.py",
+        old="peak = max(peak, used - there + max(kept + older, there))",
+        new="peak = max(peak, used - there + max(kept, there))",
+        oracles=(ROOM,),
+    ),
+    Mutant(
+        id="M512",
+        what="a second file set in bfloat16 takes no room",
+        file="planning/kept.py",
+        old="return checkpoint_bytes(facts, work, training) + models + smaller + codes",
+        new="return checkpoint_bytes(facts, work, training) + models + codes",
+        oracles=(ROOM,),
     ),
 )

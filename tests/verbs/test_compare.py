@@ -133,7 +133,7 @@ def test_no_document_that_is_held_out_is_a_beginning(base, tmp_path):
 
 
 def test_a_finished_run_keeps_its_newest_checkpoint_and_what_all_keep_was_foretold(made, base):
-    facts = facts_of(load_recipe(base))
+    facts, training = facts_of(load_recipe(base)), load_recipe(base).training
     for run in runs(made).values():
         (kept_one,) = run.checkpoints.glob("*/step-*")
         step = max(json.loads(line)["step"] for line in run.metrics_path.read_text().splitlines())
@@ -144,7 +144,9 @@ def test_a_finished_run_keeps_its_newest_checkpoint_and_what_all_keep_was_foreto
             for path in kept_one.glob("*.safetensors")
             for entry in read_safetensors_header(path)
         )
-        assert tensors == pytest.approx(kept.checkpoint_bytes(facts, work), rel=2e-3)  # and the progress
+        assert tensors == pytest.approx(kept.checkpoint_bytes(facts, work, training), rel=2e-3)  # and the progress
+        models = sum(path.stat().st_size for path in run.models.glob("*/*.safetensors"))
+        assert tensors + models == pytest.approx(kept.kept_bytes(facts, work, training), rel=0.02)  # and headers
 
 
 def test_no_room_on_the_disk_is_said_before_the_first_run(base, tmp_path, monkeypatch):
@@ -154,6 +156,44 @@ def test_no_room_on_the_disk_is_said_before_the_first_run(base, tmp_path, monkey
     assert not list((tmp_path / "runs").glob("*-seed*"))
     monkeypatch.undo()
     tutelage.compare(base, techniques=("control", "soft"), seeds=1, run_dir=tmp_path / "runs", equal_compute=False)
+
+
+@pytest.mark.parametrize(
+    ("training", "student"), [({"keep": 1, "ema": 0.9, "save_dtype": "bfloat16"}, {}), ({}, {"quantize": "int8"})]
+)
+def test_the_room_that_is_asked_for_is_the_most_that_the_runs_take(training, student, base, tmp_path, monkeypatch):
+    """Looked at before every operation on the disk; asked again after a kill, what is there is not asked for twice."""
+    asked = {
+        **base, "training": {**base["training"], "save_every": 1 / 8, "steps": 8, "evaluate_every": 1 / 4, **training},
+        "student": {**base["student"], **student},
+    }  # fmt: skip
+    chosen = {"techniques": ("control", "soft"), "seeds": 1, "equal_compute": False, "run_dir": tmp_path / "runs"}
+    needed: list[int] = []
+    require = io.require_free_space
+    monkeypatch.setattr(io, "require_free_space", lambda path, n: (needed.append(n), require(path, n)))
+    sizes = []
+
+    def taken() -> int:
+        folders = ("checkpoints", "models")
+        found = [path for f in folders for path in (tmp_path / "runs").glob(f"*-seed0/{f}/**/*.safetensors")]
+        return sum(path.stat().st_size for path in found if path.is_file())
+
+    def look(operation: io.Operation) -> None:
+        if operation.kind == "rename":
+            sizes.append(taken())
+        if "soft-512-seed0/checkpoints" in str(operation.path) and "step-000006" in str(operation.target):
+            raise KeyboardInterrupt
+
+    with faults.hooked(look), pytest.raises(KeyboardInterrupt):
+        tutelage.compare(asked, **chosen)
+    first, there = needed[0], taken()
+    needed.clear()
+    control_done = sum(p.stat().st_size for p in (tmp_path / "runs/control-512-seed0").rglob("*.safetensors"))
+    with faults.hooked(lambda operation: sizes.append(taken()) if operation.kind == "rename" else None):
+        tutelage.compare(asked, **chosen)
+    assert 0.8 * first <= max(sizes) <= 1.02 * first
+    assert needed[0] + there == pytest.approx(first, rel=0.02)  # headers and JSON files
+    assert there > 1.5 * control_done
 
 
 def test_again_uses_every_finished_run_and_a_seed_more_adds_to_them(made, base, place, capsys):

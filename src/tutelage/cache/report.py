@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tutelage import visible
+from tutelage import reading, visible
 from tutelage.cache import manifest as manifests
 from tutelage.cache.error import CacheError
 from tutelage.cache.given import is_given
@@ -129,7 +129,7 @@ def _beside(cache: TeacherCache) -> dict[str, int]:
     held_out = [member.held_out for member in cache.manifest.members if member.held_out]
     for folder in (cache.folder / name for name in (manifests.START, manifests.HELD_OUT, *held_out)):
         if folder.is_dir():
-            sizes[folder.name] = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+            sizes[folder.name] = reading.size_of_folder(folder)
     return sizes
 
 

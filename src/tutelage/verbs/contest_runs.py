@@ -186,7 +186,7 @@ def announce(plans: Sequence[Plan]) -> None:
     time_left = f"roughly {words.duration(left)}" if left >= _TELLING_S else "under a minute of computing"
     console.say(f"{n_runs} runs{there}; {time_left} to go ({plans[0].ground.pace.where})")
     if (n_bytes := _bytes_to_come(plans)) >= _TELLING_BYTES:
-        console.say(f"their models, and of each the newest checkpoint, take {words.amount(n_bytes, 'B')} on disk")
+        console.say(f"they need {words.amount(n_bytes, 'B')} of free disk, for models and checkpoints")
     for plan, seconds in zip(plans, expected, strict=True):
         _announce_one(plan, seconds)
 
@@ -206,13 +206,15 @@ def _announce_one(plan: Plan, expected: dict[str, float]) -> None:
 
 
 def _bytes_to_come(plans: Sequence[Plan]) -> float:
-    """What the runs that are not finished will leave on disk, teacher cache and answers aside."""
-    return sum(
-        kept.kept_bytes(plan.ground.facts, arm.work)
-        for plan in plans
-        for arm in plan.contest.arms
-        if plan.ground.run(arm).state() != "finished"
-    )
+    """What must be free for the runs that are not finished, teacher cache and answers aside."""
+    sizes = []
+    for plan, arm in _in_order(plans):
+        run, facts, training = plan.ground.run(arm), plan.ground.facts, plan.ground.recipe.training
+        if run.state() != "finished":
+            there = reading.size_of_folder(run.checkpoints) + reading.size_of_folder(run.models)
+            older = kept.older_bytes(facts, arm.work, training)
+            sizes.append((kept.kept_bytes(facts, arm.work, training), older, float(there)))
+    return kept.room(sizes)
 
 
 # --- running ---

@@ -3,11 +3,12 @@
     python -m benchmarks.train_step --teacher FOLDER     (or --random: equal shapes, no download)
 
 SmolLM2-135M teaches a Llama-type student (hidden 320, 8 layers, intermediate 1280, tied head: 28.8 M), 4 x 512 tokens,
-forward KL at temperature 1, bfloat16 compute, float32 master weights, AdamW.  All in one process, each round in a
-random order.
+forward KL at temperature 1, bfloat16 compute (or `--dtype float32`), float32 masters, AdamW.  All in one process,
+each round in a random order.
 
     floor        teacher forward, student forward and backward with the bare head products of `loss_alone.Floor`, AdamW
     ours         `Trainer.train_step`: with clipping, logging and the checks before the update
+    compiled     ours with `training.compile`: the layers of both models by torch.compile, which is not timed
     naive        forty lines: full logits, autocast, `kl_div` in float32, AdamW
     trl_gkd      TRL's GKDTrainer, lmbda=0, beta=0: its own `train()`, timed by a callback
     trl_distill  TRL's DistillationTrainer, beta=0, on fixed text: generation is replaced by the same tokens
@@ -17,6 +18,7 @@ import argparse
 import copy
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any  # transformers is untyped
 
@@ -31,6 +33,7 @@ from tutelage.losses.schedules import constant
 from tutelage.losses.terms import Term
 from tutelage.models.load import load_model
 from tutelage.teachers.live import LiveTeacher
+from tutelage.training.compiling import compiled
 from tutelage.training.optim import OptimizerSettings
 from tutelage.training.precision import ComputePath, MasterWeights
 from tutelage.training.trainer import one_model
@@ -39,6 +42,7 @@ from tutelage.types import Batch, TokenView
 ROWS, LENGTH, N_VOCABULARY = 4, 512, 49_152
 LEARNING_RATE, BETAS = 1e-4, (0.9, 0.95)
 Step = Callable[[], object]
+_UNTIL_THE_END = ExitStack()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +52,10 @@ class Setup:
     teacher: Any
     student: Any
     ids_BT: Tensor
+    dtype: torch.dtype  # that models compute in
 
 
-def setup(teacher: str | None, rows: int) -> Setup:
+def setup(teacher: str | None, rows: int, dtype: torch.dtype) -> Setup:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -59,20 +64,19 @@ def setup(teacher: str | None, rows: int) -> Setup:
     heads = {"num_attention_heads": 9, "num_key_value_heads": 3}
     own = LlamaConfig(hidden_size=320, num_hidden_layers=8, intermediate_size=1280, num_attention_heads=5, **shared)
     model = (
-        load_model(teacher, dtype="bfloat16")
-        if teacher
-        else LlamaForCausalLM(LlamaConfig(**smollm2, **heads, **shared))
+        load_model(teacher, dtype="float32") if teacher else LlamaForCausalLM(LlamaConfig(**smollm2, **heads, **shared))
     )
     return Setup(
-        teacher=model.to(torch.bfloat16).eval().requires_grad_(False),
+        teacher=model.to(dtype).eval().requires_grad_(False),
         student=LlamaForCausalLM(own).to(torch.float32),
         ids_BT=torch.randint(0, N_VOCABULARY, (rows, LENGTH)),
+        dtype=dtype,
     )
 
 
 def floor(start: Setup) -> Step:
     student = copy.deepcopy(start.student).train()
-    masters = MasterWeights(student, weight_dtype=torch.bfloat16)
+    masters = MasterWeights(student, weight_dtype=start.dtype)
     adamw = torch.optim.AdamW(masters.parameters.values(), lr=LEARNING_RATE, betas=BETAS, fused=True)
     products = Floor()
 
@@ -104,18 +108,30 @@ def floor(start: Setup) -> Step:
 
 
 def ours(start: Setup) -> Step:
+    return _steps_of(start, copy.deepcopy(start.student))
+
+
+def _steps_of(start: Setup, student: Any) -> Step:
     batch = Batch(views={"": TokenView.of(start.ids_BT, start.ids_BT)})
     trainer = one_model(
-        copy.deepcopy(start.student),
+        student,
         terms=(Term(kind="divergence", divergence="forward_kl"),),
         teacher=LiveTeacher(start.teacher, n_vocabulary=N_VOCABULARY),
         microbatches=lambda _: [batch],
-        compute=ComputePath(device="cpu", weight_dtype=torch.bfloat16, threads=torch.get_num_threads()),
+        compute=ComputePath(device="cpu", weight_dtype=start.dtype, threads=torch.get_num_threads()),
         optimizer=OptimizerSettings(schedule=constant(LEARNING_RATE), n_steps=1_000_000, betas=BETAS),
         n_vocabulary=N_VOCABULARY,
         seed=0,
     )
     return lambda: trainer.train_step([batch])
+
+
+def ours_compiled(start: Setup) -> Step:
+    """On copies, which stay compiled until the process ends."""
+    own = copy.deepcopy(start)
+    step = _steps_of(own, own.student)
+    _UNTIL_THE_END.enter_context(compiled([own.student, own.teacher]))
+    return step
 
 
 def naive(start: Setup) -> Step:
@@ -125,7 +141,7 @@ def naive(start: Setup) -> Step:
     def step() -> None:
         with torch.no_grad():
             teacher_logits_BTV = start.teacher(start.ids_BT, use_cache=False).logits[:, :-1]
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=start.dtype == torch.bfloat16):
             logits_BTV = student(start.ids_BT, use_cache=False).logits[:, :-1]
         loss = functional.kl_div(
             functional.log_softmax(logits_BTV.float(), -1).flatten(0, 1),
@@ -145,6 +161,7 @@ def contenders(start: Setup) -> dict[str, Callable[[], Step]]:
     made: dict[str, Callable[[], Step]] = {
         "floor": lambda: floor(start),
         "ours": lambda: ours(start),
+        "compiled": lambda: ours_compiled(start),
         "naive": lambda: naive(start),
     }
     if rivals.has_trl():
@@ -164,10 +181,11 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--rows", type=int, default=ROWS)
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="what models compute in")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="leave the other contenders out")
     parser.add_argument("--memory", metavar="NAME", help="print one contender's peak bytes, nothing else")
     arguments = parser.parse_args()
-    start = setup(arguments.teacher, arguments.rows)
+    start = setup(arguments.teacher, arguments.rows, getattr(torch, arguments.dtype))
     made = contenders(start)
     if arguments.memory:
         print(_peak(made[arguments.memory]))
@@ -178,12 +196,14 @@ def main() -> None:
         "length": LENGTH,
         "chunk_positions": CHUNK_POSITIONS,
         "teacher": arguments.teacher,
+        "dtype": arguments.dtype,
     }
     environment = measure.environment(config)
     samples = measure.interleaved({name: made[name]() for name in names}, rounds=arguments.rounds)
     base = "floor" if "floor" in names else names[0]
     rows = measure.summary(samples, base=base, n_tokens=arguments.rows * LENGTH)
     extra = ["--random"] if arguments.random else ["--teacher", arguments.teacher]
+    extra += ["--dtype", arguments.dtype]
     memory = {
         n: measure.memory_in_new_process("benchmarks.train_step", n, [*extra, "--rows", str(arguments.rows)])
         for n in names

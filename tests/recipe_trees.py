@@ -18,7 +18,7 @@ KNOWN_DIVERGENCES = "known: forward_kl, reverse_kl, jensen_shannon, skew_kl, ske
 CHAT = {"sources": [{"jsonl": "chat.jsonl", "messages": "messages"}]}
 TRAINING_FIELDS = (
     "known: tokens, steps, epochs, batch_tokens, micro_batch, learning_rate, schedule, warmup, decay, weight_decay, "
-    "betas, max_grad_norm, precision, seed, gradient_checkpointing, ema, evaluate_every, save_every, keep, "
+    "betas, max_grad_norm, precision, seed, gradient_checkpointing, compile, ema, evaluate_every, save_every, keep, "
     "early_stop, device, threads, chunk, log_every, track, callbacks, save_dtype"
 )
 

@@ -22,6 +22,7 @@ CODES: dict[str, str] = {
     "RESUME_MISMATCH": "the unfinished run was made with other settings, data or libraries",
     "MISSING_EXTRA": "an optional package is needed",
     "PLATFORM": "this operating system or Python is not supported",
+    "COMPILE": "torch.compile does not work on this machine or for this model",
     "FUSED_UNSUPPORTED": "the fast path of the loss cannot serve this model",
     "BASE_URL": "an endpoint address is not allowed",
     "DATA_READ": "an input file is missing, empty or unreadable",

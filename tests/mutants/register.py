@@ -27,7 +27,7 @@ from tests.mutants.reach import REACH
 from tests.mutants.reports import REPORTS
 from tests.mutants.stored_targets import COMPILED_SAMPLED, STORED_TARGETS
 from tests.mutants.students import MADE
-from tests.mutants.training import LOOP, STEP
+from tests.mutants.training import COMPILED, LOOP, STEP
 from tests.mutants.verbs import RUNS
 
 STORED = (*STORED_TARGETS, *COMPILED_SAMPLED)
@@ -37,6 +37,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *STORED,
     *STEP,
     *LOOP,
+    *COMPILED,
     *CODISTILLATION,
     *DATA,
     *FILES,

@@ -159,3 +159,41 @@ LOOP = (
         oracles=(KILLED + "test_a_run_killed_here_and_there_ends_in_the_same_bits[300]",),
     ),
 )
+
+COMPILING = "tests/training/test_compiling.py::"
+GRAPHS = COMPILING + "test_compiled_layers_give_the_models_own_numbers_for_every_shape_from_few_graphs"
+
+COMPILED = (
+    Mutant(
+        id="M513",
+        what="layers stay compiled, also for generating",
+        file="training/compiling.py",
+        old="layer._compiled_call_impl = None",
+        new="pass",
+        oracles=(GRAPHS,),
+    ),
+    Mutant(
+        id="M514",
+        what="every length is compiled for itself",
+        file="training/compiling.py",
+        old="layer.compile(dynamic=True)",
+        new="layer.compile(dynamic=False)",
+        oracles=(GRAPHS,),
+    ),
+    Mutant(
+        id="M515",
+        what="that nothing can be compiled here is said at the first step",
+        file="training/prepare.py",
+        old="require_compiler(compute.device)",
+        new="pass",
+        oracles=(COMPILING + "test_without_a_compiler_it_is_said_before_anything_is_loaded",),
+    ),
+    Mutant(
+        id="M516",
+        what="training.compile compiles the teacher alone",
+        file="verbs/train.py",
+        old="models = [*(member.model for member in members), *running(prepared.teacher)] if training.compile else []",
+        new="models = running(prepared.teacher) if training.compile else []",
+        oracles=(COMPILING + "test_a_run_compiles_teacher_and_student",),
+    ),
+)

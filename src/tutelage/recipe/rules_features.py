@@ -58,6 +58,9 @@ def broken_features(tree: Tree) -> Iterator[Problem]:
         else:
             if given_in(teacher, "api", "writers"):
                 yield Problem((*path, "features"), "asks for the teacher's layers, and an endpoint gives text")
+        if section_of(tree, "training").get("compile") is True:
+            why = "what a compiled layer computes inside cannot be looked at; leave one out"
+            yield Problem((*path, "features"), f"and training.compile exclude each other: {why}")
     losses: list[tuple[Path, Tree]] = [(("loss",), tree)]
     losses += [((*path, "loss"), student) for path, student in all_students(tree)]
     for path, owner in losses:

@@ -137,6 +137,9 @@ class Training(Section):
     )
     seed: Index = Field(default=0, description="every random draw of the run derives from it")
     gradient_checkpointing: bool = Field(default=False, description="less memory, about a third more time")
+    compile: bool = Field(
+        default=False, description="layers compiled by torch.compile: faster steps after a minute; needs a compiler"
+    )
     ema: float | None = Field(
         default=None, gt=0, lt=1, description="decay of a moving average of the weights; null: none"
     )

@@ -23,6 +23,7 @@ from tutelage.teachers.cached import CachedTeacher
 from tutelage.teachers.ensemble import EnsembleTeacher
 from tutelage.teachers.live import LiveTeacher
 from tutelage.training import curriculum, features, micro_batch, starts, teachers, widths
+from tutelage.training.compiling import require_compiler
 from tutelage.training.corpus import Corpus, Examples
 from tutelage.training.importance import LayerChoice
 from tutelage.training.plan import terms_of
@@ -146,6 +147,8 @@ def _compute_path(recipe: Recipe, earlier: Mapping[str, Any]) -> ComputePath:
         threads=training.threads,
     )
     teachers.device_of(recipe, compute)
+    if training.compile:
+        require_compiler(compute.device)
     return compute
 
 
@@ -197,7 +200,7 @@ def _shape_batches(
     learning = {**({TEACHER: teacher_start} if teacher_start is not None else {}), **students}
     packed, at_once = earlier.get("packed"), earlier.get("micro_batch")
     if packed is None:
-        packed = packing.all_pack([*learning.values(), *_running(teacher)], n_vocabulary=n_vocabulary)
+        packed = packing.all_pack([*learning.values(), *running(teacher)], n_vocabulary=n_vocabulary)
     data.packed = bool(packed)
     if recipe.training.micro_batch == "auto":
         data.micro_batch = at_once or micro_batch.of_recipe(
@@ -221,7 +224,7 @@ def _curriculum(
     return curriculum.of_recipe(recipe, data, teacher=teacher, identity=identity, device=compute.device)
 
 
-def _running(teacher: LiveTeacher | EnsembleTeacher | CachedTeacher | None) -> list[CausalLM]:
+def running(teacher: LiveTeacher | EnsembleTeacher | CachedTeacher | None) -> list[CausalLM]:
     """The models that answer while others learn."""
     if isinstance(teacher, EnsembleTeacher):
         return [member.model for member in teacher.members]

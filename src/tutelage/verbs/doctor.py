@@ -21,6 +21,7 @@ from tutelage.planning.of_recipe import student_sizes
 from tutelage.recipe import Recipe, Student
 from tutelage.roles import TEACHER
 from tutelage.training import teachers
+from tutelage.training.compiling import require_compiler
 from tutelage.training.plan import terms_of
 from tutelage.training.precision import ComputePath, choose_device
 from tutelage.verbs.doctor_data import with_measured
@@ -69,12 +70,12 @@ def _with_students(report: Report, recipe: Recipe) -> Report:
 
 
 def _with_devices(report: Report, recipe: Recipe) -> Report:
-    """Whether this machine has the devices that the recipe names."""
+    """Whether this machine has the devices that the recipe names, and can compile for them."""
     try:
-        teachers.device_of(
-            recipe,
-            ComputePath(device=choose_device(recipe.training.device), weight_dtype=torch.float32, threads=1),
-        )
+        device = choose_device(recipe.training.device)
+        teachers.device_of(recipe, ComputePath(device=device, weight_dtype=torch.float32, threads=1))
+        if recipe.training.compile:
+            require_compiler(device)
     except TutelageError as error:
         finding = Finding(level="error", code=error.code, message=error.message)
         return replace(report, findings=(*report.findings, finding))

@@ -24,10 +24,11 @@ from tutelage.teachers.ensemble import EnsembleTeacher
 from tutelage.teachers.live import LiveTeacher
 from tutelage.training import tracking
 from tutelage.training.callbacks import Callback, loaded
+from tutelage.training.compiling import compiled
 from tutelage.training.fit import Fitted, fit
 from tutelage.training.member import Member
 from tutelage.training.plan import GROUND_TRUTH, fit_plan, n_steps_of, student_member, teacher_member
-from tutelage.training.prepare import Prepared, prepare
+from tutelage.training.prepare import Prepared, prepare, running
 from tutelage.training.teachers import tokenizer_of
 from tutelage.training.trainer import Trainer
 from tutelage.types import CausalLM
@@ -269,14 +270,16 @@ def _train(
         chunk_positions=training.chunk,
         gradient_checkpointing=training.gradient_checkpointing,
     )
-    fitted = fit(
-        trainer,
-        run=run,
-        run_id=started.run_id,
-        plan=fit_plan(training, n_steps=trainer.n_steps),
-        held_out=prepared.held_out if HELD_OUT in prepared.evaluation_sets else None,
-        callbacks=callbacks,
-    )
+    models = [*(member.model for member in members), *running(prepared.teacher)] if training.compile else []
+    with compiled(models):
+        fitted = fit(
+            trainer,
+            run=run,
+            run_id=started.run_id,
+            plan=fit_plan(training, n_steps=trainer.n_steps),
+            held_out=prepared.held_out if HELD_OUT in prepared.evaluation_sets else None,
+            callbacks=callbacks,
+        )
     for model_name, weights in fitted.weights.items():
         model = _wide(prepared, model_name, weights)
         save.cut_padding(model, n_vocabulary=prepared.n_vocabulary)

@@ -1,0 +1,70 @@
+"""`training.compile`: the decoder layers of the models of a run, compiled by `torch.compile` while it trains.
+
+Layer by layer, so that equal layers are compiled once, and for any number of rows and any length, so that a batch that
+is a little shorter needs no kernels of its own, and a run that goes on has the same ones.  Outside of `compiled`
+the models are as they were: generating and measuring afterwards would compile again for shapes of their own.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from tutelage import console
+from tutelage.errors import ConfigError
+from tutelage.models.layers import decoder_layers
+from tutelage.models.quantized import is_quantized
+from tutelage.types import CausalLM
+
+_KERNELS = 64  # of one piece of code: models x (training, asked) x (one row, several) x kinds of layers
+
+
+def require_compiler(device: str) -> None:
+    """ConfigError[COMPILE] where nothing can be compiled for this device: before models are loaded, not at step 1."""
+    try:
+        torch.compile(_probe)(torch.ones(8, device=device))
+    except Exception as error:  # a compiler from outside: it fails in ways of its own
+        missing = "a C++ compiler" if device == "cpu" else "Triton and a C compiler"
+        found = f"training.compile: torch.compile does not work here on {device} ({_first_line(error)})"
+        raise ConfigError(
+            "COMPILE", f"{found}; it needs {missing}: install it, or set training.compile=false"
+        ) from error
+
+
+@contextmanager
+def compiled(models: Sequence[CausalLM]) -> Iterator[None]:
+    """The layers of these models run compiled inside, as before outside; ConfigError[COMPILE] where that fails.
+
+    Left as they are: models with rounded weights that no student learns from, and those that lie on several devices.
+    """
+    layers = [layer for model in models if _can(model) for layer in decoder_layers(model)[1]]
+    for layer in layers:
+        layer.compile(dynamic=True)
+    if layers:
+        console.say("training.compile: the first steps compile, which takes a minute or so")
+    try:
+        with torch._dynamo.config.patch(recompile_limit=_KERNELS), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor that is not a leaf")
+            yield
+    except torch._dynamo.exc.TorchDynamoException as error:
+        raise ConfigError(
+            "COMPILE",
+            f"training.compile: a layer cannot be compiled ({_first_line(error)}); set training.compile=false",
+        ) from error
+    finally:
+        for layer in layers:
+            layer._compiled_call_impl = None
+
+
+def _can(model: CausalLM) -> bool:
+    return not is_quantized(model) and getattr(model, "hf_device_map", None) is None
+
+
+def _probe(x_N: torch.Tensor) -> torch.Tensor:
+    return x_N.sin() + 1.0
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:200]

@@ -51,6 +51,7 @@ CODES: dict[str, str] = {
     "TEMPLATE": "a chat template is missing or failed",
     "GGUF_BAD": "a GGUF file is damaged or contradicts itself",
     "MODEL_LOAD": "a model cannot be loaded",
+    "UNUSED_WEIGHTS": "files of a model hold weights that it has no place for",
     "TOKENIZER_MISMATCH": "teacher and student count in different tokens",
     "TEMPLATE_MISMATCH": "teacher and student have different chat templates",
     "DOUBLE_BOS": "a text would begin with two begin-of-sequence tokens",

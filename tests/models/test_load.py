@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.models.tiny_models import edit_json, folder, gguf, tokenizer
 from tests.tiny import llama
@@ -76,6 +77,42 @@ def test_what_a_library_raises_becomes_one_line(model: Path) -> None:
     assert caught.value.code == "MODEL_LOAD"
     assert "\n" not in caught.value.message
     assert caught.value.message.endswith("for a newer model run: pip install -U transformers")
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("lost", r"lack 4 weights that config.json asks for \(model.layers.0.mlp.down_proj.weight, .*, …\), and those"),
+        ("headless", r"lack 1 weights that config.json asks for \(lm_head.weight\)"),
+        ("deeper", r"lack 9 weights that config.json asks for \(model.layers.2.input_layernorm.weight, .*, …\)"),
+        ("wider", r"have other shapes in its files than config.json says \(.*: \[.*16.*\] in the file, \[.*32.*\] by"),
+    ],
+)
+def test_weights_that_are_not_there_are_never_made_up(damage: str, said: str, tmp_path: Path) -> None:
+    path = folder(tmp_path / "model", tied=damage != "headless")
+    weights = load_file(path / "model.safetensors")
+    gone = {"lost": ("layers.0.mlp", "layers.1.self_attn.q"), "headless": ("lm_head",)}.get(damage, ())
+    kept = {name: value for name, value in weights.items() if not any(part in name for part in gone)}
+    save_file(kept, path / "model.safetensors", metadata={"format": "pt"})
+    changed = {"deeper": {"num_hidden_layers": 3}, "wider": {"hidden_size": 32}}
+    if damage in changed:
+        edit_json(path / "config.json", **changed[damage])
+    with pytest.raises(IntegrityError, match=said) as caught:
+        load_model(str(path))
+    assert caught.value.code == "MODEL_LOAD" and "\n" not in caught.value.message
+    report = examine(str(path))
+    assert not report.ok
+    (finding,) = (one for one in report.findings if one.level == "error")
+    assert finding.message == caught.value.message
+
+
+def test_weights_that_a_model_has_no_place_for_are_named(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As where config.json says fewer layers than the file holds."""
+    edit_json(model / "config.json", num_hidden_layers=1)
+    load_model(str(model))
+    said = "9 weights in its files are no part of the model (model.layers.1.input_layernorm.weight"
+    assert f"note[UNUSED_WEIGHTS]: {model}: {said}" in capsys.readouterr().err
+    assert any(one.code == "UNUSED_WEIGHTS" and said in one.message for one in examine(str(model)).findings)
 
 
 def test_a_fingerprint_goes_by_content_not_by_files(model: Path, tmp_path: Path) -> None:

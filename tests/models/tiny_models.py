@@ -34,10 +34,10 @@ def tokenizer(
     return made
 
 
-def folder(path: Path, *, own: Any = None, rows: int | None = None, seed: int = 0) -> Path:
+def folder(path: Path, *, own: Any = None, rows: int | None = None, seed: int = 0, tied: bool = True) -> Path:
     """A Llama folder of 262 or so rows in float32, safetensors, with its tokenizer."""
     own = own if own is not None else tokenizer()
-    model = llama(seed=seed, vocabulary=rows or len(own), dtype=torch.float32)
+    model = llama(seed=seed, vocabulary=rows or len(own), dtype=torch.float32, tied=tied)
     model.save_pretrained(path)
     own.save_pretrained(path)
     return path

@@ -87,4 +87,23 @@ MADE = (
         new='torch.manual_seed(derive_seed(0, f"{name} random share"))',
         oracles=(ADAPTERS + "test_a_start_is_as_far_between_its_weights_and_random_ones_as_asked",),
     ),
+    Mutant(
+        id="M517",
+        what="weights that no file holds are random",
+        file="models/load.py",
+        old="require_whole(source, info)",
+        new="pass",
+        oracles=(
+            "tests/models/test_load.py::test_weights_that_are_not_there_are_never_made_up",
+            "tests/models/test_load.py::test_weights_that_a_model_has_no_place_for_are_named",
+        ),
+    ),
+    Mutant(
+        id="M518",
+        what="doctor finds nothing wrong with a model that lacks weights",
+        file="models/doctor.py",
+        old="if (problem := problem_in(info)) is not None:",
+        new="if (problem := problem_in(info)) is None:",
+        oracles=("tests/models/test_load.py::test_weights_that_are_not_there_are_never_made_up",),
+    ),
 )

@@ -20,6 +20,7 @@ from tutelage.home import home
 from tutelage.locks import exclusive
 from tutelage.models.gguf import GgufHeader, GgufTensor, Value, read_header
 from tutelage.models.quiet import quiet_transformers
+from tutelage.models.whole import require_whole
 
 Config: TypeAlias = Any  # transformers' configs declare their fields at run time
 
@@ -271,7 +272,11 @@ def load_by_transformers(path: Path) -> Any:
     options: dict[str, Any] = {"gguf_file": path.name, "dtype": torch.float32}
     if hasattr(transformers, "GgufConfig"):  # from 5.20 on the weights may stay packed, by a kernel from the hub
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    return transformers.AutoModelForCausalLM.from_pretrained(path.parent, local_files_only=True, **options)
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
+    require_whole(str(path), info)
+    return model
 
 
 def _write_tokenizer(header: GgufHeader, folder: Path) -> None:

@@ -1,6 +1,6 @@
 """`tutelage doctor`: what a model folder holds, whether it is safe, and whether teacher and student fit together.
 
-Nothing of a model is imported, no weight is loaded; the tokenizer is read only when the audit found no error.
+No code of a model is imported, no weight is loaded; the tokenizer is read only when the audit found no error.
 """
 
 import json
@@ -11,9 +11,11 @@ from typing import Any
 
 from tutelage import io
 from tutelage.errors import TutelageError
-from tutelage.models import load, vocabulary
+from tutelage.models import load, quantized, vocabulary
+from tutelage.models.quiet import quiet_transformers
 from tutelage.models.safety import Finding, TensorEntry, audit, read_safetensors_header
 from tutelage.models.template import Renderer, chat_template
+from tutelage.models.whole import problem_in, unused_in
 from tutelage.recipe import Recipe
 
 _HEADS = ("lm_head.weight", "model.embed_tokens.weight", "transformer.wte.weight", "model.decoder.embed_tokens.weight")
@@ -110,6 +112,7 @@ def _examine_model(source: str, revision: str | None) -> _Examined:
         if any(finding.level == "error" for finding in findings):
             return _Examined(findings, {"folder": str(folder)})
         tokenizer = load.load_tokenizer(str(folder))
+        findings += _weights(folder)
     except TutelageError as error:
         return _Examined([Finding(level="error", code=error.code, message=error.message)], {})
     findings += _template(tokenizer, None)
@@ -133,6 +136,24 @@ def _examine_model(source: str, revision: str | None) -> _Examined:
         "ends on": f"{tokenizer.eos_token_id} {tokenizer.eos_token!r}",
     }
     return _Examined(findings, facts, tokenizer)
+
+
+def _weights(folder: Path) -> Iterator[Finding]:
+    """Whether its files hold what its config asks for: by names and shapes, no weight is read."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with load.load_errors(str(folder)), quiet_transformers():
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if quantized.stored_as(config) is not None:
+            return  # its library packs them in shapes of its own
+        _, info = AutoModelForCausalLM.from_pretrained(
+            folder, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True, local_files_only=True,
+            trust_remote_code=False, use_safetensors=True,
+        )  # fmt: skip
+    if (problem := problem_in(info)) is not None:
+        yield Finding(level="error", code="MODEL_LOAD", message=f"{folder}: {problem}")
+    if said := unused_in(info):
+        yield Finding(level="note", code="UNUSED_WEIGHTS", message=f"{folder}: {said}")
 
 
 def _n_weights(entry: TensorEntry) -> int:

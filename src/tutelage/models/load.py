@@ -24,6 +24,7 @@ from tutelage.models.conversion import folder_of_gguf
 from tutelage.models.placement import DeviceMap
 from tutelage.models.quiet import quiet_transformers
 from tutelage.models.safety import allows_code, read_safetensors_header, refuse_unsafe
+from tutelage.models.whole import require_whole
 
 Kind = Literal["folder", "gguf", "hub", "package"]
 PACKAGE = "package:"
@@ -118,7 +119,7 @@ def load_tokenizer(source: str, revision: str | None = None, *, code_revision: s
     from transformers import AutoTokenizer
 
     found = resolve(source, revision, code_revision=code_revision)
-    with _load_errors(source), quiet_transformers():
+    with load_errors(source), quiet_transformers():
         return AutoTokenizer.from_pretrained(
             found.folder, local_files_only=True, trust_remote_code=allows_code(code_revision)
         )
@@ -129,7 +130,7 @@ def load_start(folder: Path) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoTokenizer
 
     refuse_unsafe(folder, weights=False)
-    with _load_errors(str(folder)), quiet_transformers():
+    with load_errors(str(folder)), quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         return tokenizer, AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
@@ -142,7 +143,7 @@ def load_config(source: str, revision: str | None = None) -> Any:
 def _config(folder: Path, source: str) -> Any:
     from transformers import AutoConfig
 
-    with _load_errors(source), quiet_transformers():
+    with load_errors(source), quiet_transformers():
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
@@ -174,15 +175,19 @@ def load_model(
     if device_map is not None:
         folder = placement.offload_folder()
         lies = {"device_map": device_map, "offload_folder": str(folder)}
-    with _load_errors(source), quiet_transformers():
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(
+    with load_errors(source), quiet_transformers():
+        model: nn.Module
+        model, info = AutoModelForCausalLM.from_pretrained(
             found.folder,
             dtype=wanted,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused by `require_whole`, which says what is wrong
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=allows_code(code_revision),
             **lies,
         )
+        require_whole(source, info)
         if device_map is not None:
             placement.require_parts(model, device_map)
             placement.settle(model, folder)
@@ -201,7 +206,7 @@ _ADVICE = {
 
 
 @contextmanager
-def _load_errors(source: str) -> Iterator[None]:
+def load_errors(source: str) -> Iterator[None]:
     """What a library raises about a model becomes one line that names the model."""
     try:
         yield

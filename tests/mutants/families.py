@@ -24,9 +24,20 @@ FAMILY = (
         id="M296",
         what="a model that sees the tokens to predict is taken for a causal one",
         file="models/head.py",
-        old="ids_BT[0, -1] = (ids_BT[0, -1] + 1) % n_vocabulary",
-        new="ids_BT[0, -1] = ids_BT[0, -1]",
+        old="other_BT = torch.cat([ids_BT[:, :-1], (ids_BT[:, -1:] + 1) % n_vocabulary], dim=1)",
+        new="other_BT = ids_BT",
         oracles=(FAMILIES + "test_a_model_that_sees_the_tokens_to_predict_is_refused",),
+    ),
+    Mutant(
+        id="M519",
+        what="beside a long document a short one has other positions (longrope)",
+        file="models/head.py",
+        old="if max_length > first:",
+        new="if max_length < first:",
+        oracles=(
+            "tests/models/test_head.py::"
+            "test_windows_that_change_the_frequencies_of_the_rows_beside_them_are_refused",
+        ),
     ),
     Mutant(
         id="M297",

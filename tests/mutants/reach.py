@@ -2,6 +2,8 @@
 
 from tests.mutants.mutant import Mutant
 
+OTHER = "tests/verbs/test_other_models.py::"
+
 PLACES = "tests/data/test_places.py::"
 TOOLS = "tests/models/test_tool_turns.py::"
 CHECKED = PLACES + "test_a_column_that_is_not_there_and_a_damaged_parquet_file_are_errors_that_name_what_is_there"
@@ -154,5 +156,29 @@ REACH = (
             "tests/verbs/test_compare_endpoint.py::"
             "test_what_an_endpoint_writes_is_compared_with_the_text_that_it_went_on_from",
         ),
+    ),
+    Mutant(
+        id="M570",
+        what="doctor and plan fail on a model without attention",
+        file="planning/flops.py",
+        old='heads = getattr(text, "num_attention_heads", 0)  # Mamba has none',
+        new="heads = text.num_attention_heads",
+        oracles=(OTHER + "test_a_model_without_attention_is_examined_planned_and_trained",),
+    ),
+    Mutant(
+        id="M571",
+        what="tokens are looked up that the teacher has no row for",
+        file="training/prepare.py",
+        old="head_of(model, n_vocabulary=n_vocabulary)  # whether it has a row for every token, before tokens are looked up",
+        new="pass",
+        oracles=(OTHER + "test_a_tokenizer_with_more_tokens_than_the_head_has_rows_is_one_line",),
+    ),
+    Mutant(
+        id="M572",
+        what="a mixture in float64 cannot be saved",
+        file="models/save.py",
+        old="again = cast(again, dtype)  # of a mixture, that it can compute in float64",
+        new="pass",
+        oracles=(OTHER + "test_a_mixture_trains_in_float64_too",),
     ),
 )

@@ -4,6 +4,7 @@ Shape legend: B rows, T positions, N = B*T flattened, D hidden size, V vocabular
 """
 
 import hashlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -51,6 +52,15 @@ def body(model: CausalLM) -> CausalLM:
     return found
 
 
+def require_rows(output: Any, *, n_vocabulary: int) -> None:
+    """ConfigError[VOCAB_PAD] where the head, a linear layer, has fewer rows than the tokenizer has tokens."""
+    if (rows := output.weight.shape[0]) < n_vocabulary:
+        raise ConfigError(
+            "VOCAB_PAD",
+            f"the head has {rows} rows, the tokenizer {n_vocabulary} tokens: wrong tokenizer for this model?",
+        )
+
+
 def trained_hidden(model: CausalLM, view: TokenView) -> Tensor:
     """Hidden states [N, D] at the trained positions of a view, in its order."""
     return trunk(model, view).flatten(0, 1).index_select(0, view.index_N)
@@ -66,12 +76,7 @@ def head_of(model: CausalLM, *, n_vocabulary: int) -> Head:
     if output is None:
         raise ConfigError("FUSED_UNSUPPORTED", f"{type(model).__name__} has no output embedding: not a causal LM")
     config = model.config.get_text_config()
-    rows = output.weight.shape[0]
-    if rows < n_vocabulary:
-        raise ConfigError(
-            "VOCAB_PAD",
-            f"the head has {rows} rows, the tokenizer {n_vocabulary} tokens: wrong tokenizer for this model?",
-        )
+    require_rows(output, n_vocabulary=n_vocabulary)
     return Head(
         weight_VD=output.weight,
         bias_V=getattr(output, "bias", None),
@@ -141,22 +146,22 @@ def verify_head(model: CausalLM, *, n_vocabulary: int) -> None:
     own_NV = _own_logits(model, ids_BT, n_vocabulary=n_vocabulary)
     if own_NV.isnan().any():
         raise NumericError("NONFINITE", f"{type(model).__name__} gives NaN logits as it is loaded; get the model again")
-    ours_NV = head_of(model, n_vocabulary=n_vocabulary).logits(trunk(model, TokenView.of(ids_BT, ids_BT))[0]).float()
-    largest = (own_NV - ours_NV).abs().max().item()
     tolerance = max(_LEAST_TOLERANCE, _ROUNDINGS * torch.finfo(next(model.parameters()).dtype).eps)
-    if not largest <= tolerance * max(1.0, own_NV.abs().max().item()):
-        raise ConfigError(
-            "FUSED_UNSUPPORTED",
-            f"{type(model).__name__} changes its logits in a way this version does not know "
-            f"(difference {largest:.3g} to trunk + head); please report the model's name",
-        )
-    ids_BT[0, -1] = (ids_BT[0, -1] + 1) % n_vocabulary
-    ahead = (own_NV - _own_logits(model, ids_BT, n_vocabulary=n_vocabulary))[:-1].abs().max().item()
+    other_BT = torch.cat([ids_BT[:, :-1], (ids_BT[:, -1:] + 1) % n_vocabulary], dim=1)
+    ahead = (own_NV - _own_logits(model, other_BT, n_vocabulary=n_vocabulary))[:-1].abs().max().item()
     if not ahead <= tolerance * max(1.0, own_NV.abs().max().item()):
         raise ConfigError(
             "MODEL_LOAD",
             f"{type(model).__name__} sees the tokens that it is to predict (difference {ahead:.1e}, expected 0); "
             "give a causal language model, such as Llama, Qwen, Gemma or GPT-2",
+        )
+    ours_NV = head_of(model, n_vocabulary=n_vocabulary).logits(trunk(model, TokenView.of(ids_BT, ids_BT))[0]).float()
+    largest = (own_NV - ours_NV).abs().max().item()
+    if not largest <= tolerance * max(1.0, own_NV.abs().max().item()):
+        raise ConfigError(
+            "FUSED_UNSUPPORTED",
+            f"{type(model).__name__} changes its logits in a way this version does not know "
+            f"(difference {largest:.3g} to trunk + head); please report the model's name",
         )
 
 
@@ -167,11 +172,32 @@ def _own_logits(model: CausalLM, ids_BT: Tensor, *, n_vocabulary: int) -> Tensor
 
 
 def refuse_too_long(model: CausalLM, *, max_length: int) -> None:
-    """Raise ConfigError when windows are longer than the positions that the model's config says it has."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    """Raise ConfigError when windows are longer than the positions that a model has, or has for sure.
+
+    Longrope (Phi-3 of 128k) takes other frequencies for all rows of a batch when one of them is longer than what the
+    model was first trained on: what a text gives would depend on what else is in its batch.
+    """
+    config = model.config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    first = min(_longrope_beginnings(getattr(config, "rope_parameters", None) or {}), default=max_length)
+    if max_length > first:
+        raise ConfigError(
+            "CONFIG",
+            f"data.max_length: {max_length}, and beyond {first} tokens {type(model).__name__} (longrope) gives "
+            f"a text other numbers beside long ones than beside short ones; set data.max_length={first} or less",
+        )
     if positions is not None and max_length > positions:
         raise ConfigError(
             "CONFIG",
             f"data.max_length: {max_length}, and {type(model).__name__} has {positions} positions; "
             f"set data.max_length={positions} or less",
         )
+
+
+def _longrope_beginnings(rope: Mapping[str, Any]) -> Iterator[int]:
+    """Where the other frequencies begin, of one set of parameters or of each kind of layer."""
+    if rope.get("rope_type") == "longrope":
+        yield int(rope["original_max_position_embeddings"])
+    for nested in rope.values():
+        if isinstance(nested, Mapping):
+            yield from _longrope_beginnings(nested)

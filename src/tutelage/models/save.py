@@ -140,9 +140,11 @@ def _require_equal(model: CausalLM, folder: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     with quiet_transformers():
+        dtype = next(model.parameters()).dtype
         again = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=next(model.parameters()).dtype, attn_implementation=model.config._attn_implementation
+            folder, dtype=dtype, attn_implementation=model.config._attn_implementation
         )
+        again = cast(again, dtype)  # of a mixture, that it can compute in float64
     expected, found = model.state_dict(), again.state_dict()
     wrong = [name for name in expected if name not in found or not torch.equal(expected[name].cpu(), found[name])]
     ids_BT = spread_ids(again.get_output_embeddings().weight.shape[0])

@@ -18,6 +18,9 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from tutelage.errors import ConfigError
+from tutelage.models.head import require_rows
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
@@ -61,10 +64,19 @@ def together(sizes: Sequence[Size]) -> Size:
 def size_of(config: Any, *, n_vocabulary: int | None = None) -> Size:
     """The size of the causal LM that a transformers config describes; nothing of it is made in memory.
 
-    `n_vocabulary`: the tokenizer's real size, where the config has padding.
+    `n_vocabulary`: the tokenizer's real size, where the config has padding.  ConfigError[MODEL_LOAD] for a config of
+    anything else, [VOCAB_PAD] where the head has fewer rows than the tokenizer has tokens.
     """
-    with torch.device("meta"):
-        return size_of_model(AutoModelForCausalLM.from_config(config), n_vocabulary=n_vocabulary)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except ValueError as error:
+        raise ConfigError(
+            "MODEL_LOAD",
+            f"no causal language model can be made of a config of type {config.model_type}; name one, such as Llama, "
+            "Qwen, Gemma or GPT-2",
+        ) from error
+    return size_of_model(model, n_vocabulary=n_vocabulary)
 
 
 def size_of_model(model: nn.Module, *, n_vocabulary: int | None = None) -> Size:
@@ -75,15 +87,16 @@ def size_of_model(model: nn.Module, *, n_vocabulary: int | None = None) -> Size:
     looked_up = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)} | {id(head.weight)}
     matrices = sum(p.numel() for p in model.parameters() if p.dim() == 2 and id(p) not in looked_up)
     experts, share = _experts(model, text)
+    require_rows(head, n_vocabulary=n_vocabulary or 0)
     rows = min(head.weight.shape[0], n_vocabulary or head.weight.shape[0])
     n_head = rows * head.weight.shape[1]
-    heads = text.num_attention_heads
+    heads = getattr(text, "num_attention_heads", 0)  # Mamba has none
     return Size(
         parameters=sum(p.numel() for p in model.parameters()),
         multiplying=matrices + round(experts * share) + n_head,
         head=n_head,
         layers=text.num_hidden_layers,
-        attention_width=heads * (getattr(text, "head_dim", None) or text.hidden_size // heads),
+        attention_width=heads * (getattr(text, "head_dim", None) or text.hidden_size // max(heads, 1)),
         hidden=head.weight.shape[1],
         vocabulary=rows,
     )

@@ -17,6 +17,7 @@ from tutelage.errors import ConfigError
 from tutelage.losses.terms import Term
 from tutelage.models import adapters, grid, load, packing, vocabulary
 from tutelage.models.fingerprint import weights_fingerprint
+from tutelage.models.head import head_of
 from tutelage.recipe import Recipe
 from tutelage.roles import STUDENT, TEACHER, control
 from tutelage.teachers.cached import CachedTeacher
@@ -93,6 +94,8 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
     n_vocabulary = vocabulary.real_vocabulary(tokenizer)
     data = Corpus(recipe, tokenizer, examples=memory.examples)
     model = _teacher_model(recipe, memory.teacher, n_vocabulary=n_vocabulary, compute=compute)
+    if model is not None:
+        head_of(model, n_vocabulary=n_vocabulary)  # whether it has a row for every token, before tokens are looked up
     teacher: LiveTeacher | EnsembleTeacher | CachedTeacher | None = _cached(recipe, data, model=model, compute=compute)
     makers = starts.Makers(
         recipe=recipe,

@@ -59,6 +59,7 @@ def test_codes_stand_with_the_exit_code_that_the_source_raises() -> None:
     page = _docs.errors_page()
     assert re.search(r"^\| `CONFIG` \| .* \| error, exit 2 \|$", page, flags=re.M)
     assert re.search(r"^\| `KEY_IN_CONFIG` \| .* \| error, exit 2 \|$", page, flags=re.M)
+    assert " – |" not in page, "a code that never appears, or whose appearance is not found"
     assert re.search(r"^\| `DISK_FULL` \| .* \| error, exit 6.* \|$", page, flags=re.M)
 
 

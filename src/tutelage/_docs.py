@@ -166,11 +166,27 @@ def _uses() -> dict[str, set[str]]:
     found: dict[str, set[str]] = {"BUG": {"error, exit 1"}, "STOPPED": {"note, exit 130 or 143"}}
     for path in sorted(_PACKAGE.rglob("*.py")):
         for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(call, ast.Call) and call.args and isinstance(call.args[0], ast.Constant):
+            if not isinstance(call, ast.Call):
+                continue
+            named = {keyword.arg: keyword.value for keyword in call.keywords}
+            if call.args and isinstance(call.args[0], ast.Constant):
                 name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
                 if call.args[0].value in errors.CODES:
                     found.setdefault(call.args[0].value, set()).update(_appearance(name))
+            elif (
+                isinstance(code := named.get("code"), ast.Constant) and code.value in errors.CODES and "level" in named
+            ):
+                found.setdefault(code.value, set()).update(_levels(named["level"]))  # what `doctor` finds
     return found
+
+
+def _levels(level: ast.expr) -> set[str]:
+    """The levels that an expression may give: constants, or a choice between two."""
+    return {str(part.value) for part in ast.walk(level) if isinstance(part, ast.Constant)} & {
+        "error",
+        "warning",
+        "note",
+    }
 
 
 def _appearance(name: str) -> set[str]:

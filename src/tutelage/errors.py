@@ -67,7 +67,6 @@ CODES: dict[str, str] = {
     "DISK_FULL": "the disk is full",
     "FSYNC": "a file could not be made durable",
     "SAVE_FAILED": "a checkpoint could not be saved",
-    "SAVE_RACE": "a checkpoint changed while it was written",
     "IO": "a file operation failed",
     "MEMORY": "out of memory",
     "NONFINITE": "a loss or gradient is not a finite number",

@@ -169,7 +169,7 @@ REACH = (
         id="M571",
         what="tokens are looked up that the teacher has no row for",
         file="training/prepare.py",
-        old="head_of(model, n_vocabulary=n_vocabulary)  # whether it has a row for every token, before tokens are looked up",
+        old="head_of(model, n_vocabulary=n_vocabulary)  # has it a row for every token? before one is looked up",
         new="pass",
         oracles=(OTHER + "test_a_tokenizer_with_more_tokens_than_the_head_has_rows_is_one_line",),
     ),

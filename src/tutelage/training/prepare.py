@@ -95,7 +95,7 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
     data = Corpus(recipe, tokenizer, examples=memory.examples)
     model = _teacher_model(recipe, memory.teacher, n_vocabulary=n_vocabulary, compute=compute)
     if model is not None:
-        head_of(model, n_vocabulary=n_vocabulary)  # whether it has a row for every token, before tokens are looked up
+        head_of(model, n_vocabulary=n_vocabulary)  # has it a row for every token? before one is looked up
     teacher: LiveTeacher | EnsembleTeacher | CachedTeacher | None = _cached(recipe, data, model=model, compute=compute)
     makers = starts.Makers(
         recipe=recipe,

@@ -19,7 +19,6 @@ from tutelage.verbs.evaluate import require_finished
 _FORMATS = ("html", "md", "json")
 _MARK = b"tutelage report"  # in the first bytes of everything that is written here
 _MARK_BYTES = 2048
-_CODES = {"Same base": "SAME_BASE", "Rare trigger": "RARE_TRIGGER"}  # of the cautions on a page
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +55,10 @@ def report(*runs: str | Path, format: str | None = None, output: str | Path | No
     _write(path, _content(made, chosen), directories)
     for caution in made.cautions:
         what, _, said = caution.partition(": ")
-        if what in _CODES:
-            console.warning(_CODES[what], said)
+        if what == "Same base":
+            console.warning("SAME_BASE", said)
+        elif what == "Rare trigger":
+            console.warning("RARE_TRIGGER", said)
     return Reported(path=path, content=to_json(made))
 
 

@@ -34,12 +34,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import tutelage
 from benchmarks import measure
+from benchmarks.cells import difference, scores_of
 from tutelage import plugins
 from tutelage.data.standard_library import read_docs
-from tutelage.evaluation import stats
-from tutelage.evaluation.records import RECORDS, score_of
-from tutelage.evaluation.score import SequenceScore
-from tutelage.evaluation.transfer import HELD_OUT, METRICS
+from tutelage.evaluation.transfer import METRICS
 from tutelage.planning import pace
 
 VOCABULARY, LENGTH = 4096, 256
@@ -153,16 +151,6 @@ def run_arms(seed: int, *, prose: Path, tokens: int, batch: int, folder: Path) -
     return dict.fromkeys(ARMS, co.path) | {"finished": finished, "equal_flops": equal}
 
 
-def scores_of(run: Path, model: str) -> list[SequenceScore]:
-    """The raw scores of a model on the held-out rows."""
-    scores = []
-    for line in (run / "evaluation" / RECORDS).read_text().splitlines()[1:]:
-        record = json.loads(line)
-        if record.pop("set") == HELD_OUT and record.pop("model", None) == model:
-            scores.append(score_of(record))
-    return scores
-
-
 def compared(arms: Mapping[str, Path]) -> dict[str, Any]:
     """By arm: held-out loss, ECE, KL to its teacher, and the paired difference in loss to `alone` and to `finished`."""
     names = {arm: arm if arm in ARMS else "student" for arm in arms}
@@ -174,9 +162,7 @@ def compared(arms: Mapping[str, Path]) -> dict[str, Any]:
             m: plugins.load(METRICS, m).compute(scores[arm]).value for m in ("held_out_loss", "ece", "kl_to_teacher")
         }
         for other in ("alone", "finished"):
-            a, b = stats.paired(scores[arm], scores[other])
-            d = stats.difference(loss.measure(a), loss.measure(b))
-            row[f"loss_minus_{other}"] = {"value": d.value, "stderr": d.stderr, "n": d.n, "decided": d.decided}
+            row[f"loss_minus_{other}"] = difference("held_out_loss", scores[arm], scores[other])
         found[arm] = row
     found["teacher"] = {"held_out_loss": loss.compute(scores_of(arms["alone"], "teacher")).value}
     return found

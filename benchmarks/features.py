@@ -61,8 +61,8 @@ def recipe_of(name: str, *, seed: int, tokens: int, teacher: str, documents: int
     }  # fmt: skip
 
 
-def cell(name: str, recipe: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Train, or take up what is there, and read what was measured."""
+def cell(name: str, recipe: Mapping[str, Any], folder: Path, first: Path) -> dict[str, Any]:
+    """Train, or take up what is there, and read what was measured; `first` is the run to compare with."""
     run = tutelage.train(recipe, run_dir=folder)
     last = [row for row in run.metrics if "student/total" in row][-1]
     return {
@@ -71,6 +71,7 @@ def cell(name: str, recipe: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "student": recipe["student"],
         "seed": recipe["training"]["seed"],
         **table.measured(run),
+        "minus_first": table.minus_first(run.path, first),
         "last_step": {key: value for key, value in last.items() if key.startswith("student/")},
     }  # fmt: skip
 
@@ -105,7 +106,8 @@ def main() -> None:
             )  # fmt: skip
             if arguments.smoke:
                 recipe["training"]["batch_tokens"] = 256
-            cells.append(cell(name, recipe, arguments.folder / f"{name}-{tokens}-{seed}"))
+            run, first = (arguments.folder / f"{one}-{tokens}-{seed}" for one in (name, arguments.only[0]))
+            cells.append(cell(name, recipe, run, first))
             result = {"cells": cells, "conclusions": conclusions(cells)}
             if not arguments.smoke:
                 measure.write("features", {**result, "environment": measure.environment({"tokens": tokens})})

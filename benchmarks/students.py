@@ -6,7 +6,7 @@
 
 SmolLM2-135M-Instruct teaches on Python's documentation.  A cell is a way and a seed, a run of `tutelage train` in a
 folder of its own: finished ones are found again, one that was stopped goes on.  At equal tokens, on the same held-out
-rows.  `depth` and `width` have 99.1 M parameters, `channels` and `both` within 1 % of that.
+rows.  `depth` (the layers that its output misses most), `depth-evenly` and `width` have 99.1 M parameters, `channels` and `both` within 1 % of that.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from benchmarks import measure
 TEACHER = "package:smollm2-135m-instruct"
 WAYS: dict[str, dict[str, Any]] = {
     "depth": {"layers": 20},
+    "depth-evenly": {"layers": {"evenly": 20}},
     "width": {"width": {"mlp": 1024, "heads": 6}},
     "channels": {"width": {"hidden": 432}},
     "both": {"layers": 24, "width": {"mlp": 1184}},
@@ -48,8 +49,8 @@ def recipe_of(way: str, *, seed: int, tokens: int, teacher: str, documents: int,
     }  # fmt: skip
 
 
-def cell(way: str, recipe: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Train, or take up what is there, and read what was measured."""
+def cell(way: str, recipe: Mapping[str, Any], folder: Path, first: Path) -> dict[str, Any]:
+    """Train, or take up what is there, and read what was measured; `first` is the run to compare with."""
     run = tutelage.train(recipe, run_dir=folder)
     size = tutelage.plan(recipe).plan.facts.students["student"]
     return {
@@ -59,6 +60,7 @@ def cell(way: str, recipe: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "parameters": size.parameters,
         "learned": size.learned if size.learned is not None else size.parameters,
         **table.measured(run),
+        "minus_first": table.minus_first(run.path, first),
     }  # fmt: skip
 
 
@@ -92,7 +94,8 @@ def main() -> None:
             )  # fmt: skip
             if arguments.smoke:
                 recipe["training"]["batch_tokens"] = 256
-            cells.append(cell(way, recipe, arguments.folder / f"{way}-{tokens}-{seed}"))
+            run, first = (arguments.folder / f"{one}-{tokens}-{seed}" for one in (way, arguments.only[0]))
+            cells.append(cell(way, recipe, run, first))
             result = {"cells": cells, "conclusions": conclusions(cells)}
             if not arguments.smoke:
                 measure.write("students", {**result, "environment": measure.environment({"tokens": tokens})})

@@ -6,7 +6,8 @@
 
 SmolLM2-135M-Instruct teaches on Python's documentation.  A cell is a way and a seed, a run of `tutelage train` in a
 folder of its own: finished ones are found again, one that was stopped goes on.  At equal tokens, on the same held-out
-rows.  `depth` (the layers that its output misses most), `depth-evenly` and `width` have 99.1 M parameters, `channels` and `both` within 1 % of that.
+rows.  `depth` keeps the layers that the output misses most.  It, `depth-evenly` and `width` have 99.1 M parameters,
+`channels` and `both` within 1 % of that.
 """
 
 import argparse

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import measure
-from benchmarks.train_step import BETAS, LEARNING_RATE, LENGTH, N_VOCABULARY, ROWS, Step
+from benchmarks.train_step import BETAS, LEARNING_RATE, ROWS, SHAPES, Step
 from tutelage.losses.chunked import CHUNK_POSITIONS
 from tutelage.losses.schedules import constant
 from tutelage.losses.terms import Term
@@ -42,6 +42,7 @@ from tutelage.training.prepare import InMemory, prepare
 from tutelage.training.trainer import one_model
 from tutelage.types import Batch, SampledTargets, Targets, TokenView
 
+LENGTH, N_VOCABULARY = SHAPES["small"]["length"], SHAPES["small"]["vocab_size"]
 N_ENTRIES, K = 11, 128  # tokens a position of a sample, and of DistillKit's recommended format
 N_BATCHES = 3  # that the steps go through in turn
 HAS_DISTILLKIT = importlib.util.find_spec("distillkit") is not None

@@ -99,7 +99,15 @@ def naive(problem: Problem) -> Tensor:
 class Floor:
     """The four head products and the weight gradient's sum in float32: what no exact loss can avoid."""
 
-    def __init__(self, *, reuse: bool = True, chunks_per_group: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        reuse: bool = True,
+        chunks_per_group: int = 1,
+        dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._dtype, self._device = dtype, device
         self._buffers: dict[str, Tensor] = {}
         self._reuse = reuse
         self._group_positions = chunks_per_group * CHUNK_POSITIONS
@@ -133,7 +141,7 @@ class Floor:
     def _tensor(self, name: str, rows: int, columns: int) -> Tensor:
         kept = self._buffers.get(name)
         if kept is None or not self._reuse or kept.shape != (rows, columns):
-            kept = self._buffers[name] = torch.empty(rows, columns, dtype=torch.bfloat16)
+            kept = self._buffers[name] = torch.empty(rows, columns, dtype=self._dtype, device=self._device)
         return kept
 
 

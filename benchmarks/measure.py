@@ -70,8 +70,14 @@ def summary(samples: Mapping[str, list[float]], *, base: str, n_tokens: int) -> 
 
 
 def memory_above(prepare: Callable[[], None], act: Callable[[], None]) -> int:
-    """Peak resident bytes while `act` runs, above what is resident after `prepare` (Linux)."""
+    """Peak bytes while `act` runs, above what there is after `prepare`: of the GPU where one is used, else resident."""
     prepare()
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        act()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - held
     before = _status_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak: loading has a higher one of its own
     act()

@@ -6,7 +6,9 @@ import json
 import lzma
 import os
 import sys
+import tracemalloc
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import fsspec
@@ -14,7 +16,7 @@ import pytest
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from tests.instruments.hub import COMMIT, Hub
-from tutelage.data import arrow, hub, places
+from tutelage.data import arrow, hub, members, places
 from tutelage.data.example import Example, Reject
 from tutelage.data.sources import SourceSpec, content, input_files, read
 from tutelage.errors import ConfigError, IntegrityError, RemoteError
@@ -71,6 +73,61 @@ def test_a_compressed_file_that_was_cut_is_an_error_with_file_and_line_and_never
             texts("jsonl", path, columns={"text": "text"})
         assert caught.value.code == "TRUNCATED"
         assert f"{path} is cut short after line " in caught.value.message
+
+
+@pytest.mark.parametrize("ending", PACK)
+def test_a_damaged_later_member_is_an_error_and_never_fewer_documents(tmp_path, ending):
+    path = tmp_path / f"two.jsonl{ending}"
+    first, second = (PACK[ending](LINES[begin : begin + 2000]) for begin in (0, 2000))
+    whole = LINES[:4000].count(b"\n") + 1
+    n_errors, n_places = 0, len(second)
+    if ending == ".zst":
+        n_places = 4  # its magic: pyarrow writes no checksums, so that a damaged letter is another letter
+    for place in range(n_places):
+        damaged = bytearray(second)
+        damaged[place] ^= 0x55
+        path.write_bytes(first + damaged)
+        try:
+            found = list(read(SourceSpec(kind="jsonl", patterns=(str(path),), columns={"text": "text"})))
+        except IntegrityError as error:
+            assert error.code in ("DATA_READ", "TRUNCATED")
+            n_errors += 1
+        else:
+            assert len(found) == whole
+    assert n_errors > n_places // 2
+
+
+@pytest.mark.parametrize("ending", PACK)
+def test_what_stands_behind_the_last_member_is_an_error_unless_it_is_padding(tmp_path, ending):
+    path = tmp_path / f"more.jsonl{ending}"
+    for rest in (b"garbage that is no stream of any kind", PACK[ending](b"more\n")[:3]):
+        path.write_bytes(PACK[ending](LINES) + rest)
+        with pytest.raises(IntegrityError, match=r"is (damaged|cut short) after line \d+, "):
+            texts("jsonl", path, columns={"text": "text"})
+
+
+def test_xz_streams_may_be_padded_by_fours_of_zeros_and_by_nothing_else(tmp_path):
+    path = tmp_path / "padded.jsonl.xz"
+    middle = LINES.index(b"\n", len(LINES) // 2) + 1
+    first, second = lzma.compress(LINES[:middle]), lzma.compress(LINES[middle:])
+    for n_zeros in (4, 200_000):
+        path.write_bytes(first + b"\0" * n_zeros + second + b"\0" * n_zeros)
+        assert texts("jsonl", path, columns={"text": "text"}) == PLAIN
+    path.write_bytes(first + b"\0" * 5 + second)
+    with pytest.raises(IntegrityError, match="5 zero bytes behind a stream, expected a multiple of 4"):
+        texts("jsonl", path, columns={"text": "text"})
+
+
+@pytest.mark.parametrize("ending", [".bz2", ".xz"])
+def test_a_bomb_is_unpacked_a_piece_at_a_time(ending):
+    packed = BytesIO(PACK[ending](b"x" * (64 << 20)))
+    unpack = {".bz2": members.unpacked_bz2, ".xz": members.unpacked_xz}[ending]
+    tracemalloc.start()
+    with unpack(packed) as stream:
+        assert stream.read(1000) == b"x" * 1000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 << 20  # a decompressor of xz keeps 8 MiB
 
 
 def test_a_damaged_compressed_file_is_an_error_with_file_and_line(tmp_path):

@@ -3,6 +3,7 @@
 from tests.mutants.mutant import Mutant
 
 PLACES = "tests/data/test_places.py::"
+CORPUS = "tests/training/test_corpus.py::"
 
 INPUT = (
     Mutant(
@@ -20,5 +21,21 @@ INPUT = (
         old="if n_padding % _PADDING_UNIT:",
         new="if False:",
         oracles=(PLACES + "test_xz_streams_may_be_padded_by_fours_of_zeros_and_by_nothing_else",),
+    ),
+    Mutant(
+        id="M582",
+        what="only the sources that are trained on are looked at for conversations",
+        file="training/corpus.py",
+        old="return (*recipe.data.sources, *(held_out or ()), *recipe.evaluation.out_of_domain)",
+        new="return recipe.data.sources",
+        oracles=(CORPUS + "test_conversations_are_measured_beside_plain_text_that_is_trained",),
+    ),
+    Mutant(
+        id="M583",
+        what="a chat template for what is only measured is refused as one without effect",
+        file="recipe/rules.py",
+        old='lists = [(data, "sources"), (section_of(data, "held_out"), "sources"), (evaluation, "out_of_domain")]',
+        new='lists = [(data, "sources"), (evaluation, "none")]',
+        oracles=(CORPUS + "test_conversations_are_measured_beside_plain_text_that_is_trained",),
     ),
 )

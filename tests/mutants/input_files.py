@@ -38,4 +38,15 @@ INPUT = (
         new='lists = [(data, "sources"), (evaluation, "none")]',
         oracles=(CORPUS + "test_conversations_are_measured_beside_plain_text_that_is_trained",),
     ),
+    Mutant(
+        id="M584",
+        what="a role that spells a control token opens a turn",
+        file="data/tokenize.py",
+        old="if self.control_pattern.search(message.role):",
+        new="if False:",
+        oracles=(
+            "tests/data/test_tokenize.py::"
+            "test_a_role_that_spells_a_control_token_is_rejected_by_its_name_and_an_unusual_one_is_rendered",
+        ),
+    ),
 )

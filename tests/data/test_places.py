@@ -12,6 +12,7 @@ from io import BytesIO
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pytest
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
@@ -182,6 +183,30 @@ def test_a_column_that_is_not_there_and_a_damaged_parquet_file_are_errors_that_n
     path.write_bytes(whole[:-20])
     with pytest.raises(IntegrityError, match="is no Parquet file"):
         texts("parquet", path, columns={"text": "body"})
+
+
+def test_a_value_of_parquet_that_python_cannot_hold_is_a_reject_of_its_row_where_it_is_used(tmp_path):
+    """A file written elsewhere may have other bytes than UTF-8 in its strings, and dates after the year 9999."""
+    path = tmp_path / "a.parquet"
+    ends = np.array([0, 9, 12, 20], dtype="<i4")
+    letters = pa.Array.from_buffers(
+        pa.string(), 3, [None, pa.py_buffer(ends.tobytes()), pa.py_buffer(b"good text\xff\xfe\xfdmore too")]
+    )
+    late = pa.array([2**40, 0, 1], type=pa.timestamp("s"))
+    pq.write_table(pa.table({"text": letters, "when": late}), path)
+    read_as = [
+        list(read(SourceSpec(kind="parquet", patterns=(str(path),), columns=columns)))
+        for columns in ({"text": "text"}, {"text": "when"}, {})
+    ]
+    for found in (read_as[0], read_as[2]):  # where all columns are read, too, only those that are used count
+        assert [item.text for item in found if isinstance(item, Example)] == ["good text", "more too"]
+        (bad,) = [item for item in found if isinstance(item, Reject)]
+        assert bad.name == f"{path}:2"
+        assert bad.reason.startswith("text must be a string, this is a value that cannot be read ('utf-8' codec")
+    assert [item.reason for item in read_as[1] if isinstance(item, Reject)] == [
+        "when must be a string, this is a value that cannot be read (date value out of range)",
+        *["when must be a string, this is a datetime"] * 2,
+    ]
 
 
 # --- behind a URL ---

@@ -49,4 +49,12 @@ INPUT = (
             "test_a_role_that_spells_a_control_token_is_rejected_by_its_name_and_an_unusual_one_is_rendered",
         ),
     ),
+    Mutant(
+        id="M585",
+        what="a value of Parquet that Python cannot hold becomes a text",
+        file="data/arrow.py",
+        old='return Unreadable(" ".join(str(error).split())[:MOST_REASON])',
+        new='return " ".join(str(error).split())[:MOST_REASON]',
+        oracles=(PLACES + "test_a_value_of_parquet_that_python_cannot_hold_is_a_reject_of_its_row_where_it_is_used",),
+    ),
 )

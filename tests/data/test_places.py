@@ -1,4 +1,4 @@
-"""Sources that are compressed, in columns, behind a URL or on the hub: the same documents as from plain files."""
+"""Sources that are compressed, behind a URL or on the hub: the same documents as from plain files."""
 
 import bz2
 import gzip
@@ -12,12 +12,11 @@ from io import BytesIO
 from pathlib import Path
 
 import fsspec
-import numpy as np
 import pytest
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from tests.instruments.hub import COMMIT, Hub
-from tutelage.data import arrow, hub, members, places
+from tutelage.data import hub, members, places
 from tutelage.data.example import Example, Reject
 from tutelage.data.sources import SourceSpec, content, input_files, read
 from tutelage.errors import ConfigError, IntegrityError, RemoteError
@@ -150,63 +149,6 @@ def test_a_document_that_unpacks_to_more_than_the_limit_is_refused(tmp_path, mon
         with pytest.raises(IntegrityError, match="unpacks to a document of more than 3,145,728 bytes") as caught:
             texts("text", tmp_path / "bomb.txt.gz", separator=separator)
         assert caught.value.code == "ARCHIVE"
-
-
-def test_parquet_rows_are_the_rows_of_json_lines(tmp_path):
-    rows = [
-        {"chat": [{"role": "user", "content": f"q {n}"}, {"role": "assistant", "content": f"a {n}"}], "other": n}
-        for n in range(700)
-    ]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=256)
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = [
-        [i.messages for i in read(SourceSpec(kind=kind, patterns=(str(tmp_path / f"a.{kind}"),), columns=COLUMNS))]
-        for kind in ("parquet", "jsonl")
-    ]
-    assert found[0] == found[1] and len(found[0]) == 700
-
-
-COLUMNS = {"messages": "chat"}
-
-
-def test_a_column_that_is_not_there_and_a_damaged_parquet_file_are_errors_that_name_what_is_there(tmp_path):
-    path = tmp_path / "a.parquet"
-    table = pa.table({"body": [f"{n:0100}" for n in range(3000)], "n": list(range(3000))})
-    pq.write_table(table, path, write_page_checksum=True, compression="none", use_dictionary=False)
-    with pytest.raises(IntegrityError, match=r"a\.parquet has no column 'text'; it has: body, n; name one"):
-        texts("parquet", path, columns={"text": "text"})
-    whole = bytearray(path.read_bytes())
-    whole[150_000] ^= 1  # a digit of a text: only a checksum can tell
-    path.write_bytes(whole)
-    with pytest.raises(IntegrityError, match=r"a\.parquet is no Parquet file, or damaged (at its start|after row \d+)"):
-        texts("parquet", path, columns={"text": "body"})
-    path.write_bytes(whole[:-20])
-    with pytest.raises(IntegrityError, match="is no Parquet file"):
-        texts("parquet", path, columns={"text": "body"})
-
-
-def test_a_value_of_parquet_that_python_cannot_hold_is_a_reject_of_its_row_where_it_is_used(tmp_path):
-    """A file written elsewhere may have other bytes than UTF-8 in its strings, and dates after the year 9999."""
-    path = tmp_path / "a.parquet"
-    ends = np.array([0, 9, 12, 20], dtype="<i4")
-    letters = pa.Array.from_buffers(
-        pa.string(), 3, [None, pa.py_buffer(ends.tobytes()), pa.py_buffer(b"good text\xff\xfe\xfdmore too")]
-    )
-    late = pa.array([2**40, 0, 1], type=pa.timestamp("s"))
-    pq.write_table(pa.table({"text": letters, "when": late}), path)
-    read_as = [
-        list(read(SourceSpec(kind="parquet", patterns=(str(path),), columns=columns)))
-        for columns in ({"text": "text"}, {"text": "when"}, {})
-    ]
-    for found in (read_as[0], read_as[2]):  # where all columns are read, too, only those that are used count
-        assert [item.text for item in found if isinstance(item, Example)] == ["good text", "more too"]
-        (bad,) = [item for item in found if isinstance(item, Reject)]
-        assert bad.name == f"{path}:2"
-        assert bad.reason.startswith("text must be a string, this is a value that cannot be read ('utf-8' codec")
-    assert [item.reason for item in read_as[1] if isinstance(item, Reject)] == [
-        "when must be a string, this is a value that cannot be read (date value out of range)",
-        *["when must be a string, this is a datetime"] * 2,
-    ]
 
 
 # --- behind a URL ---
@@ -368,16 +310,6 @@ def test_what_was_fetched_is_read_offline_and_a_part_of_it_is_refused(served, mo
     hub.files_of.cache_clear()
     with pytest.raises(RemoteError, match="go online and rerun"):
         texts("hub", "us/set", columns=columns)
-
-
-def test_parquet_gives_a_structure_only_the_fields_that_its_own_row_has(tmp_path):
-    """Arrow merges the structures of all rows: a tool call would get the arguments of every other one, as null."""
-    calls = [{"name": "weather", "arguments": {"city": "Bern"}}, {"name": "add", "arguments": {"a": 1, "b": 2}}]
-    rows = [{"id": n, "note": None, "messages": [{"role": "assistant", "tool_calls": [call]}]}
-            for n, call in enumerate(calls)]  # fmt: skip
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
-    with (tmp_path / "a.parquet").open("rb") as file:
-        assert list(arrow.parquet_rows(file, (), name="a.parquet")) == rows
 
 
 def test_a_store_that_tells_neither_time_nor_checksum_is_asked_for_the_bytes(memory):

@@ -52,7 +52,7 @@ DEFECTS = {
     '{"token_ids": [1, -2]}': "token_ids must be whole numbers from 0",
     '{"token_ids": [1, 2], "loss_mask": [1]}': "loss_mask has 1 entries, token_ids 2",
     '{"token_ids": [1, 2], "loss_mask": [1, 2]}': "loss_mask must be true and false, or 1 and 0",
-    '{"id": 7, "text": "again"}': "duplicate id: an earlier row of this file has it",
+    '{"id": 7, "text": "first", "n": 2}': "a copy: an earlier row of this file has its id and content",
 }
 
 

@@ -3,6 +3,7 @@
 from tests.mutants.mutant import Mutant
 
 PLACES = "tests/data/test_places.py::"
+PARQUET = "tests/data/test_parquet.py::"
 CORPUS = "tests/training/test_corpus.py::"
 
 INPUT = (
@@ -55,6 +56,22 @@ INPUT = (
         file="data/arrow.py",
         old='return Unreadable(" ".join(str(error).split())[:MOST_REASON])',
         new='return " ".join(str(error).split())[:MOST_REASON]',
-        oracles=(PLACES + "test_a_value_of_parquet_that_python_cannot_hold_is_a_reject_of_its_row_where_it_is_used",),
+        oracles=(PARQUET + "test_a_value_of_parquet_that_python_cannot_hold_is_a_reject_of_its_row_where_it_is_used",),
+    ),
+    Mutant(
+        id="M586",
+        what="rows that share an id and nothing else are taken for copies",
+        file="data/files.py",
+        old="key = hashlib.sha256(json.dumps([row_id, item.id]).encode()).digest()",
+        new="key = hashlib.sha256(json.dumps([row_id]).encode()).digest()",
+        oracles=(PARQUET + "test_a_row_is_a_copy_when_an_earlier_one_of_its_file_has_its_id_and_its_content",),
+    ),
+    Mutant(
+        id="M587",
+        what="the id of a Parquet file's rows is not read, so that no copy is found",
+        file="data/files.py",
+        old="for number, values in enumerate(arrow.parquet_rows(file, columns, also=(ID,), name=str(path)), start=1):",
+        new="for number, values in enumerate(arrow.parquet_rows(file, columns, name=str(path)), start=1):",
+        oracles=(PARQUET + "test_a_row_is_a_copy_when_an_earlier_one_of_its_file_has_its_id_and_its_content",),
     ),
 )

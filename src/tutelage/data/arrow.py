@@ -33,8 +33,12 @@ def unpacked_zstd(raw: BinaryIO) -> BinaryIO:
     return cast(BinaryIO, BufferedReader(stream, 1 << 18))
 
 
-def parquet_rows(file: BinaryIO, columns: Sequence[str], *, name: str) -> Iterator[dict[str, object]]:
+def parquet_rows(
+    file: BinaryIO, columns: Sequence[str], *, name: str, also: Sequence[str] = ()
+) -> Iterator[dict[str, object]]:
     """The rows of a Parquet file, of these columns or, when there are none, of all; checksums are compared.
+
+    The columns `also` are read where the file has them.
 
     IntegrityError[DATA_READ] for a file that is none or damaged, and for a column that it does not have.
     """
@@ -42,8 +46,10 @@ def parquet_rows(file: BinaryIO, columns: Sequence[str], *, name: str) -> Iterat
     row = 0
     try:
         table = pa.parquet.ParquetFile(file, page_checksum_verification=True)
-        _require_columns(table.schema_arrow.names, columns, name=name)
-        for batch in table.iter_batches(batch_size=BATCH_ROWS, columns=list(columns) or None):
+        there = table.schema_arrow.names
+        _require_columns(there, columns, name=name)
+        wanted = list(dict.fromkeys([*columns, *(column for column in also if column in there)])) if columns else None
+        for batch in table.iter_batches(batch_size=BATCH_ROWS, columns=wanted):
             for values in _rows_of(batch):
                 row += 1
                 yield {name: _as_written(value) for name, value in values.items()}

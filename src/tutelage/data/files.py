@@ -4,8 +4,9 @@ A file that cannot be read as what it is (missing, empty, a directory, not UTF-8
 trained on is a Reject, and the stream goes on.
 """
 
+import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tutelage.data import arrow
@@ -18,6 +19,7 @@ MAX_ROW_BYTES = 10_000_000
 MAX_UNPACKED_BYTES = 1 << 30  # of one document in a compressed file
 PARQUET_ENDINGS = (".parquet", ".pq")
 BLOCK_BYTES = 1 << 20
+ID = "id"  # the column by which a row is known, where rows have one
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -41,18 +43,14 @@ class Row:
 
 
 def read_parquet(path: Place, *, columns: Sequence[str]) -> Iterator[Row]:
-    """The rows of one Parquet file, with these columns, or all where none is named."""
+    """The rows of one Parquet file, with these columns and their `id` where they have one; all where none is named."""
     with path.open("rb") as file:
-        for number, values in enumerate(arrow.parquet_rows(file, columns, name=str(path)), start=1):
+        for number, values in enumerate(arrow.parquet_rows(file, columns, also=(ID,), name=str(path)), start=1):
             yield Row(name=f"{path}:{number}", content=values)
 
 
-def read_rows(path: Place, *, source: str, ids_once: bool = True) -> Iterator[Row | Reject]:
-    """The rows of one file of JSON lines; only line feeds end a line (U+2028 may stand inside a string).
-
-    With `ids_once` a row with the `id` of an earlier one is a Reject.
-    """
-    ids: set[str] = set()
+def read_rows(path: Place, *, source: str) -> Iterator[Row | Reject]:
+    """The rows of one file of JSON lines; only line feeds end a line (U+2028 may stand inside a string)."""
     for number, (offset, line) in enumerate(_lines(path), start=1):
         name = f"{path}:{number}"
         if len(line) > MAX_ROW_BYTES:
@@ -60,19 +58,13 @@ def read_rows(path: Place, *, source: str, ids_once: bool = True) -> Iterator[Ro
             continue
         text = _decode(line.removeprefix(BYTE_ORDER_MARK) if offset == 0 else line, path, offset=offset, line=number)
         if text.strip():
-            yield _row(text.rstrip("\r\n"), source=source, name=name, ids=ids if ids_once else None)
+            yield _row(text.rstrip("\r\n"), source=source, name=name)
 
 
-def _row(text: str, *, source: str, name: str, ids: set[str] | None) -> Row | Reject:
-    """One JSON line; `ids` are the row ids of this file so far, and grow."""
+def _row(text: str, *, source: str, name: str) -> Row | Reject:
+    """One JSON line."""
     try:
         row = json.loads(text, parse_constant=_refuse_constant)
-        row_id = row.get("id") if isinstance(row, dict) else None
-        if isinstance(row_id, str | int) and ids is not None:
-            key = json.dumps(row_id)
-            if key in ids:
-                raise RowDefectError("duplicate id: an earlier row of this file has it")
-            ids.add(key)
     except json.JSONDecodeError as error:
         return Reject(source=source, name=name, reason=f"not JSON: {error.msg} (column {error.colno})")
     except RecursionError:
@@ -82,9 +74,23 @@ def _row(text: str, *, source: str, name: str, ids: set[str] | None) -> Row | Re
     return Row(name=name, content=row)
 
 
-def example_of(row: Row, columns: Mapping[str, str], *, source: str) -> Example | Reject:
-    """The example in one row, or why it is none."""
-    return _example(row.content, columns, source=source, name=row.name)
+def examples_of(rows: Iterable[Row | Reject], columns: Mapping[str, str], *, source: str) -> Iterator[Example | Reject]:
+    """The examples in the rows of one file; one whose `id` and content an earlier row has is a Reject.
+
+    Such a file was written twice.  Rows that share an id alone may be the turns of one chat.
+    """
+    seen: set[bytes] = set()
+    for row in rows:
+        item = row if isinstance(row, Reject) else _example(row.content, columns, source=source, name=row.name)
+        row_id = row.content.get(ID) if isinstance(row, Row) and isinstance(row.content, Mapping) else None
+        if isinstance(item, Example) and isinstance(row_id, str | int):
+            key = hashlib.sha256(json.dumps([row_id, item.id]).encode()).digest()
+            if key in seen:
+                item = Reject(
+                    source=source, name=item.name, reason="a copy: an earlier row of this file has its id and content"
+                )
+            seen.add(key)
+        yield item
 
 
 def _example(row: object, columns: Mapping[str, str], *, source: str, name: str) -> Example | Reject:

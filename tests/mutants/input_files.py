@@ -2,6 +2,7 @@
 
 from tests.mutants.mutant import Mutant
 
+SOURCES = "tests/data/test_sources.py::"
 PLACES = "tests/data/test_places.py::"
 PARQUET = "tests/data/test_parquet.py::"
 CORPUS = "tests/training/test_corpus.py::"
@@ -73,5 +74,23 @@ INPUT = (
         old="for number, values in enumerate(arrow.parquet_rows(file, columns, also=(ID,), name=str(path)), start=1):",
         new="for number, values in enumerate(arrow.parquet_rows(file, columns, name=str(path)), start=1):",
         oracles=(PARQUET + "test_a_row_is_a_copy_when_an_earlier_one_of_its_file_has_its_id_and_its_content",),
+    ),
+    Mutant(
+        id="M588",
+        what="UTF-16 is taken for one byte a character, and converted into rubbish",
+        file="data/files.py",
+        old="if offset == 0 and (encoding := _wide_encoding(data)):",
+        new='if False and (encoding := ""):',
+        oracles=(SOURCES + "test_a_file_in_another_encoding_is_an_error_with_the_command_that_converts_it",),
+    ),
+    Mutant(
+        id="M589",
+        what="brackets in the name of a recipe's folder are a pattern",
+        file="data/patterns.py",
+        old="matches = sorted(Path(match) for match in glob.glob(str(Path(glob.escape(str(here)), *rest)), recursive=True))",
+        new="matches = sorted(Path(match) for match in glob.glob(pattern, recursive=True))",
+        oracles=(
+            SOURCES + "test_brackets_of_a_folder_that_is_there_are_its_name_and_those_of_a_file_are_written_otherwise",
+        ),
     ),
 )

@@ -4,6 +4,7 @@ A file that cannot be read as what it is (missing, empty, a directory, not UTF-8
 trained on is a Reject, and the stream goes on.
 """
 
+import codecs
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,10 @@ PARQUET_ENDINGS = (".parquet", ".pq")
 BLOCK_BYTES = 1 << 20
 ID = "id"  # the column by which a row is known, where rows have one
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_WIDE_MARKS = (  # the longer ones first: that of UTF-32 begins with that of UTF-16
+    ((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "utf-32"),
+    ((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE), "utf-16"),
+)
 
 
 def read_text(path: Place, *, source: str, separator: str) -> Iterator[Example | Reject]:
@@ -151,10 +156,28 @@ def whole_text(path: Place) -> str:
 
 
 def _decode(data: bytes, path: Place, *, offset: int, line: int) -> str:
+    if offset == 0 and (encoding := _wide_encoding(data)):
+        raise IntegrityError("DATA_READ", f"{path} is not UTF-8 but {encoding}; {_conversion(encoding, path)}")
     try:
         return data.decode()
     except UnicodeDecodeError as error:
         line += data.count(b"\n", 0, error.start)
         place = f"byte 0x{data[error.start]:02x} at offset {offset + error.start}"
-        fix = f"convert it: iconv -f latin1 -t utf-8 {path}"
-        raise IntegrityError("DATA_READ", f"{path} line {line} is not UTF-8 ({place}); {fix}") from None
+        found = f"{path} line {line} is not UTF-8 ({place})"
+        raise IntegrityError("DATA_READ", f"{found}; {_conversion('latin1', path)}") from None
+
+
+def _conversion(encoding: str, path: Place) -> str:
+    return f"convert it: iconv -f {encoding} -t utf-8 {path}"
+
+
+def _wide_encoding(beginning: bytes) -> str:
+    """What iconv calls the encoding of two or four bytes a character in which a file begins; empty for none of them."""
+    for marks, encoding in _WIDE_MARKS:
+        if beginning.startswith(marks):
+            return encoding
+    sample = beginning[:BLOCK_BYTES]
+    zeros = (sample[::2].count(0), sample[1::2].count(0))  # Latin letters have one of their two bytes zero
+    if max(zeros) > 0.4 * len(sample) and min(zeros) < 0.1 * len(sample):
+        return "utf-16be" if zeros[0] > zeros[1] else "utf-16le"
+    return ""

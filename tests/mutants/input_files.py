@@ -87,10 +87,18 @@ INPUT = (
         id="M589",
         what="brackets in the name of a recipe's folder are a pattern",
         file="data/patterns.py",
-        old="matches = sorted(Path(match) for match in glob.glob(str(Path(glob.escape(str(here)), *rest)), recursive=True))",
-        new="matches = sorted(Path(match) for match in glob.glob(pattern, recursive=True))",
+        old="escaped = str(Path(glob.escape(str(here)), *rest))",
+        new="escaped = pattern",
         oracles=(
             SOURCES + "test_brackets_of_a_folder_that_is_there_are_its_name_and_those_of_a_file_are_written_otherwise",
         ),
+    ),
+    Mutant(
+        id="M590",
+        what="a turn that calls tools ends where its content spells the token that ends turns",
+        file="models/tool_turns.py",
+        old='syntax = "".join(s.text if s.kind == "template" else _HIDDEN * len(s.text) for s in segments)',
+        new="syntax = text",
+        oracles=("tests/models/test_tool_turns.py::test_a_content_that_spells_control_tokens_hides_no_call_behind_it",),
     ),
 )

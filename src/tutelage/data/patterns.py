@@ -25,7 +25,8 @@ def _matches(pattern: str) -> list[Path]:
             raise IntegrityError("DATA_READ", f"{pattern} is empty (0 bytes); remove it from data.sources or fill it")
         return [path]
     here, rest = _there(path)
-    matches = sorted(Path(match) for match in glob.glob(str(Path(glob.escape(str(here)), *rest)), recursive=True))
+    escaped = str(Path(glob.escape(str(here)), *rest))
+    matches = sorted(Path(match) for match in glob.glob(escaped, recursive=True))
     files = [match for match in matches if match.is_file()]
     if not files:
         found = f"no file matches '{pattern}'{_nearest(here, rest[0])}; looked in {Path.cwd()}"

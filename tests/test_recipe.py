@@ -49,6 +49,8 @@ GOOD: list[dict[str, Any]] = [
     {"training": {"epochs": 1, "schedule": "constant", "betas": [0.9, 0.99], "precision": "bf16", "batch_tokens": 512}},
     {"training": {"steps": 1e3, "evaluate_every": 200_000, "early_stop": {"patience": 2}, "max_grad_norm": None}},
     {"evaluation": {"prompts": "The capital of France is", "out_of_domain": [{"text": "o.txt", "name": "other"}]}},
+    {"data": {"sources": ["python_docs"], "held_out": [CHAT["sources"][0]], "chat_template": "{{ messages }}"}},
+    {"data": {"sources": ["python_docs"], "train_on": "answers"}, "evaluation": {"out_of_domain": CHAT["sources"]}},
 ]
 
 

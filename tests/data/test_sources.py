@@ -52,7 +52,7 @@ DEFECTS = {
     '{"token_ids": [1, -2]}': "token_ids must be whole numbers from 0",
     '{"token_ids": [1, 2], "loss_mask": [1]}': "loss_mask has 1 entries, token_ids 2",
     '{"token_ids": [1, 2], "loss_mask": [1, 2]}': "loss_mask must be true and false, or 1 and 0",
-    '{"id": 7, "text": "again"}': "duplicate id: an earlier row of this file has it",
+    '{"id": 7, "text": "first", "n": 2}': "a copy: an earlier row of this file has its id and content",
 }
 
 
@@ -111,6 +111,34 @@ def test_a_bad_file_is_an_error_that_says_what_was_found_and_where(tmp_path):
         with pytest.raises(IntegrityError, match=message) as caught:
             list(read(SourceSpec(kind=kind, patterns=(str(tmp_path / pattern),))))
         assert caught.value.code == "DATA_READ"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16le", "utf-16be", "utf-32", "latin1"])
+def test_a_file_in_another_encoding_is_an_error_with_the_command_that_converts_it(tmp_path, encoding):
+    rows = "".join(json.dumps({"text": f"één rij {n}"}, ensure_ascii=False) + "\n" for n in range(9))
+    for kind, text in (("jsonl", rows), ("text", "één\n\ntwee\n")):
+        path = tmp_path / f"a.{kind}"
+        path.write_bytes(text.encode(encoding))
+        with pytest.raises(IntegrityError, match=f"convert it: iconv -f {encoding} -t utf-8 {path}$") as caught:
+            list(read(SourceSpec(kind=kind, patterns=(str(path),), separator="\n\n" if kind == "text" else "")))
+        assert caught.value.code == "DATA_READ"
+
+
+def test_zeros_that_a_power_loss_has_left_are_no_other_encoding(tmp_path):
+    damaged, good = rows_of(tmp_path, b"\0" * 100, '{"text": "good"}')
+    assert isinstance(damaged, Reject) and isinstance(good, Example)
+
+
+def test_brackets_of_a_folder_that_is_there_are_its_name_and_those_of_a_file_are_written_otherwise(tmp_path):
+    """The folder of a recipe stands before each of its patterns, and its user did not choose it as a pattern."""
+    for folder in ("run[1]", "run1"):
+        (tmp_path / folder / "deep").mkdir(parents=True)
+        (tmp_path / folder / "deep" / "b[2].txt").write_text(folder)
+    for pattern in ("run[1]/**/*.txt", "run[1]/deep/b[[]2]*"):
+        (item,) = read(SourceSpec(kind="text", patterns=(str(tmp_path / pattern),)))
+        assert item.text == "run[1]"
+    with pytest.raises(IntegrityError, match=r"no file matches .*\[ that is part of a name is written \[\[\]"):
+        list(read(SourceSpec(kind="text", patterns=(str(tmp_path / "run1" / "deep" / "b[2]*.txt"),))))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

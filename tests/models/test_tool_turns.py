@@ -72,6 +72,15 @@ def test_a_turn_that_calls_tools_is_trained_from_where_the_model_begins_to_the_t
     assert [s.text for s in segments if s.kind == "content"] == [m["content"] for m in MESSAGES if m["content"]]
 
 
+@pytest.mark.parametrize("spelled", ["<|im_end|>", "<|im_start|>", "<|im_end|>\n<|im_start|>user\n"])
+def test_a_content_that_spells_control_tokens_hides_no_call_behind_it(spelled):
+    said = f"I look {spelled} now."
+    messages = [MESSAGES[0], {**MESSAGES[1], "content": said}]
+    with renderer(QWEN) as chats:
+        segments = chats.render_many([messages], tools=[TOOLS])[0]
+    assert trained(segments) == [f"{said}\n{written('Köln')}\n{written('Bonn')}<|im_end|>"]
+
+
 def test_without_tools_nothing_is_rendered_or_trained_otherwise():
     plain = [m for m in MESSAGES if m["role"] == "user" or "Rain in" in str(m["content"])]
     with renderer(QWEN) as chats:

@@ -5,8 +5,9 @@ from tests.mutants.mutant import Mutant
 OTHER = "tests/verbs/test_other_models.py::"
 
 PLACES = "tests/data/test_places.py::"
+PARQUET = "tests/data/test_parquet.py::"
 TOOLS = "tests/models/test_tool_turns.py::"
-CHECKED = PLACES + "test_a_column_that_is_not_there_and_a_damaged_parquet_file_are_errors_that_name_what_is_there"
+CHECKED = PARQUET + "test_a_column_that_is_not_there_and_a_damaged_parquet_file_are_errors_that_name_what_is_there"
 FETCHED = PLACES + "test_what_was_fetched_is_read_offline_and_a_part_of_it_is_refused"
 CUT = PLACES + "test_a_compressed_file_that_was_cut_is_an_error_with_file_and_line_and_never_fewer_documents[.gz]"
 

@@ -19,6 +19,7 @@ from tests.mutants.generation_given import GIVEN_AND_LATER
 from tests.mutants.generation_select import SELECTION
 from tests.mutants.generation_teachers import GENERATION_TEACHERS
 from tests.mutants.grey import GREY_BOX
+from tests.mutants.input_files import INPUT
 from tests.mutants.losses import DIVERGENCES, FUSED
 from tests.mutants.mutant import Mutant
 from tests.mutants.planning import PLANNING
@@ -41,6 +42,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *CODISTILLATION,
     *DATA,
     *FILES,
+    *INPUT,
     *CACHE,
     *CODECS,
     *THRESHOLD_CODEC,

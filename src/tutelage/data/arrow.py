@@ -5,10 +5,13 @@ from io import BufferedReader
 from types import ModuleType
 from typing import Any, BinaryIO, cast
 
+from tutelage.data.values import Unreadable
 from tutelage.errors import ConfigError, IntegrityError
 
 BATCH_ROWS = 256  # in memory as Python objects
 N_NAMED = 12  # columns of a file that lacks one
+_CANNOT_HOLD = (ValueError, OverflowError, NotImplementedError)  # Arrow's own errors are kinds of these
+MOST_REASON = 200  # characters of what the library says
 
 
 def require_pyarrow(what: str) -> ModuleType:
@@ -30,8 +33,12 @@ def unpacked_zstd(raw: BinaryIO) -> BinaryIO:
     return cast(BinaryIO, BufferedReader(stream, 1 << 18))
 
 
-def parquet_rows(file: BinaryIO, columns: Sequence[str], *, name: str) -> Iterator[dict[str, object]]:
+def parquet_rows(
+    file: BinaryIO, columns: Sequence[str], *, name: str, also: Sequence[str] = ()
+) -> Iterator[dict[str, object]]:
     """The rows of a Parquet file, of these columns or, when there are none, of all; checksums are compared.
+
+    The columns `also` are read where the file has them.
 
     IntegrityError[DATA_READ] for a file that is none or damaged, and for a column that it does not have.
     """
@@ -39,16 +46,34 @@ def parquet_rows(file: BinaryIO, columns: Sequence[str], *, name: str) -> Iterat
     row = 0
     try:
         table = pa.parquet.ParquetFile(file, page_checksum_verification=True)
-        _require_columns(table.schema_arrow.names, columns, name=name)
-        for batch in table.iter_batches(batch_size=BATCH_ROWS, columns=list(columns) or None):
-            for values in batch.to_pylist():
+        there = table.schema_arrow.names
+        _require_columns(there, columns, name=name)
+        wanted = list(dict.fromkeys([*columns, *(column for column in also if column in there)])) if columns else None
+        for batch in table.iter_batches(batch_size=BATCH_ROWS, columns=wanted):
+            for values in _rows_of(batch):
                 row += 1
                 yield {name: _as_written(value) for name, value in values.items()}
     except (pa.ArrowException, OSError) as error:
         where = f"after row {row}" if row else "at its start"
-        why = " ".join(str(error).split())[:200]
+        why = " ".join(str(error).split())[:MOST_REASON]
         found = f"{name} is no Parquet file, or damaged {where} ({why})"
         raise IntegrityError("DATA_READ", f"{found}; copy or download it again") from error
+
+
+def _rows_of(batch: Any) -> list[dict[str, object]]:
+    """The rows of a batch; a value that Python cannot hold (no UTF-8, a date too late) is an Unreadable."""
+    try:
+        return batch.to_pylist()  # type: ignore[no-any-return]  # the library has no types
+    except _CANNOT_HOLD:
+        columns = [[_value_of(scalar) for scalar in column] for column in batch.columns]
+        return [dict(zip(batch.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _value_of(scalar: Any) -> object:
+    try:
+        return scalar.as_py()
+    except _CANNOT_HOLD as error:
+        return Unreadable(" ".join(str(error).split())[:MOST_REASON])
 
 
 def _as_written(value: object) -> object:

@@ -4,8 +4,10 @@ A file that cannot be read as what it is (missing, empty, a directory, not UTF-8
 trained on is a Reject, and the stream goes on.
 """
 
+import codecs
+import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tutelage.data import arrow
@@ -18,7 +20,12 @@ MAX_ROW_BYTES = 10_000_000
 MAX_UNPACKED_BYTES = 1 << 30  # of one document in a compressed file
 PARQUET_ENDINGS = (".parquet", ".pq")
 BLOCK_BYTES = 1 << 20
+ID = "id"  # the column by which a row is known, where rows have one
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_WIDE_MARKS = (  # the longer ones first: that of UTF-32 begins with that of UTF-16
+    ((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "utf-32"),
+    ((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE), "utf-16"),
+)
 
 
 def read_text(path: Place, *, source: str, separator: str) -> Iterator[Example | Reject]:
@@ -41,18 +48,14 @@ class Row:
 
 
 def read_parquet(path: Place, *, columns: Sequence[str]) -> Iterator[Row]:
-    """The rows of one Parquet file, with these columns, or all where none is named."""
+    """The rows of one Parquet file, with these columns and their `id` where they have one; all where none is named."""
     with path.open("rb") as file:
-        for number, values in enumerate(arrow.parquet_rows(file, columns, name=str(path)), start=1):
+        for number, values in enumerate(arrow.parquet_rows(file, columns, also=(ID,), name=str(path)), start=1):
             yield Row(name=f"{path}:{number}", content=values)
 
 
-def read_rows(path: Place, *, source: str, ids_once: bool = True) -> Iterator[Row | Reject]:
-    """The rows of one file of JSON lines; only line feeds end a line (U+2028 may stand inside a string).
-
-    With `ids_once` a row with the `id` of an earlier one is a Reject.
-    """
-    ids: set[str] = set()
+def read_rows(path: Place, *, source: str) -> Iterator[Row | Reject]:
+    """The rows of one file of JSON lines; only line feeds end a line (U+2028 may stand inside a string)."""
     for number, (offset, line) in enumerate(_lines(path), start=1):
         name = f"{path}:{number}"
         if len(line) > MAX_ROW_BYTES:
@@ -60,19 +63,13 @@ def read_rows(path: Place, *, source: str, ids_once: bool = True) -> Iterator[Ro
             continue
         text = _decode(line.removeprefix(BYTE_ORDER_MARK) if offset == 0 else line, path, offset=offset, line=number)
         if text.strip():
-            yield _row(text.rstrip("\r\n"), source=source, name=name, ids=ids if ids_once else None)
+            yield _row(text.rstrip("\r\n"), source=source, name=name)
 
 
-def _row(text: str, *, source: str, name: str, ids: set[str] | None) -> Row | Reject:
-    """One JSON line; `ids` are the row ids of this file so far, and grow."""
+def _row(text: str, *, source: str, name: str) -> Row | Reject:
+    """One JSON line."""
     try:
         row = json.loads(text, parse_constant=_refuse_constant)
-        row_id = row.get("id") if isinstance(row, dict) else None
-        if isinstance(row_id, str | int) and ids is not None:
-            key = json.dumps(row_id)
-            if key in ids:
-                raise RowDefectError("duplicate id: an earlier row of this file has it")
-            ids.add(key)
     except json.JSONDecodeError as error:
         return Reject(source=source, name=name, reason=f"not JSON: {error.msg} (column {error.colno})")
     except RecursionError:
@@ -82,9 +79,23 @@ def _row(text: str, *, source: str, name: str, ids: set[str] | None) -> Row | Re
     return Row(name=name, content=row)
 
 
-def example_of(row: Row, columns: Mapping[str, str], *, source: str) -> Example | Reject:
-    """The example in one row, or why it is none."""
-    return _example(row.content, columns, source=source, name=row.name)
+def examples_of(rows: Iterable[Row | Reject], columns: Mapping[str, str], *, source: str) -> Iterator[Example | Reject]:
+    """The examples in the rows of one file; one whose `id` and content an earlier row has is a Reject.
+
+    Such a file was written twice.  Rows that share an id alone may be the turns of one chat.
+    """
+    seen: set[bytes] = set()
+    for row in rows:
+        item = row if isinstance(row, Reject) else _example(row.content, columns, source=source, name=row.name)
+        row_id = row.content.get(ID) if isinstance(row, Row) and isinstance(row.content, Mapping) else None
+        if isinstance(item, Example) and isinstance(row_id, str | int):
+            key = hashlib.sha256(json.dumps([row_id, item.id]).encode()).digest()
+            if key in seen:
+                item = Reject(
+                    source=source, name=item.name, reason="a copy: an earlier row of this file has its id and content"
+                )
+            seen.add(key)
+        yield item
 
 
 def _example(row: object, columns: Mapping[str, str], *, source: str, name: str) -> Example | Reject:
@@ -145,10 +156,28 @@ def whole_text(path: Place) -> str:
 
 
 def _decode(data: bytes, path: Place, *, offset: int, line: int) -> str:
+    if offset == 0 and (encoding := _wide_encoding(data)):
+        raise IntegrityError("DATA_READ", f"{path} is not UTF-8 but {encoding}; {_conversion(encoding, path)}")
     try:
         return data.decode()
     except UnicodeDecodeError as error:
         line += data.count(b"\n", 0, error.start)
         place = f"byte 0x{data[error.start]:02x} at offset {offset + error.start}"
-        fix = f"convert it: iconv -f latin1 -t utf-8 {path}"
-        raise IntegrityError("DATA_READ", f"{path} line {line} is not UTF-8 ({place}); {fix}") from None
+        found = f"{path} line {line} is not UTF-8 ({place})"
+        raise IntegrityError("DATA_READ", f"{found}; {_conversion('latin1', path)}") from None
+
+
+def _conversion(encoding: str, path: Place) -> str:
+    return f"convert it: iconv -f {encoding} -t utf-8 {path}"
+
+
+def _wide_encoding(beginning: bytes) -> str:
+    """What iconv calls the encoding of two or four bytes a character in which a file begins; empty for none of them."""
+    for marks, encoding in _WIDE_MARKS:
+        if beginning.startswith(marks):
+            return encoding
+    sample = beginning[:BLOCK_BYTES]
+    zeros = (sample[::2].count(0), sample[1::2].count(0))  # Latin letters have one of their two bytes zero
+    if max(zeros) > 0.4 * len(sample) and min(zeros) < 0.1 * len(sample):
+        return "utf-16be" if zeros[0] > zeros[1] else "utf-16le"
+    return ""

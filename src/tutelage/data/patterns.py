@@ -24,21 +24,33 @@ def _matches(pattern: str) -> list[Path]:
         if path.stat().st_size == 0:
             raise IntegrityError("DATA_READ", f"{pattern} is empty (0 bytes); remove it from data.sources or fill it")
         return [path]
-    matches = sorted(Path(match) for match in glob.glob(pattern, recursive=True))
+    here, rest = _there(path)
+    escaped = str(Path(glob.escape(str(here)), *rest))
+    matches = sorted(Path(match) for match in glob.glob(escaped, recursive=True))
     files = [match for match in matches if match.is_file()]
     if not files:
-        raise IntegrityError("DATA_READ", f"no file matches '{pattern}'{_nearest(path)}; looked in {Path.cwd()}")
+        found = f"no file matches '{pattern}'{_nearest(here, rest[0])}; looked in {Path.cwd()}"
+        bracket = "; a [ that is part of a name is written [[]" if any("[" in part for part in rest) else ""
+        raise IntegrityError("DATA_READ", found + bracket)
     return files
 
 
-def _nearest(path: Path) -> str:
+def _there(path: Path) -> tuple[Path, tuple[str, ...]]:
+    """The folders of a pattern that are there under these very names, and the parts behind them.
+
+    What looks like a pattern in the name of such a folder is its name: it may be where the recipe lies.
+    """
+    here = Path(path.anchor)
+    parts = path.relative_to(here).parts
+    for number, part in enumerate(parts):
+        if not (here / part).is_dir():
+            return here, parts[number:]
+        here /= part
+    return here, ()
+
+
+def _nearest(here: Path, part: str) -> str:
     """A hint: what lies where the pattern first goes wrong, by the nearest name."""
-    here = Path(path.anchor) if path.anchor else Path()
-    for part in path.relative_to(here).parts if path.anchor else path.parts:
-        if (here / part).is_dir():
-            here /= part
-            continue
-        names = sorted(child.name for child in here.iterdir()) if here.is_dir() else []
-        near = difflib.get_close_matches(part, names, n=1, cutoff=0.5)
-        return f" (nearest: {here / near[0]})" if near else ""
-    return ""
+    names = sorted(child.name for child in here.iterdir()) if here.is_dir() else []
+    near = difflib.get_close_matches(part, names, n=1, cutoff=0.5)
+    return f" (nearest: {here / near[0]})" if near else ""

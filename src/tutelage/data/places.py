@@ -6,7 +6,6 @@ says of the content (a checksum or an entity tag, else size and time): the bytes
 What is compressed is known by its ending, and unpacked as it is read.
 """
 
-import bz2
 import gzip
 import hashlib
 import lzma
@@ -18,7 +17,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
 
-from tutelage.data import arrow
+from tutelage.data import arrow, members
 from tutelage.data import patterns as local
 from tutelage.errors import ConfigError, IntegrityError, TutelageError
 from tutelage.recipe.fields import is_url
@@ -35,8 +34,8 @@ _DAMAGE = (
 )  # what the libraries call a damaged file, and OSError
 _UNPACK: dict[str, Callable[[BinaryIO], BinaryIO]] = {
     ".gz": lambda raw: cast(BinaryIO, gzip.GzipFile(fileobj=raw)),
-    ".bz2": lambda raw: cast(BinaryIO, bz2.BZ2File(raw)),
-    ".xz": lambda raw: cast(BinaryIO, lzma.LZMAFile(raw)),  # noqa: SIM115  (its user closes it)
+    ".bz2": members.unpacked_bz2,
+    ".xz": members.unpacked_xz,
     ".zst": arrow.unpacked_zstd,
 }
 

@@ -22,7 +22,7 @@ from tutelage.data.places import Place
 from tutelage.data.row import COLUMNS, example_of_row
 from tutelage.errors import ConfigError
 
-READER_VERSION = 2  # raise it when the same input would be read as other documents: stores are then built anew
+READER_VERSION = 3  # raise it when the same input would be read as other documents: stores are then built anew
 KINDS = ("text", "jsonl", "parquet", "hub", "examples", "answers", "python_docs", "python_source")
 
 
@@ -86,24 +86,23 @@ def _in_files(spec: SourceSpec) -> Iterator[Example | Reject]:
         for path in input_files([spec]):
             yield from files.read_text(path, source=spec.label, separator=spec.separator)
         return
-    for row in read_rows(spec):
-        if isinstance(row, Reject):
-            yield row
-        else:
-            yield files.example_of(row, spec.columns, source=spec.label)
-
-
-def read_rows(spec: SourceSpec, *, columns: Sequence[str] | None = None) -> Iterator[files.Row | Reject]:
-    """The rows of a source that has columns; of Parquet only `columns` (by default the spec's), or all."""
-    wanted = tuple(spec.columns.values()) if columns is None else tuple(columns)
     for path in input_files([spec]):
-        is_parquet = spec.kind == "parquet" or (
-            spec.kind == "hub" and path.name.lower().endswith(files.PARQUET_ENDINGS)
-        )
-        if is_parquet:
-            yield from files.read_parquet(path, columns=wanted)
-        else:
-            yield from files.read_rows(path, source=spec.label)
+        rows = _rows_in(path, spec, columns=tuple(spec.columns.values()))
+        yield from files.examples_of(rows, spec.columns, source=spec.label)
+
+
+def read_all_columns(spec: SourceSpec) -> Iterator[files.Row | Reject]:
+    """The rows of a source that has columns, with all of them."""
+    for path in input_files([spec]):
+        yield from _rows_in(path, spec, columns=())
+
+
+def _rows_in(path: Place, spec: SourceSpec, *, columns: Sequence[str]) -> Iterator[files.Row | Reject]:
+    """The rows of one file; of Parquet only these columns, or all where none is named."""
+    is_of_hub = spec.kind == "hub" and path.name.lower().endswith(files.PARQUET_ENDINGS)
+    if spec.kind == "parquet" or is_of_hub:
+        return files.read_parquet(path, columns=columns)
+    return files.read_rows(path, source=spec.label)
 
 
 def _in_memory(spec: SourceSpec) -> Iterator[Example | Reject]:

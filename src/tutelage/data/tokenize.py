@@ -21,6 +21,7 @@ from tutelage.data.example import Example, Reject
 from tutelage.errors import ConfigError, IntegrityError, TutelageError
 
 TrainOn = Literal["all", "answers"]
+_MOST_SHOWN = 80  # characters of a role that is refused
 MAX_PIECE_CHARACTERS = 1_000_000  # the tokenizer needs about a hundred bytes of memory for each
 # Encoded in front of a piece that does not begin a text, and dropped: some tokenizers put a space before what they
 # take for the beginning of a text.  Private-use characters; a text that contains it is rejected.
@@ -226,14 +227,22 @@ class Encoder:
         """The row in pieces; with `train_on: answers` the mask is the answers', else everything."""
         if isinstance(chat, TutelageError):
             return _reject(example, chat.message)
-        if any(self.control_pattern.search(text) for text in example.structured):
-            return _reject(
-                example, "a tool call or a tool spells a control token, which the template would write as one"
-            )
+        if reason := self._forged(example):
+            return _reject(example, reason)
         if example.token_ids:
             return _as_given(example)
         pieces = self._chat(chat) if chat else self._document(example)
         return pieces if self.train_on == "answers" else [replace(piece, trained=True) for piece in pieces]
+
+    def _forged(self, example: Example) -> str:
+        """What spells a control token where the template would write it as one; empty where nothing does."""
+        for number, message in enumerate(example.messages, start=1):
+            if self.control_pattern.search(message.role):
+                shown = message.role[:_MOST_SHOWN] + "…" * (len(message.role) > _MOST_SHOWN)
+                return f"the role of message {number} spells a control token, {shown!r}"
+        if any(self.control_pattern.search(text) for text in example.structured):
+            return "a tool call or a tool spells a control token, which the template would write as one"
+        return ""
 
     def _document(self, example: Example) -> list[_Piece]:
         """A text, or a prompt and its answer, between the tokenizer's begin and the end-of-sequence token.

@@ -1,10 +1,18 @@
 """Checked values of a row: what has the wrong type or cannot be learned from is a defect of that row."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from tutelage.data.example import RowDefectError
 
 N_NAMED_COLUMNS = 12  # of a row that lacks one: enough to see the mistake, short enough for one line
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """What stands in a row for a value that a file holds and Python cannot: a defect only where it is used."""
+
+    why: str
 
 
 def value_of(row: Mapping[str, object], column: str) -> object:
@@ -52,6 +60,8 @@ def kind_of(value: object) -> str:
     """A JSON word for a value's type, for messages that must not show the value."""
     if value is None:
         return "null"
+    if isinstance(value, Unreadable):
+        return f"a value that cannot be read ({value.why})"
     words = {
         bool: "true or false",
         int: "a number",

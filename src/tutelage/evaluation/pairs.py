@@ -101,7 +101,7 @@ def _of_json(path: Path) -> Iterator[tuple[str, object]]:
 
 
 def _of_jsonl(path: Path) -> Iterator[tuple[str, object]]:
-    for row in files.read_rows(path, source="evaluation.probes", ids_once=False):
+    for row in files.read_rows(path, source="evaluation.probes"):
         if isinstance(row, Reject):
             raise IntegrityError("DATA_READ", f"{row.name}: {row.reason}; repair the line or remove it")
         yield row.name, row.content

@@ -108,7 +108,7 @@ def _of_lines(path: Path) -> Iterable[Item]:
 
 
 def _of_jsonl(path: Path) -> Iterable[Item | Reject]:
-    for row in files.read_rows(path, source=str(path), ids_once=False):
+    for row in files.read_rows(path, source=str(path)):
         if isinstance(row, Reject):
             yield row
         elif text := _asked(row.content):

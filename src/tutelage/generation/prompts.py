@@ -64,7 +64,7 @@ def _of_rows(
     if not source.has_columns:
         found = f"generate.system names {{{system.columns[0]}}}" if system is not None else "template is given"
         raise ConfigError("CONFIG", f"{found}, and generate.prompts[{number}] has no columns; use jsonl for it")
-    rows = sources.read_rows(spec, columns=())
+    rows = sources.read_all_columns(spec)
     lacking = Lacking()
     for row in itertools.islice(rows, spec.limit):
         if isinstance(row, Reject):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from tutelage.data.example import Reject, RowDefectError
-from tutelage.data.values import N_NAMED_COLUMNS, sound
+from tutelage.data.values import N_NAMED_COLUMNS, kind_of, sound
 from tutelage.errors import ConfigError
 from tutelage.recipe.column_text import ColumnText
 
@@ -34,8 +34,7 @@ def _value(row: Mapping[str, object], column: str) -> str:
     if isinstance(value, bool | int | float):
         return json.dumps(value)
     if not isinstance(value, str):
-        kind = "null" if value is None else "a list" if isinstance(value, list) else "an object"
-        raise RowDefectError(f"column {column!r} must be text or a number, this is {kind}")
+        raise RowDefectError(f"column {column!r} must be text or a number, this is {kind_of(value)}")
     return sound(value, repr(column))
 
 

@@ -161,14 +161,13 @@ class Renderer:
         calls = tool_turns.places_of_calls(messages)
         if not calls and not tools:
             return segments
-        text = "".join(segment.text for segment in segments)
         tool_turns.require_written(messages, tools, render=lambda some, named: self.plain(some, tools=named))
         if "endgeneration" in self.template:  # its own tags say what is trained
             return segments
         for n in calls:
             before = self.plain(messages[:n], tools=tools, add_generation_prompt=True)
             begin, end = tool_turns.span_of_turn(
-                text,
+                segments,
                 before,
                 number=n,
                 end_of_turn=self._end_of_turn(),

@@ -7,6 +7,7 @@ from typing import Any  # messages and tools are JSON of the user's data
 from tutelage.errors import IntegrityError
 from tutelage.models.segments import Segment
 
+_HIDDEN = "\0"  # for each character that somebody wrote: what it spells is no control token
 _FIX = "set data.chat_template to one that knows tools, or leave these rows out"
 
 
@@ -46,15 +47,19 @@ def _named(item: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {**item, "name": name}
 
 
-def span_of_turn(text: str, before: str, *, number: int, end_of_turn: str, openers: Sequence[str]) -> tuple[int, int]:
+def span_of_turn(
+    segments: Sequence[Segment], before: str, *, number: int, end_of_turn: str, openers: Sequence[str]
+) -> tuple[int, int]:
     """Where message `number` begins and ends in the rendered chat, with the control token that ends it.
 
-    `before` is what the template renders up to it, with what opens an answer: a model that calls a tool writes what
-    follows, up to the first `end_of_turn` and never over a control token that opens a turn.  IntegrityError[TEMPLATE]
-    when the rendered chat goes on otherwise.
+    `before` is what the template renders up to it, with what opens an answer: a model that calls tools writes what
+    follows, up to the first `end_of_turn` of the template and never over a control token that opens a turn.
+    IntegrityError[TEMPLATE] when the rendered chat goes on otherwise.
     """
-    end = text.find(end_of_turn, len(before)) if end_of_turn else -1
-    turn = text[len(before) : end]
+    text = "".join(segment.text for segment in segments)
+    syntax = "".join(s.text if s.kind == "template" else _HIDDEN * len(s.text) for s in segments)
+    end = syntax.find(end_of_turn, len(before)) if end_of_turn else -1
+    turn = syntax[len(before) : end]
     if not text.startswith(before) or end < 0 or any(opener in turn for opener in openers):
         what = f"where the tool calls of message {number + 1} begin and end cannot be told in the rendered chat"
         raise IntegrityError("TEMPLATE", f"{what}; set data.chat_template to one with {{% generation %}} tags")

@@ -29,6 +29,7 @@ def broken(tree: Tree) -> Iterator[Problem]:
     """Every problem that spans several fields of a recipe in its long form."""
     yield from broken_models(tree)
     yield from _data(section_of(tree, "data"))
+    yield from _conversations(tree)
     yield from _curriculum(tree)
     yield from _loss(tree)
     yield from _training(tree)
@@ -49,7 +50,14 @@ def _data(data: Tree) -> Iterator[Problem]:
     sources = [s for _, s in items_of(data, "sources")]
     if sources and data.get("reasoning") == "think" and not any(s.get("answers") for s in sources):
         yield dead(("data", "reasoning"), "without a source of answers")
-    if not sources or any(_has_answers(s) for s in sources):
+
+
+def _conversations(tree: Tree) -> Iterator[Problem]:
+    """What only answers and messages have: of the sources that are trained on, and of those that are only measured."""
+    data, evaluation = section_of(tree, "data"), section_of(tree, "evaluation")
+    lists = [(data, "sources"), (section_of(data, "held_out"), "sources"), (evaluation, "out_of_domain")]
+    sources = [source for section, name in lists for _, source in items_of(section, name)]
+    if not items_of(data, "sources") or any(_has_answers(source) for source in sources):
         return
     if data.get("train_on") == "answers":
         yield Problem(("data", "train_on"), "answers needs a source with answers or messages; all have plain text")

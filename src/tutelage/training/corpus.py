@@ -35,9 +35,15 @@ _KINDS = {
 }
 
 
+def _all_sources(recipe: Recipe) -> tuple[Source, ...]:
+    """Those that are trained on, and those that are only measured."""
+    held_out = recipe.data.held_out.sources if recipe.data.held_out is not None else None
+    return (*recipe.data.sources, *(held_out or ()), *recipe.evaluation.out_of_domain)
+
+
 def _renderer(recipe: Recipe, tokenizer: Any) -> Renderer | None:
     """The chat template in its sandbox; None where the data cannot hold a conversation."""
-    if not any(source.has_columns or source.memory or source.answers for source in recipe.data.sources):
+    if not any(source.has_columns or source.memory or source.answers for source in _all_sources(recipe)):
         return None
     return Renderer.of(tokenizer, template=recipe.data.chat_template)
 

@@ -117,7 +117,7 @@ def _said(sets: _Sets, texts: Iterable[str], *, where: str) -> Said:
 
 def _texts_of(path: Path, columns: Sequence[str] | None, *, name: str) -> Iterator[_Text]:
     n_texts, lacking = 0, None
-    for row in files.read_rows(path, source=name, ids_once=False):
+    for row in files.read_rows(path, source=name):
         if isinstance(row, Reject):
             found = f"generate.select: decontaminate.against: {row.name}: {row.reason}"
             raise IntegrityError("DATA_READ", f"{found}; repair it: what is not read is not compared")

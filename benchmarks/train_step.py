@@ -254,7 +254,7 @@ def flops(start: Setup) -> float:
     return rows * length * (teacher.forward_flops(context=length) + student.training_flops(context=length))
 
 
-def main() -> None:
+def arguments_of() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--teacher", help="what `tutelage.models.load` reads: folder, .gguf, hub id, package:NAME")
@@ -269,7 +269,11 @@ def main() -> None:
     parser.add_argument("--gpu", help="which one, as in tutelage plan --gpu: for the share of its peak")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="leave the other contenders out")
     parser.add_argument("--memory", metavar="NAME", help="print one contender's peak bytes, nothing else")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = arguments_of()
     start = setup(
         arguments.teacher, shapes=arguments.shapes, rows=arguments.rows, dtype=getattr(torch, arguments.dtype),
         device=arguments.device,

@@ -87,4 +87,12 @@ MADE = (
         new='torch.manual_seed(derive_seed(0, f"{name} random share"))',
         oracles=(ADAPTERS + "test_a_start_is_as_far_between_its_weights_and_random_ones_as_asked",),
     ),
+    Mutant(
+        id="M601",
+        what="a teacher that is stored with rounded weights is narrowed",
+        file="training/starts.py",
+        old='quantized.refuse_copy(makers.teacher.config, what="student.width copies channels")',
+        new="pass",
+        oracles=("tests/models/test_quantized.py::test_no_student_is_made_of_weights_that_are_stored_rounded",),
+    ),
 )

@@ -10,7 +10,7 @@ from tutelage import console
 from tutelage.errors import ConfigError
 from tutelage.models.head import spread_ids, trunk
 from tutelage.models.layers import decoder_layers, keep_layers, skipping
-from tutelage.models.quantized import stored_as
+from tutelage.models.quantized import refuse_copy
 from tutelage.randomness import derive_seed
 from tutelage.types import CausalLM, TokenView
 
@@ -36,11 +36,7 @@ def from_layers(teacher: CausalLM, layers: Sequence[int]) -> CausalLM:
     What the config says of each layer follows.  Raises ConfigError[CONFIG] for layers that no config of this kind can
     describe; warns with LAYERS where they compute something else at their new places.
     """
-    if (method := stored_as(teacher.config)) is not None:
-        raise ConfigError(
-            "CONFIG",
-            f"student.layers copies layers of the teacher, whose weights are rounded ({method}); give student.model",
-        )
+    refuse_copy(teacher.config, what="student.layers copies layers")
     name, modules = decoder_layers(teacher)
     kept = sorted(set(layers))
     _check_count(len(modules), len(kept))

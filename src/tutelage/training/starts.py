@@ -118,6 +118,7 @@ def _copied(
     """The teacher with the layers that the recipe keeps, and which they are: None, all, where it narrows alone."""
     assert makers.teacher is not None, "recipe rules: a copy needs a teacher"
     if section.layers is None:
+        quantized.refuse_copy(makers.teacher.config, what="student.width copies channels")
         return copy.deepcopy(makers.teacher), None, None
     layers, choice = _layers(makers, section.layers, makers.teacher, measured=measured)
     return student.from_layers(makers.teacher, layers), tuple(sorted(layers)), choice

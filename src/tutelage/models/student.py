@@ -44,8 +44,7 @@ def from_layers(teacher: CausalLM, layers: Sequence[int]) -> CausalLM:
         raise ConfigError(
             "CONFIG", f"student.layers: {list(layers)}: each of 0 to {len(modules) - 1} may stand there once"
         )
-    config = copy.deepcopy(teacher.config)
-    keep_layers(config.get_text_config(), kept, n_layers=len(modules))
+    config = of_layers(teacher.config, kept)
     weights: dict[str, torch.Tensor] = {}
     position = {f"{name}.{old}.": f"{name}.{new}." for new, old in enumerate(kept)}
     for key, tensor in teacher.state_dict().items():
@@ -100,6 +99,14 @@ def _warn_unless_alike(teacher: CausalLM, student: CausalLM, *, kept: Sequence[i
             f"{type(teacher).__name__}: layers {', '.join(map(str, kept))} compute something else at their new places "
             f"(difference {differing:.1e}, expected 0): the student starts farther from the teacher than was measured",
         )
+
+
+def of_layers(config: Any, kept: Sequence[int]) -> Any:
+    """The config of a model with these layers (rising) of the one that `config` describes."""
+    copied = copy.deepcopy(config)
+    text = copied.get_text_config()
+    keep_layers(text, kept, n_layers=text.num_hidden_layers)
+    return copied
 
 
 def shortened(config: Any, n_layers: int) -> Any:

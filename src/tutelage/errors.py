@@ -55,6 +55,7 @@ CODES: dict[str, str] = {
     "TEMPLATE_MISMATCH": "teacher and student have different chat templates",
     "DOUBLE_BOS": "a text would begin with two begin-of-sequence tokens",
     "WIDTH": "a model cannot be narrowed as asked",
+    "ADAPTERS": "a part of a model that gets no adapters, or adapters that are saved merged only",
     "PACKING": "a model does not keep the documents of a packed row apart: it gets one document a row",
     "LAYERS": "layers of the teacher compute something else at their new places in the student",
     "VOCAB_PAD": "the head has rows beyond the tokenizer's vocabulary",

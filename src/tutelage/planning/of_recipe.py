@@ -169,7 +169,9 @@ def _student_size(section: StudentSection, config: Any, *, name: str, n_vocabula
     if section.lora is None:
         return size
     with torch.device("meta"):
-        n_learned = adapters.n_learned(AutoModelForCausalLM.from_config(config), adapter_of(section.lora))
+        model = AutoModelForCausalLM.from_config(config)
+        n_learned = adapters.n_learned(model, adapter_of(section.lora))
+    adapters.tell_what_stays(model, name=name)
     return replace(size, multiplying=size.multiplying + n_learned, learned=n_learned)
 
 

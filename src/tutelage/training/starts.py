@@ -72,6 +72,7 @@ def start_of(makers: Makers, name: str, *, measured: Mapping[str, Any]) -> Start
     if section.init is not None:
         model = student.partly_random(model, section.init.random, seed=seed, name=name)
     if section.lora is not None:
+        adapters.tell_what_stays(model, name=name)
         model = adapters.adapted(model, adapter_of(section.lora), seed=seed, name=name)
         n_learned = sum(p.numel() for p in adapters.learned_parameters(model).values())
         console.say(f"{name}: {n_learned:,} of {_size(model)} parameters are trained (rank {section.lora.rank})")

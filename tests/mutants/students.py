@@ -93,7 +93,7 @@ MADE = (
         file="models/adapters.py",
         old="if not _is_renamed(settings, model):",
         new="if True:",
-        oracles=(ADAPTERS + "test_of_every_family_the_linear_layers_learn_and_nothing_else[qwen2_moe-False]",),
+        oracles=(ADAPTERS + "test_of_every_family_the_linear_layers_learn_and_nothing_else[qwen3_moe-False]",),
     ),
     Mutant(
         id="M607",
@@ -133,6 +133,14 @@ MADE = (
         file="recipe/problems.py",
         old='if path[-1:] == ("alpha",) and path[-2:-1] != ("lora",) and found == 0 and not isinstance(found, bool):',
         new='if path[-1:] == ("alpha",) and found == 0 and not isinstance(found, bool):',
+        oracles=("tests/test_recipe_mistakes.py::test_a_mistake_is_one_line_with_its_path_and_the_way_out",),
+    ),
+    Mutant(
+        id="M612",
+        what="targets that are none complained of once for each kind that they could be",
+        file="recipe/models.py",
+        old="Targets = Annotated[_Names, BeforeValidator(_targets, json_schema_input_type=_Names)]",
+        new="Targets = _Names",
         oracles=("tests/test_recipe_mistakes.py::test_a_mistake_is_one_line_with_its_path_and_the_way_out",),
     ),
     Mutant(

@@ -50,19 +50,16 @@ DeviceMap = Annotated[
 
 
 def _targets(value: Any) -> Any:
-    """all-linear, or names."""
+    """One sentence for all-linear and names: a union would complain once for each of them."""
     if value == "all-linear":
         return value
     if not isinstance(value, list | tuple) or not value or not all(isinstance(name, str) for name in value):
         raise PydanticCustomError("targets", "must be all-linear, or names of layers such as [q_proj, v_proj]")
-    return tuple(value)
+    return value
 
 
-_TargetNames = Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)]
-Targets = Annotated[
-    Literal["all-linear"] | tuple[str, ...],
-    PlainValidator(_targets, json_schema_input_type=_TargetNames),
-]
+_Names = Literal["all-linear"] | Annotated[tuple[str, ...], Listed, Field(min_length=1)]
+Targets = Annotated[_Names, BeforeValidator(_targets, json_schema_input_type=_Names)]
 
 
 class TeacherTraining(Section):

@@ -96,6 +96,17 @@ BROKEN: list[tuple[dict[str, Any], str]] = [
         {"loss": [{"divergence": "skew_kl", "alpha": 0}]},
         "loss[0].alpha must be in (0, 1), got 0; for alpha=0 use forward_kl or reverse_kl",
     ),
+    (
+        {"student": {"layers": 2, "lora": {"alpha": 0}}},
+        "student.lora.alpha must be > 0, got 0",
+    ),
+    *(
+        (
+            {"student": {"layers": 2, "lora": {"targets": wrong}}},
+            "student.lora.targets must be all-linear, or names of layers such as [q_proj, v_proj], got " + shown,
+        )
+        for wrong, shown in (([], "[]"), ("q_proj", "'q_proj'"), ([3], "[3]"))
+    ),
     # E3: no effect, or one too many
     (loss(beta=0.5), "loss[0].beta has no effect with forward_kl; remove it"),
     (loss(alpha=0.5), "loss[0].alpha has no effect with forward_kl; remove it"),

@@ -56,6 +56,7 @@ CODES: dict[str, str] = {
     "TEMPLATE_MISMATCH": "teacher and student have different chat templates",
     "DOUBLE_BOS": "a text would begin with two begin-of-sequence tokens",
     "WIDTH": "a model cannot be narrowed as asked",
+    "ADAPTERS": "a part of a model that gets no adapters, or adapters that are saved merged only",
     "PACKING": "a model does not keep the documents of a packed row apart: it gets one document a row",
     "LAYERS": "layers of the teacher compute something else at their new places in the student",
     "VOCAB_PAD": "the head has rows beyond the tokenizer's vocabulary",
@@ -122,6 +123,10 @@ CODES: dict[str, str] = {
 }
 
 
+# How allocators word it where they raise a plain RuntimeError: PyTorch's own, the system's, cuBLAS and cuDNN.
+_OUT_OF_MEMORY = ("allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
+
+
 class TutelageError(Exception):
     """Base of every error that tutelage raises on purpose; `code` is a key of CODES."""
 
@@ -182,3 +187,10 @@ class Stopped(TutelageError):
 
     def __str__(self) -> str:
         return f"note[{self.code}]: {self.message}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the machine or of an accelerator, whichever library said so."""
+    # PyTorch's class by its name: the command line asks too, and imports no torch.
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return known or any(words in str(error) for words in _OUT_OF_MEMORY)

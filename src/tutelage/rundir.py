@@ -34,6 +34,7 @@ Kind: TypeAlias = Literal["new", "resumed", "nothing_to_do"]
 # The sections of `provenance` that a resumed run must find unchanged; the others only tell the story of the run.
 MUST_MATCH = ("data", "tokenizer", "template", "teacher", "students", "libraries", "compute", "world_size")
 FORMAT_VERSION = 1
+START_OVER = "start over with --force, or choose another --run-dir"  # where weights cannot serve
 _RUN = "run"  # our own section of provenance.json
 
 
@@ -147,22 +148,24 @@ class RunDirectory:
         force: bool = False,
         resume: bool = False,
         source: "RunDirectory | None" = None,
+        can_fork: bool = True,
     ) -> Started:
         """Begins a run, or lets an unfinished one of an equal recipe go on; the lock must be held.
 
         ConfigError: EXISTS for a finished run or another recipe, RESUME_MISMATCH when data, tokenizer, libraries …
         (`MUST_MATCH`) have changed since.  `force` removes what is here.  `resume` demands something to go on from.
+        `can_fork`: whether a fork of such a recipe is a way on that may be named.
         """
         state = self.state()
         if resume:
             self.require_run("--resume")
         if state == "absent" or force:
             return self._begin(recipe, provenance, source=source)
-        self.require_same_recipe(recipe, resume=resume)
+        self.require_same_recipe(recipe, resume=resume, can_fork=can_fork)
         if state == "finished":
             console.note("NOTHING_TO_DO", f"{self}: run is complete{self._step_text()}")
             return Started(run=self, run_id=self.run_id, kind="nothing_to_do")
-        self._require_same_inputs(provenance)
+        self._require_same_inputs(provenance, can_fork=can_fork)
         console.note("RESUMED", f"{self}: an unfinished run of this recipe goes on")
         return Started(run=self, run_id=self.run_id, kind="resumed", source=self._source())
 
@@ -203,7 +206,7 @@ class RunDirectory:
         for path in (self.checkpoints, self.student, self.models, self.evaluation, *trackers, self.bad):
             io.remove_tree(path)
 
-    def require_same_recipe(self, recipe: Mapping[str, io.Json], *, resume: bool) -> None:
+    def require_same_recipe(self, recipe: Mapping[str, io.Json], *, resume: bool, can_fork: bool = True) -> None:
         """ConfigError[EXISTS] for a finished run (but with `resume`) or another recipe than the one that is here."""
         state = self.state()
         try:
@@ -212,19 +215,22 @@ class RunDirectory:
             raise IntegrityError("DATA_READ", f"{self.recipe_path} cannot be read ({error}); use --force") from error
         differences = _differences(stored, _plain(recipe))
         if differences and resume and state == "unfinished":
-            message = f"{'; '.join(differences)}; use --fork to start a new run"
+            way = "use --fork to start a new run" if can_fork else START_OVER
+            message = f"{'; '.join(differences)}; {way}"
             raise ConfigError("RESUME_MISMATCH", f"{self}: {message}")
         if differences or not (resume or state == "unfinished"):
             what = f"{'a finished' if state == 'finished' else 'an unfinished'} run{self._step_text()}"
             other = f" of another recipe ({'; '.join(differences)})" if differences else ""
             ways = "--force starts over, --fork starts a new run from its weights, or choose another --run-dir"
+            ways = ways if can_fork else START_OVER
             raise ConfigError("EXISTS", f"{self} holds {what}{other}; {ways}")
 
-    def _require_same_inputs(self, provenance: Mapping[str, io.Json]) -> None:
+    def _require_same_inputs(self, provenance: Mapping[str, io.Json], *, can_fork: bool) -> None:
         stored, now = self._provenance(), _plain(provenance)
         differences = [d for name in MUST_MATCH for d in _differences(stored.get(name), now.get(name), path=name)]
         if differences:
-            message = f"{'; '.join(differences)}; use --fork to start a new run from the weights"
+            way = "use --fork to start a new run from the weights" if can_fork else START_OVER
+            message = f"{'; '.join(differences)}; {way}"
             raise ConfigError("RESUME_MISMATCH", f"{self}: {message}")
 
     def _provenance(self) -> dict[str, Any]:  # JSON from outside, but for our section
@@ -316,6 +322,7 @@ def opened(
     force: bool = False,
     fork: bool = False,
     resume: bool = False,
+    can_fork: bool = True,
 ) -> Iterator[Started]:
     """The run in `path`, locked and started while the body runs; with `fork` a new run beside it."""
     if force + fork + resume > 1:
@@ -325,7 +332,8 @@ def opened(
         run.require_run("--resume")  # before the lock makes the folder
     target = run.fork_target() if fork else run
     with target.lock():
-        yield target.start(recipe, provenance, force=force, resume=resume, source=run if fork else None)
+        source = run if fork else None
+        yield target.start(recipe, provenance, force=force, resume=resume, source=source, can_fork=can_fork)
 
 
 def _json_line(row: Mapping[str, io.Json]) -> str:

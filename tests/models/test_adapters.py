@@ -5,12 +5,24 @@ import sys
 
 import pytest
 import torch
+from peft import PeftModel
 
 from tests import tiny
+from tests.models.architectures import made
 from tutelage.errors import ConfigError
 from tutelage.losses.schedules import Schedule
 from tutelage.losses.terms import Term
-from tutelage.models.adapters import Adapter, adapted, is_adapted, learned_parameters, merged, n_learned
+from tutelage.models.adapters import (
+    Adapter,
+    adapted,
+    is_adapted,
+    learned_parameters,
+    merged,
+    n_learned,
+    save_adapter,
+    target_modules,
+    tell_what_stays,
+)
 from tutelage.models.student import partly_random
 from tutelage.teachers.live import LiveTeacher
 from tutelage.training.optim import OptimizerSettings
@@ -98,6 +110,66 @@ def test_how_many_parameters_learn_is_known_before(make, dora):
     adapter = Adapter(rank=3, alpha=6.0, dora=dora)
     expected = n_learned(make(), adapter)
     assert sum(p.numel() for p in learned_parameters(adapted(make(), adapter, seed=0)).values()) == expected
+
+
+ADAPTED = ["falcon", "mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3", "llama4", "gpt_oss", "bloom", "lfm2",
+           "gemma3 with images"]  # fmt: skip
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("family", ADAPTED)
+@torch.no_grad()
+def test_of_every_family_the_linear_layers_learn_and_nothing_else(family, dora):
+    """peft itself renames layers of mixtures, and adapts their experts or nothing in place of what was named."""
+    adapter, plain = Adapter(rank=3, alpha=6.0, dora=dora), made(family)
+    expected, targets = n_learned(plain, adapter), target_modules(plain, adapter)
+    assert any(name.endswith("o_proj") or name.endswith("dense") or name.endswith("out_proj") for name in targets)
+    model = adapted(copy.deepcopy(plain), adapter, seed=0)
+    found = learned_parameters(model)
+    assert {name.partition(".lora_")[0] for name in found} == set(targets)
+    assert sum(parameter.numel() for parameter in found.values()) == expected
+    before = plain(IDS).logits
+    for parameter in found.values():
+        parameter += 0.1 * torch.randn_like(parameter)
+    again = merged(model)
+    largest = (model(IDS).logits - again(IDS).logits).abs().max()
+    assert (again(IDS).logits - before).abs().max() > 100 * largest  # a part computes in float32 whatever it is given
+    assert again.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_what_cannot_be_adapted_is_refused_with_the_way_on():
+    with pytest.raises(ConfigError, match="peft adapts no MambaForCausalLM so .*name other layers in student.lora.tar"):
+        adapted(made("mamba"), Adapter(rank=2, alpha=2.0), seed=0)
+    within = Adapter(rank=2, alpha=2.0, targets=("in_proj", "x_proj"))
+    assert len(learned_parameters(adapted(made("mamba"), within, seed=0))) == 2 * 2 * 4
+    model = tiny.llama()
+    for name, module in list(model.model.layers.named_modules()):
+        if isinstance(module, torch.nn.Linear):
+            owner, _, own = name.rpartition(".")
+            setattr(model.model.layers.get_submodule(owner), own, torch.nn.Identity())
+    with pytest.raises(ConfigError, match="LlamaForCausalLM has no linear layer but its head; leave lora out"):
+        n_learned(model, Adapter(rank=2, alpha=2.0))
+
+
+@pytest.mark.parametrize(("family", "dense", "alone"), [("qwen3_moe", True, False), ("qwen3_moe", False, True)])
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft 0.21 asks transformers 5
+def test_adapters_that_peft_would_read_as_others_are_not_saved_alone(family, dense, alone, tmp_path, capsys):
+    targets = ("q_proj", "down_proj") if dense else ("q_proj",)
+    model = adapted(made(family), Adapter(rank=2, alpha=2.0, targets=targets), seed=0)
+    save_adapter(model, tmp_path / "adapter", base="base", revision=None)
+    assert (tmp_path / "adapter").is_dir() == alone
+    assert ("note[ADAPTERS]" in capsys.readouterr().err) == (not alone)
+    if alone:
+        again = PeftModel.from_pretrained(made(family), tmp_path / "adapter")
+        assert len(learned_parameters(again)) == len(learned_parameters(model))
+
+
+@pytest.mark.parametrize(("family", "said"), [("mixtral", True), ("gpt_oss", True), ("llama", False), ("mamba", False)])
+def test_that_experts_stay_as_they_are_is_said(family, said, capsys):
+    tell_what_stays(made(family), name="student")
+    err = capsys.readouterr().err
+    assert ("note[ADAPTERS]: student: the experts of" in err) == said
+    assert family != "mixtral" or "of MixtralForCausalLM (24,576 of " in err
 
 
 def test_adapters_repeat_with_their_seed():

@@ -19,6 +19,7 @@ from tutelage.models.load import load_model
 from tutelage.models.student import from_layers
 from tutelage.recipe import load_recipe
 from tutelage.teachers.live import LiveTeacher
+from tutelage.training.prepare import InMemory, prepare
 from tutelage.verbs.label import _record
 
 IDS = torch.arange(48)[None]
@@ -126,6 +127,20 @@ def test_a_missing_library_is_named_with_its_command(monkeypatch):
 def test_rounded_weights_are_not_cut(plain):
     with pytest.raises(ConfigError, match=r"whose weights are rounded \(torchao\); give student.model"):
         from_layers(rounded(plain, "int8"), [0])
+
+
+@pytest.mark.parametrize("student", [{"layers": [0]}, {"width": {"mlp": 16}}])
+def test_no_student_is_made_of_weights_that_are_stored_rounded(student):
+    teacher = tiny.llama(vocabulary=len(tokenizer()), dtype=torch.float32)
+    teacher.config.quantization_config = {"quant_method": "gptq", "bits": 4}
+    recipe = {
+        "teacher": {"memory": "rounded"}, "student": student, "loss": ["forward_kl"],
+        "data": {"sources": [{"memory": "texts"}], "held_out": 0.2, "max_length": 16},
+        "training": {"steps": 1, "batch_tokens": 16, "learning_rate": 1e-3, "precision": "float32"},
+    }  # fmt: skip
+    texts = {"texts": [f"{i} ab cd abcd efgh" for i in range(20)]}
+    with pytest.raises(ConfigError, match=r"of the teacher, whose weights are rounded \(gptq\); give student.model"):
+        prepare(load_recipe(recipe), memory=InMemory(teacher=teacher, tokenizer=tokenizer(), examples=texts))
 
 
 def test_rounded_weights_are_not_trained(tmp_path):

@@ -87,4 +87,20 @@ FEATURES = (
         new='Count | Literal["auto"], Field()',
         oracles=("tests/test_recipe_mistakes.py::test_a_mistake_is_one_line_with_its_path_and_the_way_out",),
     ),
+    Mutant(
+        id="M604",
+        what="the narrow start of a comparison without what it was made of",
+        file="verbs/contest_runs.py",
+        old="save.save_model(prepared.students[roles.STUDENT], prepared.tokenizer, path, beside=origin)",
+        new="save.save_model(prepared.students[roles.STUDENT], prepared.tokenizer, path)",
+        oracles=(RUNS + "test_every_run_of_a_comparison_compares_the_layers_and_channels_that_train_does",),
+    ),
+    Mutant(
+        id="M605",
+        what="layers paired by the origin of another teacher",
+        file="models/origin.py",
+        old="return origin if origin.teacher == extent_of(teacher) else Origin()",
+        new="return origin",
+        oracles=(RUNS + "test_every_run_of_a_comparison_compares_the_layers_and_channels_that_train_does",),
+    ),
 )

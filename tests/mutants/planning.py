@@ -155,6 +155,14 @@ PLANNING: tuple[Mutant, ...] = (
         oracles=("tests/planning/test_calibration.py::test_a_token_of_a_large_batch_pays_little_for_the_update",),
     ),
     Mutant(
+        id="M603",
+        what="a student's size without regard to which layers it keeps",
+        file="planning/of_recipe.py",
+        old="if layers.important is not None:",
+        new="if True:",
+        oracles=(PLAN + "test_the_size_of_a_student_is_that_of_the_layers_which_it_keeps",),
+    ),
+    Mutant(
         id="M457",
         what="each technique buys answers of its own",
         file="planning/techniques/grey.py",

@@ -189,6 +189,16 @@ COMPILED = (
         oracles=(COMPILING + "test_without_a_compiler_it_is_said_before_anything_is_loaded",),
     ),
     Mutant(
+        id="M600",
+        what="memory that cuBLAS did not get ends the search for what fits",
+        file="training/micro_batch.py",
+        old="if not is_out_of_memory(error):",
+        new='if type(error).__name__ != "OutOfMemoryError":',
+        oracles=(
+            "tests/training/test_micro_batch.py::test_by_trying_the_first_that_fits_is_found_from_the_whole_batch_down",
+        ),
+    ),
+    Mutant(
         id="M516",
         what="training.compile compiles the teacher alone",
         file="verbs/train.py",

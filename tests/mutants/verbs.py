@@ -31,6 +31,17 @@ RUNS = (
         oracles=("tests/verbs/test_resume_cli.py::test_a_fork_that_was_killed_goes_on_though_its_source_has_gone",),
     ),
     Mutant(
+        id="M602",
+        what="an unfinished run with adapters is sent to a fork, which is refused",
+        file="verbs/fork.py",
+        old="return not _adapted(recipe) and not _mixed(recipe)",
+        new="return True",
+        oracles=(
+            "tests/verbs/test_students.py::"
+            "test_an_unfinished_one_with_adapters_and_another_input_is_not_sent_to_a_fork",
+        ),
+    ),
+    Mutant(
         id="M65",
         what="the student ends on the teacher's token alone",
         file="training/prepare.py",

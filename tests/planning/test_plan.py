@@ -7,18 +7,22 @@ import pytest
 
 import tutelage
 from tests.cache.labelled import Place, home
+from tests.models.architectures import V, made
 from tests.verbs import tiny_runs
 from tutelage import plugins
 from tutelage.cli import main
 from tutelage.errors import ConfigError
+from tutelage.models.student import evenly, from_layers
 from tutelage.planning.advice import advise
 from tutelage.planning.estimate import plan_of
 from tutelage.planning.facts import Endpoint, Facts, Text
-from tutelage.planning.flops import Size
+from tutelage.planning.flops import Size, size_of
 from tutelage.planning.machines import FORWARD_SHARE, TRAINING_SHARE, Machine, device_of
+from tutelage.planning.of_recipe import _student_config
 from tutelage.planning.pace import described
 from tutelage.planning.storage import Form
 from tutelage.planning.work import TECHNIQUES
+from tutelage.recipe import Student
 from tutelage.verbs.plan import Numbers
 
 LLAMA_4 = Numbers(tokens=15e12, vocabulary=202_048, parameters=2e12, hidden_size=5_120)
@@ -218,6 +222,28 @@ def test_a_technique_that_is_no_file_is_refused():
 def test_layers_that_the_teacher_has_not_are_refused_before_anything_runs(tmp_path: Path, layers: object, said: str):
     with pytest.raises(ConfigError, match=f"student.layers: {said}"):
         tutelage.plan(tiny_runs.recipe(tmp_path, student={"layers": layers}), calibration=False)
+
+
+@pytest.mark.parametrize(
+    ("family", "layers"),
+    [
+        ("deepseek_v3", {"listed": [2, 3]}),
+        ("llama4", {"listed": [1, 3]}),
+        ("qwen2_moe", {"listed": [0, 2]}),
+        ("qwen3_moe", {"listed": [1, 2]}),
+        ("qwen3_moe", {"evenly": 2}),
+        ("gemma3 with images", {"listed": [0, 1, 3]}),
+    ],
+)
+def test_the_size_of_a_student_is_that_of_the_layers_which_it_keeps(family: str, layers: dict[str, object]):
+    """Mixtures have layers of different sizes."""
+    teacher = made(family)
+    planned = _student_config(Student.model_validate({"layers": layers}), name="student", teacher=teacher.config,
+                              n_vocabulary=V)  # fmt: skip
+    saved = from_layers(teacher, layers.get("listed") or evenly(4, 2))
+    assert size_of(planned).parameters == saved.num_parameters()
+    own, its = (config.get_text_config().to_dict() for config in (planned, saved.config))
+    assert {**own, "dtype": None} == {**its, "dtype": None}
 
 
 def test_of_an_ensemble_every_member_is_counted(tmp_path: Path):

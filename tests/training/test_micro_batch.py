@@ -25,14 +25,23 @@ def probe(model, *, length=16, dtype=torch.float32, **changes):
     )  # fmt: skip
 
 
+ENDS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("CUDA error: out of memory"),
+]
+
+
+@pytest.mark.parametrize("end", ENDS, ids=["torch", "cublas", "cudnn", "driver"])
 @pytest.mark.parametrize(("fits", "found"), [(16, 16), (15, 8), (1, 1)])
-def test_by_trying_the_first_that_fits_is_found_from_the_whole_batch_down(fits, found):
+def test_by_trying_the_first_that_fits_is_found_from_the_whole_batch_down(fits, found, end):
     tried = []
 
     def attempt(n):
         tried.append(n)
         if n > fits:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise end
 
     assert largest(16, attempt) == found
     assert tried == [n for n in (16, 8, 4, 2, 1) if n >= found]
@@ -50,6 +59,12 @@ def test_where_not_even_one_window_fits_the_error_says_what_to_set():
 def test_another_error_of_an_attempt_is_not_taken_for_too_little_memory():
     with pytest.raises(ZeroDivisionError):
         largest(4, lambda n: 1 // 0)
+    with pytest.raises(RuntimeError, match="an illegal memory access"):
+        largest(4, raising_illegal_access)
+
+
+def raising_illegal_access(_n):
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
 
 def test_an_attempt_is_a_whole_step_and_leaves_the_models_as_they_are():

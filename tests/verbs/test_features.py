@@ -8,10 +8,16 @@ from pathlib import Path
 import pytest
 
 import tutelage
+from tests.verbs import tiny_runs
 from tests.verbs.tiny_runs import assert_same_outcome, command_in_fork, recipe, wait
 from tutelage import io
-from tutelage.errors import ConfigError
+from tutelage.errors import ConfigError, IntegrityError
+from tutelage.models.load import load_config
+from tutelage.models.origin import FILE, Origin, origin_in
+from tutelage.planning import contest
 from tutelage.recipe import load_recipe
+from tutelage.training.prepare import InMemory, prepare
+from tutelage.verbs.contest_runs import _start
 
 LOSS = [{"forward_kl": 0.8}, {"hidden_states": 0.1}, {"features": "attention_relations", "weight": 0.1}]
 
@@ -29,6 +35,20 @@ def path(base: Path, tmp_path_factory) -> Path:
 def whole(path: Path) -> tutelage.Run:
     """The run that nobody interrupted."""
     return tutelage.train(path, run_dir=path.parent / "whole")
+
+
+def test_every_run_of_a_comparison_compares_the_layers_and_channels_that_train_does(path, base, tmp_path):
+    checked = load_recipe(path)
+    start = _start(checked, tmp_path)
+    again = load_recipe(contest.base_of(checked, start=start))
+    own, its = (prepare(each, memory=InMemory()).terms["student"] for each in (checked, again))
+    assert own == its
+    assert [term.feature.layers for term in own[1:]] == [((0, 0), (1, 2)), ((1, 2),)]
+    other = load_config(str(tiny_runs.model_folder(tmp_path / "other", layers=5)))
+    assert origin_in(Path(start["model"]), teacher=other) == Origin()
+    (Path(start["model"]) / FILE).write_text("{}")
+    with pytest.raises(IntegrityError, match="made_of.json does not say what a model was made of"):
+        prepare(again, memory=InMemory())
 
 
 def test_each_term_is_logged_under_its_name_and_held_out_text_is_measured_with_it(whole):

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -148,6 +149,21 @@ def test_every_run_of_a_comparison_starts_from_one_narrow_model(base, tmp_path):
 def test_a_fork_of_a_student_with_adapters_is_refused_with_the_way_out(whole, path):
     with pytest.raises(ConfigError, match="start from the model that .* saved: student.model=.*models/lora"):
         require_same_models(RunDirectory(whole.path), load_recipe(path))
+
+
+def test_an_unfinished_one_with_adapters_and_another_input_is_not_sent_to_a_fork(whole, path, tmp_path):
+    run = shutil.copytree(whole.path, tmp_path / "run", symlinks=True)
+    (run / "finished.json").unlink()
+    provenance = json.loads((run / "provenance.json").read_text())
+    (run / "provenance.json").write_text(json.dumps({**provenance, "tokenizer": "another"}))
+    for flags in ({}, {"resume": True}, {"fork": True}):
+        with pytest.raises(ConfigError) as caught:
+            tutelage.train(path, run_dir=run, **flags)
+        assert caught.value.code == ("CONFIG" if "fork" in flags else "RESUME_MISMATCH")
+        assert caught.value.message.endswith("; start over with --force, or choose another --run-dir")
+    with pytest.raises(ConfigError, match="unfinished run of another recipe") as caught:
+        tutelage.train(path, run_dir=run, overrides=["training.steps=4"])
+    assert "--fork" not in caught.value.message and "--force" in caught.value.message
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import typer
 
-from tutelage.errors import ConfigError, ResourceError, Stopped, TutelageError
+from tutelage.errors import ConfigError, ResourceError, Stopped, TutelageError, is_out_of_memory
 
 
 def check_platform(system: str) -> None:
@@ -73,7 +73,7 @@ def _failed(error: TutelageError, *, debug: bool) -> int:
 def _unforeseen(error: Exception) -> TutelageError:
     """Out of memory wherever it happened, else a bug."""
     text = f"{type(error).__name__}: {error}"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in text:
+    if is_out_of_memory(error):
         return ResourceError(
             "MEMORY",
             "out of memory; lower training.micro_batch or training.chunk, set training.gradient_checkpointing=true, "

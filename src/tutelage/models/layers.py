@@ -40,6 +40,18 @@ def decoder_layers(model: CausalLM) -> tuple[str, nn.ModuleList]:
     )
 
 
+def expert_weights(model: CausalLM) -> list[nn.Parameter]:
+    """The weights of a mixture's experts, which transformers keeps as tensors [experts, …] of one module a layer."""
+    n_experts = n_experts_of(model.config)
+    return [p for p in model.parameters() if p.dim() == 3 and p.shape[0] == n_experts] if n_experts else []
+
+
+def n_experts_of(config: Any) -> int | None:
+    """How many experts a layer has; None of a model that is no mixture."""
+    names = ("num_local_experts", "num_experts", "n_routed_experts")
+    return next((n for name in names if (n := getattr(config.get_text_config(), name, None))), None)
+
+
 @contextmanager
 def replaced(layers: Sequence[nn.Module], forward: Callable[[int, Callable[..., Any]], Any]) -> Iterator[None]:
     """Each layer computes `forward(index, its own forward)` inside, and as before outside."""

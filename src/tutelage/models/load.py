@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from tutelage import io, reading
-from tutelage.errors import ConfigError, IntegrityError, RemoteError, ResourceError, TutelageError
+from tutelage.errors import ConfigError, IntegrityError, RemoteError, ResourceError, TutelageError, is_out_of_memory
 from tutelage.home import home
 from tutelage.models import fetch, placement, quantized
 from tutelage.models.conversion import folder_of_gguf
@@ -212,11 +212,13 @@ def load_errors(source: str) -> Iterator[None]:
         yield
     except TutelageError:
         raise
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise ResourceError(
-            "MEMORY", f"{source} does not fit into memory; choose dtype bfloat16 or a smaller model"
-        ) from error
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
+    except (
+        OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, MemoryError
+    ) as error:  # fmt: skip
+        if is_out_of_memory(error):
+            raise ResourceError(
+                "MEMORY", f"{source} does not fit into memory; choose dtype bfloat16 or a smaller model"
+            ) from error
         reason = (str(error).strip().splitlines() or [""])[0][:300]
         instead = f"try: tutelage doctor {source}"
         for said, advice in _ADVICE.items():

@@ -85,6 +85,12 @@ def refuse_student(config: Any, *, name: str) -> None:
         )
 
 
+def refuse_copy(config: Any, *, what: str) -> None:
+    """ConfigError[CONFIG] where `what` would be made of a teacher with rounded weights."""
+    if (method := stored_as(config)) is not None:
+        raise ConfigError("CONFIG", f"{what} of the teacher, whose weights are rounded ({method}); give student.model")
+
+
 def parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     """The plain tensors that a weight is made of, by name: integers and scales of a rounded one, else itself."""
     weight: Any = tensor  # what holds several tensors has a protocol that torch's stubs do not know

@@ -7,7 +7,7 @@ import copy
 import errno
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,8 +60,12 @@ class SavedModel:
     n_bytes: int
 
 
-def save_model(model: CausalLM, tokenizer: Any, folder: Path, *, replace: bool = True) -> SavedModel:
+def save_model(
+    model: CausalLM, tokenizer: Any, folder: Path, *, replace: bool = True, beside: Callable[[Path], None] | None = None
+) -> SavedModel:
     """Write `model` (in its own dtype) and its tokenizer, whole or not at all, and check what was written.
+
+    `beside` puts more into the folder.
 
     Raises IntegrityError[EXPORT_MISMATCH] when the folder read back does not give the same weights and logits bitwise.
     """
@@ -72,6 +76,8 @@ def save_model(model: CausalLM, tokenizer: Any, folder: Path, *, replace: bool =
     with _full_disk(folder), quiet_transformers():
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
+    if beside is not None:
+        beside(partial)
     _require_equal(model, partial)
     io.commit_directory(partial, folder, replace=replace)
     weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))

@@ -10,7 +10,7 @@ from tutelage import console
 from tutelage.errors import ConfigError
 from tutelage.models.head import spread_ids, trunk
 from tutelage.models.layers import decoder_layers, keep_layers, skipping
-from tutelage.models.quantized import stored_as
+from tutelage.models.quantized import refuse_copy
 from tutelage.randomness import derive_seed
 from tutelage.types import CausalLM, TokenView
 
@@ -36,11 +36,7 @@ def from_layers(teacher: CausalLM, layers: Sequence[int]) -> CausalLM:
     What the config says of each layer follows.  Raises ConfigError[CONFIG] for layers that no config of this kind can
     describe; warns with LAYERS where they compute something else at their new places.
     """
-    if (method := stored_as(teacher.config)) is not None:
-        raise ConfigError(
-            "CONFIG",
-            f"student.layers copies layers of the teacher, whose weights are rounded ({method}); give student.model",
-        )
+    refuse_copy(teacher.config, what="student.layers copies layers")
     name, modules = decoder_layers(teacher)
     kept = sorted(set(layers))
     _check_count(len(modules), len(kept))
@@ -48,8 +44,7 @@ def from_layers(teacher: CausalLM, layers: Sequence[int]) -> CausalLM:
         raise ConfigError(
             "CONFIG", f"student.layers: {list(layers)}: each of 0 to {len(modules) - 1} may stand there once"
         )
-    config = copy.deepcopy(teacher.config)
-    keep_layers(config.get_text_config(), kept, n_layers=len(modules))
+    config = of_layers(teacher.config, kept)
     weights: dict[str, torch.Tensor] = {}
     position = {f"{name}.{old}.": f"{name}.{new}." for new, old in enumerate(kept)}
     for key, tensor in teacher.state_dict().items():
@@ -104,6 +99,14 @@ def _warn_unless_alike(teacher: CausalLM, student: CausalLM, *, kept: Sequence[i
             f"{type(teacher).__name__}: layers {', '.join(map(str, kept))} compute something else at their new places "
             f"(difference {differing:.1e}, expected 0): the student starts farther from the teacher than was measured",
         )
+
+
+def of_layers(config: Any, kept: Sequence[int]) -> Any:
+    """The config of a model with these layers (rising) of the one that `config` describes."""
+    copied = copy.deepcopy(config)
+    text = copied.get_text_config()
+    keep_layers(text, kept, n_layers=text.num_hidden_layers)
+    return copied
 
 
 def shortened(config: Any, n_layers: int) -> Any:

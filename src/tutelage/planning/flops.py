@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from tutelage.errors import ConfigError
 from tutelage.models.head import require_rows
+from tutelage.models.layers import expert_weights, n_experts_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,13 +104,8 @@ def size_of_model(model: nn.Module, *, n_vocabulary: int | None = None) -> Size:
 
 
 def _experts(model: nn.Module, config: Any) -> tuple[int, float]:
-    """(weights of all experts, the share of them that a token meets): of a model without experts (0, 1).
-
-    transformers keeps the experts of a layer as tensors [experts, …] of one module.
-    """
-    n_experts = next((n for name in ("num_local_experts", "num_experts", "n_routed_experts")
-                      if (n := getattr(config, name, None))), None)  # fmt: skip
-    if n_experts is None:
+    """(weights of all experts, the share of them that a token meets): of a model without experts (0, 1)."""
+    if (n_experts := n_experts_of(config)) is None:
         return 0, 1.0
-    stacked = [p.numel() for p in model.parameters() if p.dim() == 3 and p.shape[0] == n_experts]
-    return sum(stacked), getattr(config, "num_experts_per_tok", n_experts) / n_experts
+    n_weights = sum(weight.numel() for weight in expert_weights(model))
+    return n_weights, getattr(config, "num_experts_per_tok", n_experts) / n_experts

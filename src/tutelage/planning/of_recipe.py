@@ -169,7 +169,9 @@ def _student_size(section: StudentSection, config: Any, *, name: str, n_vocabula
     if section.lora is None:
         return size
     with torch.device("meta"):
-        n_learned = adapters.n_learned(AutoModelForCausalLM.from_config(config), adapter_of(section.lora))
+        model = AutoModelForCausalLM.from_config(config)
+        n_learned = adapters.n_learned(model, adapter_of(section.lora))
+    adapters.tell_what_stays(model, name=name)
     return replace(size, multiplying=size.multiplying + n_learned, learned=n_learned)
 
 
@@ -186,10 +188,18 @@ def _student_config(section: StudentSection, *, name: str, teacher: Any, n_vocab
     assert section.copies_teacher, "recipe rules: a student is a model, a config or a copy of the teacher"
     copied = teacher
     if section.layers is not None:
-        copied = student.shortened(teacher, _n_layers(section.layers, teacher, name=name))
+        copied = _of_layers(section.layers, teacher, name=name)
     if section.width is not None:
         copied = width.narrow_config(copied, width.wanted_sizes(copied, **section.width.model_dump()))
     return copied
+
+
+def _of_layers(layers: Layers, teacher: Any, *, name: str) -> Any:
+    """The teacher's config with the layers that stay; which the important ones are is not known before training."""
+    n_kept, n_teacher = _n_layers(layers, teacher, name=name), int(teacher.get_text_config().num_hidden_layers)
+    if layers.important is not None:
+        return student.shortened(teacher, n_kept)
+    return student.of_layers(teacher, layers.listed or student.evenly(n_teacher, n_kept))
 
 
 def _n_layers(layers: Layers, teacher: Any, *, name: str) -> int:

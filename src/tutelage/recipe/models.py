@@ -49,6 +49,19 @@ DeviceMap = Annotated[
 ]
 
 
+def _targets(value: Any) -> Any:
+    """One sentence for all-linear and names: a union would complain once for each of them."""
+    if value == "all-linear":
+        return value
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(name, str) for name in value):
+        raise PydanticCustomError("targets", "must be all-linear, or names of layers such as [q_proj, v_proj]")
+    return value
+
+
+_Names = Literal["all-linear"] | Annotated[tuple[str, ...], Listed, Field(min_length=1)]
+Targets = Annotated[_Names, BeforeValidator(_targets, json_schema_input_type=_Names)]
+
+
 class TeacherTraining(Section):
     """How a teacher trains beside its students; what is null is as in `training`.  Short form: true."""
 
@@ -172,7 +185,7 @@ class Lora(Section):
     alpha: float | None = Field(
         default=None, gt=0, description="what an adapter adds is multiplied by alpha / rank; null: twice the rank"
     )
-    targets: Literal["all-linear"] | Annotated[tuple[str, ...], Listed, Field(min_length=1)] = Field(
+    targets: Targets = Field(
         default="all-linear", description="names of the layers that get one, such as [q_proj, v_proj]"
     )
     dora: bool = Field(default=False, description="learn the norm of each row too (DoRA)")

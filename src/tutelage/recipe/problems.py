@@ -242,7 +242,7 @@ def _at_the_ends(path: Path, found: Any) -> str:
     """The name of the divergence that a blend degenerates to."""
     if path[-1:] == ("beta",) and found in (0, 1) and not isinstance(found, bool):
         return "; for beta=0 use forward_kl, for beta=1 reverse_kl"
-    if path[-1:] == ("alpha",) and found == 0 and not isinstance(found, bool):
+    if path[-1:] == ("alpha",) and path[-2:-1] != ("lora",) and found == 0 and not isinstance(found, bool):
         return "; for alpha=0 use forward_kl or reverse_kl"
     if path == ("data", "held_out", "share") and found == 0:
         return "; to keep nothing write null"

@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from tutelage import console, io
-from tutelage.errors import IntegrityError, NumericError, ResourceError, Stopped
+from tutelage.errors import IntegrityError, NumericError, ResourceError, Stopped, is_out_of_memory
 from tutelage.roles import figure_name, figures_of
 from tutelage.rundir import RunDirectory
 from tutelage.training import checkpoint
@@ -141,10 +140,8 @@ class _Fit:
             ids = [batch.view.ids_BT.tolist() for batch in batches]
             io.write_json(where, {"error": error.message, "rows": rows, "token_ids": ids})
             raise NumericError(error.code, f"{error.message}; the batch is in {where}") from error
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise out_of_memory(self.trainer, batches) from error
-        except RuntimeError as error:
-            if "can't allocate memory" in str(error) or "not enough memory" in str(error):
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
                 raise out_of_memory(self.trainer, batches) from error
             raise
 

@@ -19,7 +19,7 @@ import torch
 
 from tutelage import console
 from tutelage.data.loader import Loader
-from tutelage.errors import ResourceError
+from tutelage.errors import ResourceError, is_out_of_memory
 from tutelage.losses.terms import Term
 from tutelage.models import adapters, grid
 from tutelage.recipe import Recipe
@@ -121,8 +121,10 @@ def largest(n_windows: int, attempt: Callable[[int], None]) -> int:
 def _does(attempt: Callable[[int], None], n: int) -> bool:
     try:
         attempt(n)
-    except torch.OutOfMemoryError:  # its traceback, which holds what was allocated, ends with this function
-        return False
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return False  # the traceback, which holds what was allocated, ends with this function
     return True
 
 

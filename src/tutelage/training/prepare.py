@@ -18,6 +18,7 @@ from tutelage.losses.terms import Term
 from tutelage.models import adapters, grid, load, packing, vocabulary
 from tutelage.models.fingerprint import weights_fingerprint
 from tutelage.models.head import head_of
+from tutelage.models.origin import Origin
 from tutelage.recipe import Recipe
 from tutelage.roles import STUDENT, TEACHER, control
 from tutelage.teachers.cached import CachedTeacher
@@ -58,6 +59,7 @@ class Prepared:
     students: dict[str, CausalLM]  # the start weights by name, likewise
     terms: dict[str, tuple[Term, ...]]  # of each student's loss, those that compare layers settled
     layers: dict[str, LayerChoice | None]
+    origins: dict[str, Origin]
     loader: Loader
     evaluation_sets: dict[str, Callable[[], list[EvaluationBatch]]]
     measured_rows: dict[str, tuple[Store, Rows]]  # the rows of each evaluation set, in the order of `row_N`
@@ -134,6 +136,7 @@ def prepare(recipe: Recipe, *, memory: InMemory, earlier: Mapping[str, Any] | No
         students=students,
         terms=terms,
         layers={name: start.layers for name, start in made.items()},
+        origins={name: start.origin for name, start in made.items()},
         loader=data.loader(curriculum=order),
         evaluation_sets=data.evaluation_sets(),
         measured_rows=data.measured_rows(),
@@ -165,8 +168,8 @@ def _terms(
             terms_of(recipe.learners[name].loss),
             student=start.model,
             teacher=live,
-            kept=start.kept,
-            channels=start.width.hidden if start.width is not None else (),
+            kept=start.origin.layers,
+            channels=start.origin.channels,
         )
         for name, start in starts.items()
     }

@@ -2,7 +2,8 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from tutelage.errors import ConfigError
 from tutelage.models import adapters, grid, load, quantized, student
 from tutelage.models.cast import cast
 from tutelage.models.layers import decoder_layers
+from tutelage.models.origin import Origin, extent_of, origin_in
 from tutelage.models.width import Kept, narrowed, wanted_sizes
 from tutelage.recipe import Layers, Lora, Recipe, Width
 from tutelage.recipe import Student as StudentSection
@@ -32,7 +34,7 @@ class Start:
     model: CausalLM
     layers: LayerChoice | None = None
     width: Kept | None = None
-    kept: tuple[int, ...] | None = None  # the teacher's layers that it has, where it is made of them
+    origin: Origin  # what of the teacher it has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,21 +55,24 @@ def start_of(makers: Makers, name: str, *, measured: Mapping[str, Any]) -> Start
     `measured`: what an unfinished run has recorded of `layers` and `widths`; it is taken from there.
     """
     section = makers.recipe.learners[name].section
-    choice = kept = layers = None
+    choice = kept = None
     if section.copies_teacher:
         model, layers, choice = _copied(makers, section, measured=measured.get("layers"))
+        assert makers.teacher is not None, "recipe rules: a copy needs a teacher"
+        origin = Origin(teacher=extent_of(makers.teacher.config), layers=layers)
     else:
-        model = _own(makers, section, name=name)
+        model, origin = _own(makers, section, name=name), _recorded(makers, section)
     model = wide(model, makers.compute)
     if section.width is not None:
         kept = _kept(makers, section.width, model, measured=measured.get("widths"))
         narrow = narrowed(model, kept)
         console.say(f"{name}: {_size(model)} parameters narrowed to {_size(narrow)}")
-        model = narrow
+        model, origin = narrow, replace(origin, channels=kept.hidden)
     seed = makers.recipe.training.seed
     if section.init is not None:
         model = student.partly_random(model, section.init.random, seed=seed, name=name)
     if section.lora is not None:
+        adapters.tell_what_stays(model, name=name)
         model = adapters.adapted(model, adapter_of(section.lora), seed=seed, name=name)
         n_learned = sum(p.numel() for p in adapters.learned_parameters(model).values())
         console.say(f"{name}: {n_learned:,} of {_size(model)} parameters are trained (rank {section.lora.rank})")
@@ -75,7 +80,7 @@ def start_of(makers: Makers, name: str, *, measured: Mapping[str, Any]) -> Start
         on_it = grid.rounding_of(model, section.quantize, name=name).inputs_first
         n_rounded = sum(model.get_parameter(key).numel() for key in on_it)
         console.say(f"{name}: {n_rounded:,} of {_size(model)} parameters are rounded to {section.quantize}")
-    return Start(model=model.eval(), layers=choice, width=kept, kept=layers)
+    return Start(model=model.eval(), layers=choice, width=kept, origin=origin)
 
 
 def adapter_of(section: Lora) -> adapters.Adapter:
@@ -91,6 +96,13 @@ def wide(model: CausalLM, compute: ComputePath) -> CausalLM:
 
 def _size(model: CausalLM) -> str:
     return f"{sum(p.numel() for p in model.parameters()):,}"
+
+
+def _recorded(makers: Makers, section: StudentSection) -> Origin:
+    """What a model's folder says that it was made of: the start that a comparison has made for all its runs."""
+    if section.model is None or makers.teacher is None:
+        return Origin()
+    return origin_in(Path(section.model), teacher=makers.teacher.config)
 
 
 def _own(makers: Makers, section: StudentSection, *, name: str) -> CausalLM:
@@ -118,6 +130,7 @@ def _copied(
     """The teacher with the layers that the recipe keeps, and which they are: None, all, where it narrows alone."""
     assert makers.teacher is not None, "recipe rules: a copy needs a teacher"
     if section.layers is None:
+        quantized.refuse_copy(makers.teacher.config, what="student.width copies channels")
         return copy.deepcopy(makers.teacher), None, None
     layers, choice = _layers(makers, section.layers, makers.teacher, measured=measured)
     return student.from_layers(makers.teacher, layers), tuple(sorted(layers)), choice

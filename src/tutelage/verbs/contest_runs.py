@@ -5,12 +5,14 @@ import shlex
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tutelage import console, io, reading, roles
 from tutelage.errors import ConfigError, Stopped, TutelageError
 from tutelage.models import save
+from tutelage.models.origin import write_origin
 from tutelage.planning import contest as contests
 from tutelage.planning import kept
 from tutelage.planning import show as words
@@ -148,7 +150,8 @@ def _start(base: Recipe, folder: Path) -> dict[str, Any] | None:
 def _narrow_model(base: Recipe, folder: Path) -> Path:
     """The start of a student that is narrower than its teacher, as a model folder.
 
-    Random weights and adapters are each run's own: they come on top of it, by its seed.
+    Random weights and adapters are each run's own: they come on top of it, by its seed.  What of the teacher it has is
+    said beside it, so that its layers are compared with those which they came from.
     """
     path = folder / _START
     if not path.is_dir():
@@ -156,7 +159,8 @@ def _narrow_model(base: Recipe, folder: Path) -> Path:
         bare = base.student.model_copy(update={"init": None, "lora": None})
         prepared = prepare(base.model_copy(update={"student": bare}), memory=InMemory())
         io.make_directory(folder)
-        save.save_model(prepared.students[roles.STUDENT], prepared.tokenizer, path)
+        origin = partial(write_origin, prepared.origins[roles.STUDENT])
+        save.save_model(prepared.students[roles.STUDENT], prepared.tokenizer, path, beside=origin)
     return path.absolute()
 
 

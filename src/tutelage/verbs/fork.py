@@ -1,6 +1,7 @@
 """A fork: a new run that starts from the weights of another one, and keeps them, whatever becomes of its source."""
 
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 from torch import Tensor
 
@@ -8,7 +9,7 @@ from tutelage import console, roles
 from tutelage.errors import ConfigError
 from tutelage.models import load, save
 from tutelage.recipe import Recipe, load_recipe
-from tutelage.rundir import RunDirectory, Started
+from tutelage.rundir import START_OVER, RunDirectory, Started
 from tutelage.training import checkpoint
 from tutelage.training.prepare import Prepared
 
@@ -35,20 +36,10 @@ def start_from_source(prepared: Prepared, started: Started) -> None:
 
 def require_same_models(source: RunDirectory, recipe: Recipe) -> None:
     """ConfigError, before anything is made, when a run has not trained the models that this recipe trains."""
-    adapted = [name for name, learner in recipe.learners.items() if learner.section.lora is not None]
-    if adapted:
-        raise ConfigError(
-            "CONFIG",
-            f"--fork: {adapted[0]} has adapters (lora), which a finished run has merged; start from the model that "
-            f"{source} saved: student.model={source.model(adapted[0])}",
-        )
-    drawn = [name for name, learner in recipe.learners.items() if learner.section.init is not None]
-    if drawn:
-        raise ConfigError(
-            "CONFIG",
-            f"--fork: {drawn[0]} has init, and a fork takes the weights as they are; start from the model that "
-            f"{source} saved: student.model={source.model(drawn[0])}, with init",
-        )
+    if (name := next(iter(_adapted(recipe)), None)) is not None:
+        _refuse(source, name, f"{name} has adapters (lora), which a finished run has merged")
+    if (name := next(iter(_mixed(recipe)), None)) is not None:
+        _refuse(source, name, f"{name} has init, and a fork takes the weights as they are", also=", with init")
     theirs, ours = (_names(each) for each in (load_recipe(source.recipe_path), recipe))
     if theirs != ours:
         raise ConfigError(
@@ -56,6 +47,27 @@ def require_same_models(source: RunDirectory, recipe: Recipe) -> None:
             f"--fork: this recipe trains {', '.join(ours)}, and {source} has trained {', '.join(theirs)}; name the "
             "same students, or start from one of its models: student.model=RUN/models/NAME",
         )
+
+
+def can_fork(recipe: Recipe) -> bool:
+    """Whether a run of this recipe can start from the weights of another one."""
+    return not _adapted(recipe) and not _mixed(recipe)
+
+
+def _adapted(recipe: Recipe) -> list[str]:
+    return [name for name, learner in recipe.learners.items() if learner.section.lora is not None]
+
+
+def _mixed(recipe: Recipe) -> list[str]:
+    """The students whose start is partly random."""
+    return [name for name, learner in recipe.learners.items() if learner.section.init is not None]
+
+
+def _refuse(source: RunDirectory, name: str, reason: str, *, also: str = "") -> NoReturn:
+    way = f"start from the model that {source} saved: student.model={source.model(name)}{also}"
+    if source.state() != "finished":
+        way = f"{source} has saved no model yet; {START_OVER}"
+    raise ConfigError("CONFIG", f"--fork: {reason}; {way}")
 
 
 def _names(recipe: Recipe) -> list[str]:
@@ -86,7 +98,7 @@ def _weights_of(source: RunDirectory, names: Sequence[str]) -> tuple[dict[str, d
     folder = source.checkpoints / (names[0] if len(names) == 1 else roles.FAMILY)
     found = checkpoint.newest(folder, run_id=source.run_id, required=[_part(name) for name in names])
     if found is None:
-        raise ConfigError("CONFIG", f"--fork: {source} has no checkpoint yet; leave --fork out")
+        raise ConfigError("CONFIG", f"--fork: {source} has no checkpoint yet; {START_OVER}")
     if source.state() != "finished":
         return {name: found.tensors[_part(name)] for name in names}, found.step
     saved = {}

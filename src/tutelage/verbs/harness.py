@@ -11,11 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from tutelage import console
-from tutelage.errors import ConfigError, IntegrityError, ResourceError, TutelageError
+from tutelage.errors import ConfigError, IntegrityError, ResourceError, TutelageError, is_out_of_memory
 from tutelage.evaluation.harness import Answer
 from tutelage.models.placement import device_of
 
@@ -64,7 +63,7 @@ def _failure(error: Exception, tasks: Sequence[str]) -> TutelageError:
     """Questions that cannot be read, memory, or whatever else went wrong inside the harness."""
     said = f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
     on = f"the harness failed on {', '.join(tasks)}"
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+    if is_out_of_memory(error):
         return ResourceError("MEMORY", f"{on}: out of memory; end other programs, or ask for one task at a time")
     if isinstance(error, OSError | ValueError | KeyError):
         return IntegrityError(

@@ -142,7 +142,9 @@ def train(
     callbacks = loaded(checked.training.callbacks or ())  # what cannot be imported is said before anything is loaded
     prepared = prepare(checked, memory=memory, earlier=earlier)
     resolved = checked.resolved()
-    with opened(folder, resolved, prepared.provenance, force=force, fork=fork, resume=resume) as started:
+    with opened(
+        folder, resolved, prepared.provenance, force=force, fork=fork, resume=resume, can_fork=forks.can_fork(checked)
+    ) as started:
         if started.kind != "nothing_to_do":
             _train_and_measure(prepared, started, prompts=prompts, callbacks=callbacks)
         return Run(started.run.path)
@@ -167,7 +169,7 @@ def _earlier(folder: Path, recipe: Recipe, *, force: bool, fork: bool, resume: b
         forks.require_same_models(run, recipe)
     if force or fork or run.state() == "absent":
         return None
-    run.require_same_recipe(recipe.resolved(), resume=resume)
+    run.require_same_recipe(recipe.resolved(), resume=resume, can_fork=forks.can_fork(recipe))
     if run.state() == "finished":
         console.note("NOTHING_TO_DO", f"{run}: the run is complete")
         return "finished"

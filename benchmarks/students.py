@@ -32,6 +32,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "depth-dora": {"layers": 20, "lora": {"rank": 16, "dora": True}},
 }
 LEARNING_RATE, OF_ADAPTERS = 4e-4, 2e-3
+LENGTH = 256
 
 
 def recipe_of(way: str, *, seed: int, tokens: int, teacher: str, documents: int, rows: int) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def recipe_of(way: str, *, seed: int, tokens: int, teacher: str, documents: int,
     return {
         "teacher": {"model": teacher},
         "student": dict(WAYS[way]),
-        "data": {"sources": [{"python_docs": True, "limit": documents}], "held_out": 0.12, "max_length": 256},
+        "data": {"sources": [{"python_docs": True, "limit": documents}], "held_out": 0.12, "max_length": LENGTH},
         "loss": ["forward_kl"],
         "training": {
             "tokens": tokens, "batch_tokens": min(2048, tokens), "learning_rate": rate, "schedule": "wsd",
@@ -60,6 +61,7 @@ def cell(way: str, recipe: Mapping[str, Any], folder: Path, first: Path) -> dict
         "seed": recipe["training"]["seed"],
         "parameters": size.parameters,
         "learned": size.learned if size.learned is not None else size.parameters,
+        "training_flops_per_token": size.training_flops(context=LENGTH),
         **table.measured(run),
         "minus_first": table.minus_first(run.path, first),
     }  # fmt: skip
@@ -71,7 +73,8 @@ def conclusions(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]
     for way in WAYS:
         own = [one for one in cells if one["way"] == way]
         if own:
-            rows[way] = {"parameters": own[0]["parameters"], "learned": own[0]["learned"], **table.means(own)}
+            sizes = {key: own[0][key] for key in ("parameters", "learned", "training_flops_per_token")}
+            rows[way] = {**sizes, **table.means(own)}
     return rows
 
 

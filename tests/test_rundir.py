@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.instruments import faults
 from tests.instruments.quick_disk import QUICK_DISK
 from tutelage import io
 from tutelage.errors import ConfigError, IntegrityError
+from tutelage.recipe import load_recipe
 from tutelage.rundir import MUST_MATCH, RunDirectory, opened
 
 RECIPE: dict[str, io.Json] = {
@@ -102,6 +104,27 @@ def test_a_changed_input_is_named_when_a_run_would_go_on(name: str, resume: bool
     assert caught.value.code == "RESUME_MISMATCH"
     assert f'{name}.sha256 "8f-{name}" -> "2c"; use --fork' in caught.value.message
     assert _files(path) == before
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_run_of_a_version_that_lacked_a_field_goes_on_by_the_fields_default(finished: bool, tmp_path: Path) -> None:
+    written = {
+        "teacher": str(tmp_path / "teacher"), "student": {"layers": 2}, "loss": "forward_kl",
+        "data": {"sources": [{"text": "corpus/*.txt"}]}, "training": {"tokens": 10_000},
+    }  # fmt: skip
+    resolved = load_recipe(written).resolved()
+    run = _run(tmp_path / "run", finished=finished, recipe=resolved)
+    stored = yaml.safe_load(run.recipe_path.read_text())
+    del stored["training"]["compile"]
+    run.recipe_path.write_text(yaml.safe_dump(stored))
+    with opened(run.path, resolved, PROVENANCE, resume=finished) as started:
+        assert started.kind == ("nothing_to_do" if finished else "resumed")
+    other = load_recipe({**written, "training": {"tokens": 10_000, "compile": True}}).resolved()
+    with (
+        pytest.raises(ConfigError, match=r"training\.compile false -> true"),
+        opened(run.path, other, PROVENANCE),
+    ):
+        pass
 
 
 def test_every_difference_has_its_own_entry(tmp_path: Path) -> None:

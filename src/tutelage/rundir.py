@@ -26,6 +26,7 @@ import yaml
 
 from tutelage import console, io, reading
 from tutelage.errors import ConfigError, IntegrityError
+from tutelage.recipe import load_recipe
 from tutelage.recipe.text import dump
 
 State: TypeAlias = Literal["absent", "unfinished", "finished"]
@@ -213,7 +214,7 @@ class RunDirectory:
             stored = yaml.safe_load(self.recipe_path.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise IntegrityError("DATA_READ", f"{self.recipe_path} cannot be read ({error}); use --force") from error
-        differences = _differences(stored, _plain(recipe))
+        differences = _differences(_with_new_fields(stored), _plain(recipe))
         if differences and resume and state == "unfinished":
             way = "use --fork to start a new run" if can_fork else START_OVER
             message = f"{'; '.join(differences)}; {way}"
@@ -356,6 +357,17 @@ def _is_later(line: bytes, path: Path, *, step: int, model: str | None) -> bool:
 def _plain(value: Any) -> Any:  # any JSON value
     """The value as it is after writing and reading: tuples become lists, keys strings."""
     return json.loads(json.dumps(value, allow_nan=False))
+
+
+def _with_new_fields(stored: Any) -> Any:
+    """A recipe that an earlier version wrote, with the fields that did not exist then.
+
+    Their defaults are what was done before there was a choice: whoever adds a field keeps to that.
+    """
+    try:
+        return _plain(load_recipe(stored).resolved())
+    except ConfigError:
+        return stored  # no recipe of this version: every field that differs is named
 
 
 def _differences(old: Any, new: Any, *, path: str = "") -> list[str]:  # any JSON values

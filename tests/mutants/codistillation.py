@@ -97,4 +97,12 @@ CODISTILLATION = (
             "tests/test_rundir.py::test_the_next_process_clears_what_a_killed_one_left_in_any_of_the_runs_folders",
         ),
     ),
+    Mutant(
+        id="M573",
+        what="a new field of the recipe ends every run of an earlier version",
+        file="rundir.py",
+        old="differences = _differences(_with_new_fields(stored), _plain(recipe))",
+        new="differences = _differences(stored, _plain(recipe))",
+        oracles=("tests/test_rundir.py::test_a_run_of_a_version_that_lacked_a_field_goes_on_by_the_fields_default",),
+    ),
 )

@@ -21,6 +21,11 @@ METRICS = ("kl_to_teacher", "held_out_loss", "top1_agreement", "ece")
 VALUES = tuple(f"{metric}_{when}" for metric in METRICS for when in ("before", "after"))
 
 
+def run_of(recipe: Mapping[str, Any], folder: Path) -> tutelage.Run:
+    """The run in a folder: as it is where it has ended, else it goes on or begins."""
+    return tutelage.train(recipe, run_dir=folder, resume=(folder / "finished.json").is_file())
+
+
 def measured(run: tutelage.Run) -> dict[str, Any]:
     """Tokens, seconds, the metrics of the student before and after on held-out text, and standard errors after."""
     found = run.as_json()

@@ -34,7 +34,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import tutelage
 from benchmarks import measure
-from benchmarks.cells import difference, scores_of
+from benchmarks.cells import difference, run_of, scores_of
 from tutelage import plugins
 from tutelage.data.standard_library import read_docs
 from tutelage.evaluation.transfer import METRICS
@@ -124,7 +124,7 @@ def recipe(prose: Path, *, seed: int, batch: int, tokens: int, **models_and_loss
 
 def trained(asked: dict[str, Any], folder: Path) -> tutelage.Run:
     """A run: made, taken up, or found whole."""
-    return tutelage.train(asked, run_dir=folder, resume=(folder / "finished.json").is_file())
+    return run_of(asked, folder)
 
 
 def run_arms(seed: int, *, prose: Path, tokens: int, batch: int, folder: Path) -> dict[str, Path]:

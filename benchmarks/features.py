@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any  # recipes and results are JSON
 
-import tutelage
 from benchmarks import cells as table
 from benchmarks import measure
 
@@ -63,7 +62,7 @@ def recipe_of(name: str, *, seed: int, tokens: int, teacher: str, documents: int
 
 def cell(name: str, recipe: Mapping[str, Any], folder: Path, first: Path) -> dict[str, Any]:
     """Train, or take up what is there, and read what was measured; `first` is the run to compare with."""
-    run = tutelage.train(recipe, run_dir=folder)
+    run = table.run_of(recipe, folder)
     last = [row for row in run.metrics if "student/total" in row][-1]
     return {
         "name": name,

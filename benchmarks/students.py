@@ -53,7 +53,7 @@ def recipe_of(way: str, *, seed: int, tokens: int, teacher: str, documents: int,
 
 def cell(way: str, recipe: Mapping[str, Any], folder: Path, first: Path) -> dict[str, Any]:
     """Train, or take up what is there, and read what was measured; `first` is the run to compare with."""
-    run = tutelage.train(recipe, run_dir=folder)
+    run = table.run_of(recipe, folder)
     size = tutelage.plan(recipe).plan.facts.students["student"]
     return {
         "way": way,

@@ -89,6 +89,7 @@ def _common(rows: int, learning_rate: float) -> dict[str, Any]:
         "learning_rate": learning_rate,
         "lr_scheduler_type": "constant",
         "bf16": True,
+        "dataloader_pin_memory": False,  # the batch lies on the device already
         "use_cpu": not torch.cuda.is_initialized(),
         "gradient_checkpointing": False,
         "beta": 0.0,

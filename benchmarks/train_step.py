@@ -269,7 +269,10 @@ def arguments_of() -> argparse.Namespace:
     parser.add_argument("--gpu", help="which one, as in tutelage plan --gpu: for the share of its peak")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="leave the other contenders out")
     parser.add_argument("--memory", metavar="NAME", help="print one contender's peak bytes, nothing else")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.gpu and arguments.dtype != "bfloat16":
+        parser.error("--gpu gives the share of a peak in bfloat16; leave --dtype out")
+    return arguments
 
 
 def main() -> None:
@@ -289,6 +292,8 @@ def main() -> None:
         "length": length,
         "shapes": arguments.shapes,
         "device": arguments.device,
+        "gpu": arguments.gpu,
+        "gpu_name": torch.cuda.get_device_name() if arguments.device == "cuda" else None,
         "chunk_positions": CHUNK_POSITIONS,
         "teacher": arguments.teacher,
         "dtype": arguments.dtype,
@@ -296,6 +301,8 @@ def main() -> None:
     environment = measure.environment(config)
     samples = measure.interleaved({name: made[name]() for name in names}, rounds=arguments.rounds)
     base = "floor" if "floor" in names else names[0]
+    if arguments.device == "cuda":
+        torch.cuda.empty_cache()  # the contenders are gone; their memory is measured in processes of their own
     rows = measure.summary(samples, base=base, n_tokens=start.ids_BT.numel())
     extra = ["--random"] if arguments.random else ["--teacher", arguments.teacher]
     extra += ["--dtype", arguments.dtype, "--shapes", arguments.shapes, "--device", arguments.device]
@@ -324,7 +331,7 @@ def main() -> None:
 
 
 def _peak(make: Callable[[], Step]) -> int:
-    """Above the loaded models, the contender's own copies included: optimizer state, gradients and two steps."""
+    """Above the models and the contender's own copies of them: optimizer state, gradients and two steps."""
     made: list[Step] = []
 
     def act() -> None:

@@ -162,8 +162,8 @@ REACH = (
         id="M570",
         what="doctor and plan fail on a model without attention",
         file="planning/flops.py",
-        old='heads = getattr(text, "num_attention_heads", 0)  # Mamba has none',
-        new="heads = text.num_attention_heads",
+        old='heads: int = getattr(config, "num_attention_heads", 0)  # Mamba has none',
+        new="heads: int = config.num_attention_heads",
         oracles=(OTHER + "test_a_model_without_attention_is_examined_planned_and_trained",),
     ),
     Mutant(

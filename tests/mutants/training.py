@@ -206,4 +206,12 @@ COMPILED = (
         new="models = running(prepared.teacher) if training.compile else []",
         oracles=(COMPILING + "test_a_run_compiles_teacher_and_student",),
     ),
+    Mutant(
+        id="M574",
+        what="what a user's function generates is compiled, layer by layer",
+        file="training/fit.py",
+        old="with plain(models.values()):",
+        new="with plain(()):",
+        oracles=(COMPILING + "test_a_callback_gets_models_that_are_not_compiled",),
+    ),
 )

@@ -5,11 +5,12 @@ from functools import partial
 
 import pytest
 import torch
+from transformers import BlenderbotConfig, BlenderbotForCausalLM
 
 import tutelage
 from tests import tiny
 from tests.instruments import faults
-from tests.verbs.tiny_runs import assert_equal_weights, call, recipe, weights_of, written
+from tests.verbs.tiny_runs import assert_equal_weights, call, family_folder, recipe, weights_of, written
 from tutelage import io
 from tutelage.errors import ConfigError
 from tutelage.models.head import trunk
@@ -62,10 +63,12 @@ def test_compiled_layers_give_the_models_own_numbers_for_every_shape_from_few_gr
 
 
 def test_a_run_is_the_one_without_but_for_roundings_and_one_that_was_stopped_ends_in_the_same_bits(tmp_path):
+    """A GPT-2 with its dropout of 0.1: compiled, it draws what it drew."""
+    asked = {"teacher": str(family_folder(tmp_path / "gpt2", "gpt2")), "data": WIDE}
     plain = tutelage.train(
-        recipe(tmp_path, data=WIDE, training={**COMPILED, "compile": False}), run_dir=tmp_path / "plain"
+        recipe(tmp_path, **asked, training={**COMPILED, "compile": False}), run_dir=tmp_path / "plain"
     )
-    chosen = recipe(tmp_path, data=WIDE, training=COMPILED)
+    chosen = recipe(tmp_path, **asked, training=COMPILED)
     whole = tutelage.train(chosen, run_dir=tmp_path / "whole")
     for name, value in weights_of(whole.path / "student").items():
         torch.testing.assert_close(value, weights_of(plain.path / "student")[name], rtol=0, atol=1e-4)
@@ -91,6 +94,37 @@ def test_a_run_compiles_teacher_and_student(tmp_path, graphs_alone):
         tutelage.train(recipe(tmp_path, data=WIDE, loss=loss, training=COMPILED), run_dir=tmp_path / name)
         n_graphs[name] = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert n_graphs["soft"] > n_graphs["hard"] >= 1
+
+
+def test_a_callback_gets_models_that_are_not_compiled(tmp_path, graphs_alone):
+    """Which generates: every length and layer of that would be compiled."""
+    (tmp_path / "watch.py").write_text(
+        "def on_event(event):\n"
+        "    model = event.models['student']\n"
+        "    ids = model.generate(model.dummy_inputs['input_ids'], max_new_tokens=4, do_sample=False)\n"
+        "    assert ids.shape[1] > 4 and all(m._compiled_call_impl is None for m in model.modules())\n"
+    )
+    watching = {**COMPILED, "callbacks": [f"{tmp_path / 'watch.py'}:on_event"]}
+    torch._dynamo.utils.counters.clear()
+    tutelage.train(recipe(tmp_path, data=WIDE, training=watching), run_dir=tmp_path / "run")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4
+
+
+def test_a_model_without_one_list_of_layers_is_one_line():
+    config = BlenderbotConfig(
+        vocab_size=48,
+        d_model=16,
+        decoder_layers=2,
+        decoder_ffn_dim=16,
+        encoder_layers=3,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+    )
+    with (
+        pytest.raises(ConfigError, match=r"error\[COMPILE\]: .* no list of layers .*; set training.compile=false"),
+        compiled([BlenderbotForCausalLM(config)]),
+    ):
+        pass
 
 
 def test_without_a_compiler_it_is_said_before_anything_is_loaded(tmp_path):

@@ -5,28 +5,26 @@ import torch
 import transformers
 
 import tutelage
-from tests.models.architectures import FAMILIES, UNPACKED
-from tests.verbs.tiny_runs import call, recipe, tokenizer, written
-
-
-def folder(path, family):
-    """A tiny random model of a family, in float32, with the tokenizer of tiny runs."""
-    own = tokenizer()
-    config = {**FAMILIES, **UNPACKED}[family]()
-    config.vocab_size = len(own)
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.generation_config.eos_token_id = own.eos_token_id
-    model.save_pretrained(path)
-    own.save_pretrained(path)
-    return path
+from tests.verbs.tiny_runs import call, family_folder, recipe, tokenizer, written
+from tutelage.planning.flops import size_of
 
 
 def test_a_model_without_attention_is_examined_planned_and_trained(tmp_path):
-    path = written(tmp_path, teacher=str(folder(tmp_path / "mamba", "mamba")))
+    path = written(tmp_path, teacher=str(family_folder(tmp_path / "mamba", "mamba")))
     for verb in (("doctor", path), ("plan", path), ("train", path, "--run-dir", tmp_path / "run")):
         code, out, err = call(*verb)
         assert code == 0, out + err
+
+
+def test_a_model_whose_heads_differ_from_layer_to_layer_is_planned(tmp_path):
+    """Gemma 4: its config has no one dimension of the heads."""
+    sizes = {"vocab_size": 48, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4}
+    config = transformers.Gemma4TextConfig(
+        **sizes, num_attention_heads=2, num_key_value_heads=1, head_dim=8, global_head_dim=16,
+        layer_types=["sliding_attention", "full_attention"] * 2, vocab_size_per_layer_input=48,
+        hidden_size_per_layer_input=8,
+    )  # fmt: skip
+    assert size_of(config).attention_width == 2 * (8 + 16) // 2
 
 
 def test_a_model_that_is_not_causal_is_one_line(tmp_path):
@@ -42,7 +40,7 @@ def test_a_model_that_is_not_causal_is_one_line(tmp_path):
 
 
 def test_a_tokenizer_with_more_tokens_than_the_head_has_rows_is_one_line(tmp_path):
-    path = folder(tmp_path / "small", "llama")
+    path = family_folder(tmp_path / "small", "llama")
     rows, larger = len(tokenizer()), tokenizer(words=90)
     larger.save_pretrained(path)
     asked = written(tmp_path, teacher=str(path), student={"layers": 2})  # which are measured: tokens are looked up
@@ -56,6 +54,8 @@ def test_a_tokenizer_with_more_tokens_than_the_head_has_rows_is_one_line(tmp_pat
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
 def test_a_mixture_trains_in_float64_too(family, tmp_path):
     """torch groups the products of experts in narrower formats only."""
-    chosen = recipe(tmp_path, teacher=str(folder(tmp_path / "mixture", family)), training={"precision": "float64"})
+    chosen = recipe(
+        tmp_path, teacher=str(family_folder(tmp_path / "mixture", family)), training={"precision": "float64"}
+    )
     run = tutelage.train(chosen, run_dir=tmp_path / "run")
     assert run.student().dtype == torch.float64

@@ -19,6 +19,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from tests import tiny
+from tests.models.architectures import FAMILIES, UNPACKED
 from tests.models.tiny_models import CHATML, SPECIAL
 from tutelage import cli
 
@@ -71,6 +72,19 @@ def model_folder(
     model = tiny.llama(seed=seed, layers=layers, vocabulary=rows, dtype=torch.float32, tied=not extra_rows)
     if extra_rows:
         _pad(model, n_vocabulary=len(own), phantom=phantom)
+    model.generation_config.eos_token_id = own.eos_token_id
+    model.save_pretrained(path)
+    own.save_pretrained(path)
+    return path
+
+
+def family_folder(path: Path, family: str) -> Path:
+    """A tiny random model of a family, in float32, with the tokenizer of tiny runs."""
+    own = tokenizer()
+    config = {**FAMILIES, **UNPACKED}[family]()
+    config.vocab_size = len(own)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.generation_config.eos_token_id = own.eos_token_id
     model.save_pretrained(path)
     own.save_pretrained(path)

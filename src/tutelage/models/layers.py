@@ -48,7 +48,7 @@ def expert_weights(model: CausalLM) -> list[nn.Parameter]:
 
 def n_experts_of(config: Any) -> int | None:
     """How many experts a layer has; None of a model that is no mixture."""
-    names = ("num_local_experts", "num_experts", "n_routed_experts")
+    names = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
     return next((n for name in names if (n := getattr(config.get_text_config(), name, None))), None)
 
 

@@ -10,6 +10,7 @@ from tutelage import console
 from tutelage.errors import IntegrityError
 
 _NAMED = 3  # of what may be thousands
+_TABLES = (".masked_bias",)  # of old GPT-2 files: a constant, no weight
 
 
 def require_whole(source: str, info: Mapping[str, Any]) -> None:
@@ -38,7 +39,7 @@ def problem_in(info: Mapping[str, Any]) -> str | None:
 
 def unused_in(info: Mapping[str, Any]) -> str:
     """What its files hold that the model has no place for; "" for nothing."""
-    unused = info["unexpected_keys"]
+    unused = [name for name in info["unexpected_keys"] if not name.endswith(_TABLES)]
     return f"{len(unused)} weights in its files are no part of the model ({_some(unused)})" if unused else ""
 
 

@@ -70,14 +70,13 @@ def size_of(config: Any, *, n_vocabulary: int | None = None) -> Size:
     """
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except ValueError as error:
+            return size_of_model(AutoModelForCausalLM.from_config(config), n_vocabulary=n_vocabulary)
+    except (ValueError, TypeError, KeyError, AttributeError, ImportError) as error:  # of the model's own code
+        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        found = f"the size of a model of type {config.model_type} cannot be told ({type(error).__name__}: {reason})"
         raise ConfigError(
-            "MODEL_LOAD",
-            f"no causal language model can be made of a config of type {config.model_type}; name one, such as Llama, "
-            "Qwen, Gemma or GPT-2",
+            "MODEL_LOAD", f"{found}; name a causal language model, such as Llama, Qwen, Gemma or GPT-2"
         ) from error
-    return size_of_model(model, n_vocabulary=n_vocabulary)
 
 
 def size_of_model(model: nn.Module, *, n_vocabulary: int | None = None) -> Size:
@@ -91,16 +90,25 @@ def size_of_model(model: nn.Module, *, n_vocabulary: int | None = None) -> Size:
     require_rows(head, n_vocabulary=n_vocabulary or 0)
     rows = min(head.weight.shape[0], n_vocabulary or head.weight.shape[0])
     n_head = rows * head.weight.shape[1]
-    heads = getattr(text, "num_attention_heads", 0)  # Mamba has none
     return Size(
         parameters=sum(p.numel() for p in model.parameters()),
         multiplying=matrices + round(experts * share) + n_head,
         head=n_head,
         layers=text.num_hidden_layers,
-        attention_width=heads * (getattr(text, "head_dim", None) or text.hidden_size // max(heads, 1)),
+        attention_width=_attention_width(model, text),
         hidden=head.weight.shape[1],
         vocabulary=rows,
     )
+
+
+def _attention_width(model: nn.Module, config: Any) -> int:
+    """Heads times the head's dimension: the mean over the layers, where they differ (Gemma 4); 0 without attention."""
+    mixed = [m for name, m in model.named_modules() if name.endswith(".self_attn.o_proj") and isinstance(m, nn.Linear)]
+    if mixed:
+        return sum(m.in_features for m in mixed) // int(config.num_hidden_layers)
+    heads: int = getattr(config, "num_attention_heads", 0)  # Mamba has none
+    dimension: int = getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1)
+    return heads * dimension
 
 
 def _experts(model: nn.Module, config: Any) -> tuple[int, float]:
@@ -108,4 +116,4 @@ def _experts(model: nn.Module, config: Any) -> tuple[int, float]:
     if (n_experts := n_experts_of(config)) is None:
         return 0, 1.0
     n_weights = sum(weight.numel() for weight in expert_weights(model))
-    return n_weights, getattr(config, "num_experts_per_tok", n_experts) / n_experts
+    return n_weights, (getattr(config, "num_experts_per_tok", None) or n_experts) / n_experts

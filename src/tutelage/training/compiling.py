@@ -1,15 +1,17 @@
 """`training.compile`: the decoder layers of the models of a run, compiled by `torch.compile` while it trains.
 
 Layer by layer, so that equal layers are compiled once, and for any number of rows and any length, so that a batch that
-is a little shorter needs no kernels of its own, and a run that goes on has the same ones.  Outside of `compiled`
-the models are as they were: generating and measuring afterwards would compile again for shapes of their own.
+is a little shorter needs no kernels of its own, and a run that goes on has the same ones.  Outside of `compiled`, and
+inside `plain`, the models are as they were: generating and measuring would compile again for shapes of their own.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import nn
 
 from tutelage import console
 from tutelage.errors import ConfigError
@@ -38,13 +40,15 @@ def compiled(models: Sequence[CausalLM]) -> Iterator[None]:
 
     Left as they are: models with rounded weights that no student learns from, and those that lie on several devices.
     """
-    layers = [layer for model in models if _can(model) for layer in decoder_layers(model)[1]]
+    layers = _layers(models)
     for layer in layers:
         layer.compile(dynamic=True)
     if layers:
         console.say("training.compile: the first steps compile, which takes a minute or so")
+    more_kernels = torch._dynamo.config.patch(recompile_limit=_KERNELS)
+    same_dropout = torch._inductor.config.patch(fallback_random=True)
     try:
-        with torch._dynamo.config.patch(recompile_limit=_KERNELS), warnings.catch_warnings():
+        with more_kernels, same_dropout, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor that is not a leaf")
             yield
     except torch._dynamo.exc.TorchDynamoException as error:
@@ -55,6 +59,32 @@ def compiled(models: Sequence[CausalLM]) -> Iterator[None]:
     finally:
         for layer in layers:
             layer._compiled_call_impl = None
+
+
+@contextmanager
+def plain(models: Iterable[CausalLM]) -> Iterator[None]:
+    """Inside `compiled`: these models as they were, for what a user's own function does with them."""
+    found = [layer for model in models for layer in model.modules() if layer._compiled_call_impl is not None]
+    calls = [_taken(layer) for layer in found]
+    try:
+        yield
+    finally:
+        for layer, call in zip(found, calls, strict=True):
+            layer._compiled_call_impl = call
+
+
+def _taken(layer: nn.Module) -> Any:
+    """What calls the compiled layer; the layer itself is called as it was from now on."""
+    call, layer._compiled_call_impl = layer._compiled_call_impl, None
+    return call
+
+
+def _layers(models: Sequence[CausalLM]) -> list[nn.Module]:
+    try:
+        return [layer for model in models if _can(model) for layer in decoder_layers(model)[1]]
+    except ConfigError as error:
+        where = "a model of the run has no list of layers that could be compiled"
+        raise ConfigError("COMPILE", f"training.compile: {where}; set training.compile=false") from error
 
 
 def _can(model: CausalLM) -> bool:

@@ -15,6 +15,7 @@ from tutelage.roles import figure_name, figures_of
 from tutelage.rundir import RunDirectory
 from tutelage.training import checkpoint
 from tutelage.training.callbacks import Callback, Event, Kind
+from tutelage.training.compiling import plain
 from tutelage.training.tracking import Tracking
 from tutelage.training.trainer import StepStats, Trainer
 from tutelage.types import Batch
@@ -148,18 +149,19 @@ class _Fit:
     def _tell(self, kind: Kind, figures: Mapping[str, float]) -> None:
         trainer = self.trainer
         models = {name: peer.member.model for name, peer in trainer.peers.items()}
-        for callback in self.callbacks:
-            callback(
-                Event(
-                    kind=kind,
-                    step=trainer.step,
-                    n_steps=self.plan.n_steps,
-                    run=self.run.path,
-                    name=trainer.name,
-                    figures=dict(figures),
-                    models=models,
+        with plain(models.values()):
+            for callback in self.callbacks:
+                callback(
+                    Event(
+                        kind=kind,
+                        step=trainer.step,
+                        n_steps=self.plan.n_steps,
+                        run=self.run.path,
+                        name=trainer.name,
+                        figures=dict(figures),
+                        models=models,
+                    )
                 )
-            )
 
     def _record(self, stats: StepStats, tracking: Tracking) -> None:
         self.progress.seconds += stats.seconds

@@ -61,7 +61,10 @@ def recipe_of(name: str, *, seed: int, tokens: int, teacher: str, documents: int
 
 
 def cell(name: str, recipe: Mapping[str, Any], folder: Path, first: Path) -> dict[str, Any]:
-    """Train, or take up what is there, and read what was measured; `first` is the run to compare with."""
+    """Train, or take up what is there, and read what was measured; `first` is the run to compare with.
+
+    It is the first loss that was named of those with the same student.
+    """
     run = table.run_of(recipe, folder)
     last = [row for row in run.metrics if "student/total" in row][-1]
     return {
@@ -105,7 +108,8 @@ def main() -> None:
             )  # fmt: skip
             if arguments.smoke:
                 recipe["training"]["batch_tokens"] = 256
-            run, first = (arguments.folder / f"{one}-{tokens}-{seed}" for one in (name, arguments.only[0]))
+            alike = next(other for other in arguments.only if LOSSES[other][0] == LOSSES[name][0])
+            run, first = (arguments.folder / f"{one}-{tokens}-{seed}" for one in (name, alike))
             cells.append(cell(name, recipe, run, first))
             result = {"cells": cells, "conclusions": conclusions(cells)}
             if not arguments.smoke:

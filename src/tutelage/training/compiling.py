@@ -25,7 +25,8 @@ _KERNELS = 64  # of one piece of code: models x (training, asked) x (one row, se
 def require_compiler(device: str) -> None:
     """ConfigError[COMPILE] where nothing can be compiled for this device: before models are loaded, not at step 1."""
     try:
-        torch.compile(_probe)(torch.ones(8, device=device))
+        with _without_its_warnings():
+            torch.compile(_probe)(torch.ones(8, device=device))
     except Exception as error:  # a compiler from outside: it fails in ways of its own
         missing = "a C++ compiler" if device == "cpu" else "Triton and a C compiler"
         found = f"training.compile: torch.compile does not work here on {device} ({_first_line(error)})"
@@ -48,8 +49,7 @@ def compiled(models: Sequence[CausalLM]) -> Iterator[None]:
     more_kernels = torch._dynamo.config.patch(recompile_limit=_KERNELS)
     same_dropout = torch._inductor.config.patch(fallback_random=True)
     try:
-        with more_kernels, same_dropout, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor that is not a leaf")
+        with more_kernels, same_dropout, _without_its_warnings():
             yield
     except torch._dynamo.exc.TorchDynamoException as error:
         raise ConfigError(
@@ -71,6 +71,15 @@ def plain(models: Iterable[CausalLM]) -> Iterator[None]:
     finally:
         for layer, call in zip(found, calls, strict=True):
             layer._compiled_call_impl = call
+
+
+@contextmanager
+def _without_its_warnings() -> Iterator[None]:
+    """torch.compile warns of what it does itself: it looks at gradients of tensors in between, and imports distutils."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor that is not a leaf")
+        warnings.filterwarnings("ignore", message="The distutils package is deprecated")
+        yield
 
 
 def _taken(layer: nn.Module) -> Any:

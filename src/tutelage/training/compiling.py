@@ -75,7 +75,7 @@ def plain(models: Iterable[CausalLM]) -> Iterator[None]:
 
 @contextmanager
 def _without_its_warnings() -> Iterator[None]:
-    """torch.compile warns of what it does itself: it looks at gradients of tensors in between, and imports distutils."""
+    """torch.compile warns of what it does itself: it looks at gradients in between, and imports distutils."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor that is not a leaf")
         warnings.filterwarnings("ignore", message="The distutils package is deprecated")

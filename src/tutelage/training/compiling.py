@@ -5,6 +5,8 @@ is a little shorter needs no kernels of its own, and a run that goes on has the 
 inside `plain`, the models are as they were: generating and measuring would compile again for shapes of their own.
 """
 
+import os
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,8 +26,11 @@ _KERNELS = 64  # of one piece of code: models x (training, asked) x (one row, se
 
 def require_compiler(device: str) -> None:
     """ConfigError[COMPILE] where nothing can be compiled for this device: before models are loaded, not at step 1."""
+    if sys.version_info < (3, 12) and "setuptools" not in sys.modules:
+        os.environ.setdefault("SETUPTOOLS_USE_DISTUTILS", "stdlib")  # else it asserts that nobody has imported that
     try:
-        with _without_its_warnings():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what it imports, once a process: distutils, setuptools
             torch.compile(_probe)(torch.ones(8, device=device))
     except Exception as error:  # a compiler from outside: it fails in ways of its own
         missing = "a C++ compiler" if device == "cpu" else "Triton and a C compiler"
